@@ -1,0 +1,86 @@
+"""What the library needs of a video model: a denoiser with named layer groups that renders, captures and can be timed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hyquant.clock import StepClock
+from hyquant.config import FrozenModel
+from hyquant.models.names import LayerGroup
+
+
+class RenderSettings(FrozenModel):
+    """Clip size and sampling: height and width in pixels, frames as 4 n + 1, denoising steps, embedded guidance."""
+
+    height: Annotated[int, Field(ge=16, multiple_of=16)]
+    width: Annotated[int, Field(ge=16, multiple_of=16)]
+    num_frames: Annotated[int, Field(ge=1)]
+    num_steps: Annotated[int, Field(ge=1)]
+    guidance_scale: float = 6.0
+    batch_size: Annotated[int, Field(ge=1)] = 4
+
+
+class DeploymentShape(FrozenModel):
+    """The shape latency is measured at: what users will run, usually larger than the rendered clip."""
+
+    height: Annotated[int, Field(ge=16, multiple_of=16)]
+    width: Annotated[int, Field(ge=16, multiple_of=16)]
+    num_frames: Annotated[int, Field(ge=1)]
+    num_steps: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)] = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One captured denoiser call: step index, prompt index and the keyword tensors it got."""
+
+    step_index: int
+    prompt_index: int
+    inputs: dict[str, Tensor]
+
+
+class VideoModel(Protocol):
+    """A text-to-video model whose denoiser can be quantized in place.
+
+    `clock` is attached to `denoiser` by a forward pre-hook: during `render` and `capture` it always holds the current step.
+    """
+
+    name: str
+    denoiser: nn.Module
+    clock: StepClock
+    device: torch.device
+    dtype: torch.dtype
+
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """Return every original Linear of the denoiser, blocks first, as groups of module paths."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest of weights and configuration; names caches."""
+        ...
+
+    def render(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: RenderSettings,
+        *,
+        on_step: Callable[[], None] | None = None,
+    ) -> list[Tensor]:
+        """Render one video per prompt: float32 [T, C, H, W] in [0, 1]; independent of how prompts are batched.
+
+        `on_step` is called after every denoising step.
+        """
+        ...
+
+    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings) -> list[Record]:
+        """Record the denoiser's inputs at every step, one prompt at a time, without padded text."""
+        ...
+
+    def deployment_inputs(self, shape: DeploymentShape, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return keyword inputs of one denoiser call at the deployment shape."""
+        ...

@@ -1,0 +1,53 @@
+"""The errors the search application raises on purpose.
+
+    SearchError
+    ├── TrialFailed       one trial could not finish; carries stage, rank and log
+    ├── TrialInfeasible   a trial finished but breaks a constraint, or the target cannot run it
+    ├── StudyMismatch     a stored study does not belong to this study file
+    ├── StoreError        the study's databases are missing, locked or out of space
+    └── InstallError      a package or file this installation needs is missing
+
+Every message is one sentence with three parts: the rule, the values, the way out.
+"""
+
+
+class SearchError(Exception):
+    """Base of everything the search application raises on purpose."""
+
+
+class TrialFailed(SearchError):
+    """A trial could not finish.
+
+    Attributes:
+        stage: Where it stopped: "quantize", "render", "score", "latency".
+        rank: The rank that failed.
+        log: The last lines of that rank's log.
+    """
+
+    def __init__(self, stage: str, reason: str, *, rank: int = 0, log: str = "") -> None:
+        super().__init__(f"stage {stage} on rank {rank}: {reason}")
+        self.stage = stage
+        self.reason = reason
+        self.rank = rank
+        self.log = log
+
+
+class TrialInfeasible(SearchError):
+    """A trial may not win: it breaks a constraint or the target cannot execute it."""
+
+    def __init__(self, constraint: str, reason: str) -> None:
+        super().__init__(f"{constraint}: {reason}")
+        self.constraint = constraint
+        self.reason = reason
+
+
+class StudyMismatch(SearchError):
+    """A stored study was made from another study file."""
+
+
+class StoreError(SearchError):
+    """A database or folder of the study cannot be used."""
+
+
+class InstallError(SearchError):
+    """A package or file that this installation needs is missing."""

@@ -1,0 +1,57 @@
+"""The outcome of one trial as a frozen value; what is logged, stored and reported.
+
+`TrialResult` is JSON on disk and in the trial's user attribute "result". Its numbers carry units in their names.
+"""
+
+from typing import Literal
+
+from hyquant.config import FrozenModel, QuantConfig
+
+Outcome = Literal["complete", "infeasible"]
+
+
+class MetricResult(FrozenModel):
+    """One metric over the search prompts: per-prompt values, mean and standard deviation."""
+
+    values: tuple[float, ...]
+    mean: float
+    std: float
+
+
+class LatencyResult(FrozenModel):
+    """Loop latency of the candidate and of the float control at the deployment shape, measured interleaved.
+
+    `ratio` is candidate / control (below 1 is faster); `ratio_mad` the median absolute deviation of per-round ratios.
+    `kind` says how numbers came about; `compiled` whether both sides ran compiled.
+    """
+
+    loop_latency_s: float
+    control_loop_latency_s: float
+    ratio: float
+    ratio_mad: float
+    step_latency_s: dict[str, float]
+    rounds: int
+    warmup: int
+    shape: str
+    kind: Literal["native", "simulated", "predicted"]
+    compiled: bool
+    device: str
+
+
+class TrialResult(FrozenModel):
+    """Everything one trial found out.
+
+    `values` are the objective values in the study's order; `constraints` holds, by metric, how far the bound is exceeded
+    (> 0 means violated). `stage_seconds` are wall times by stage (quantize, compile, render, score, latency, overhead).
+    """
+
+    config: QuantConfig
+    config_digest: str
+    outcome: Outcome
+    values: tuple[float, ...] | None
+    metrics: dict[str, MetricResult]
+    latency: LatencyResult | None
+    constraints: dict[str, float]
+    reason: str | None = None
+    weight_bytes: int
+    stage_seconds: dict[str, float]

@@ -1,0 +1,131 @@
+"""What a study is: space, workload, judge, objectives, constraints, budget and slots, as one frozen value.
+
+A study file is YAML, read once by `load_study`; everything inside the program is typed. `StudyConfig.identity()` is the part
+that may not change between runs of one study (everything but budget and slots); `digest(identity)` guards resumption.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from hyquant.config import FrozenModel
+from hyquant.errors import ConfigError
+from hyquant.models.base import DeploymentShape, RenderSettings
+from spaces.space import SearchSpace, load_space
+
+Target = Literal["hyquant", "mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"]
+
+
+class ModelConfig(FrozenModel):
+    """Which model: an entry of the model table and where its weights are ("mini", "mini-outliers" or a folder)."""
+
+    kind: str = "hunyuan_video"
+    source: str
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class Workload(FrozenModel):
+    """What is rendered in a trial: prompts, clip, steps and seed.
+
+    Prompt files hold one prompt per line; `calibration_prompts` and `search_prompts` must be disjoint.
+    A prompt file is a path relative to the study file, or "mini:calibration" / "mini:search" / "mini:heldout".
+    """
+
+    calibration_prompts: str
+    search_prompts: str
+    num_calibration_prompts: Annotated[int, Field(ge=1)] = 4
+    num_search_prompts: Annotated[int, Field(ge=1)] = 8
+    settings: RenderSettings
+    seed: Annotated[int, Field(ge=0)] = 42
+
+
+class JudgeConfig(FrozenModel):
+    """The open_clip model that judges: a shipped name ("mini"), a published (model, pretrained) pair, or a folder."""
+
+    model: str
+    pretrained: str | None = None
+    view: Literal["frames", "grid"] = "frames"
+
+
+class Objective(FrozenModel):
+    """One objective: a metric's name (or "latency_ratio" / "latency_s") and its direction."""
+
+    metric: str
+    direction: Literal["maximize", "minimize"]
+
+
+class Constraint(FrozenModel):
+    """A bound on a metric's mean over prompts; a trial outside it may not win."""
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> "Constraint":
+        if self.min is None and self.max is None:
+            raise ValueError(f"constraint on {self.metric} must give min, max or both, but got neither; add one")
+        return self
+
+
+class SamplerConfig(FrozenModel):
+    """The Optuna sampler: multivariate TPE by default."""
+
+    kind: Literal["tpe", "gp", "nsga2", "random"] = "tpe"
+    seed: int = 0
+    num_startup_trials: Annotated[int, Field(ge=0)] = 8
+
+
+class Budget(FrozenModel):
+    """When to stop: evaluated trials (complete + infeasible, reused ones not counted) and optionally seconds."""
+
+    trials: Annotated[int, Field(ge=1)] = 30
+    time_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class Slot(FrozenModel):
+    """One long-lived group of ranks. `devices` is what the slot's visible-devices variable is set to; None leaves it."""
+
+    ranks: Annotated[int, Field(ge=1)] = 1
+    devices: str | None = None
+
+
+class LatencyConfig(FrozenModel):
+    """How loop latency is measured: interleaved rounds per mode, warm-up rounds dropped, compiled or eager."""
+
+    rounds: Annotated[int, Field(ge=3)] = 9
+    warmup: Annotated[int, Field(ge=1)] = 2
+    compile: bool = True
+
+
+DEFAULT_OBJECTIVES = (
+    Objective(metric="clip_reference", direction="maximize"),
+    Objective(metric="latency_ratio", direction="minimize"),
+)
+
+
+class StudyConfig(FrozenModel):
+    """A study file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    model: ModelConfig
+    target: Target = "hyquant"
+    space: SearchSpace
+    workload: Workload
+    deployment: DeploymentShape
+    judge: JudgeConfig
+    metrics: tuple[str, ...] = ("clip_prompt", "clip_reference", "psnr_db", "ssim", "motion_energy_ratio", "collapsed")
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = DEFAULT_OBJECTIVES
+    constraints: tuple[Constraint, ...] = ()
+    latency: LatencyConfig = LatencyConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    budget: Budget = Budget()
+    slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
+    store: str = "mlruns"
+
+    def identity(self) -> dict[str, Any]:
+        """Return the part that must stay equal on resume: all but budget, slots and store location."""
+        return self.model_dump(mode="json", exclude={"budget", "slots", "store"})
