@@ -1,0 +1,215 @@
+"""What may be searched, as data: strategies, ranges, named exclusion sets and presets, read from YAML.
+
+A `SearchSpace` is the opposite of a `QuantConfig`: a space holds every choice, a config holds one. `spaces.suggest`
+turns a trial and a space into a config. Shipped spaces are the files in `spaces/presets/`; any YAML file of that form
+works.
+"""
+
+import difflib
+import math
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from hyquant.config import ActMethod, FrozenModel, LayerSelection
+from hyquant.errors import ConfigError
+
+Strategy = Literal["timestep", "dynamic", "static", "m4"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
+Pattern = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+WITH_ACT_METHOD: tuple[Strategy, ...] = ("timestep", "static")
+"""Strategies that store activation ranges, and so must choose how ranges are found."""
+
+_GRID_TOLERANCE = 1e-8  # of a step; Optuna's own tolerance for "lies on the grid"
+
+
+class ShareRange(FrozenModel):
+    """A grid of shares of the denoising steps: low, low + step, ..., high."""
+
+    low: Share
+    high: Share
+    step: Annotated[float, Field(gt=0.0, le=1.0)]
+
+    @model_validator(mode="after")
+    def _is_a_grid(self) -> "ShareRange":
+        if self.low > self.high:
+            raise ValueError(f"low <= high must hold, but got low={self.low} and high={self.high}; swap them")
+        if not self.contains(self.high):
+            raise ValueError(
+                f"high must be low plus a whole number of steps, but got low={self.low}, high={self.high} and "
+                f"step={self.step}; choose a step that divides {self.high - self.low:g}"
+            )
+        return self
+
+    def contains(self, share: float) -> bool:
+        """Say whether a share lies on the grid."""
+        position = (share - self.low) / self.step
+        last = (self.high - self.low) / self.step
+        on_grid = math.isclose(position, round(position), rel_tol=0.0, abs_tol=_GRID_TOLERANCE)
+        return on_grid and -_GRID_TOLERANCE <= position <= last + _GRID_TOLERANCE
+
+
+class PresetParams(FrozenModel):
+    """One point of a space by Optuna parameter names; None where the strategy has no such parameter."""
+
+    strategy: Strategy
+    exclusion: Name
+    act_method: ActMethod | None = None
+    timestep_sep_share: Share | None = None
+
+
+class Preset(FrozenModel):
+    """A recipe every study evaluates first."""
+
+    name: Name
+    params: PresetParams
+
+
+class SearchSpace(FrozenModel):
+    """Everything a study may try.
+
+    Attributes:
+        strategies: The search's top-level choice; `m4` is smoothing M4 with dynamic activations.
+        timestep_sep_share: Share of the steps that stays dynamic under `timestep`; a share here and an index in
+            `QuantConfig`, so that one space serves 20 and 50 steps.
+        act_methods: How `timestep` and `static` find activation ranges.
+        include: Glob patterns over canonical layer names that take part at all.
+        exclusions: Named sets of glob patterns that stay in float; the search picks one set.
+        presets: Recipes that a study enqueues before it searches.
+    """
+
+    name: Name
+    description: str = ""
+    strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)]
+    timestep_sep_share: ShareRange = ShareRange(low=0.0, high=0.9, step=0.1)
+    act_methods: Annotated[tuple[ActMethod, ...], Field(min_length=1)] = ("minmax", "mean_minmax")
+    include: Annotated[tuple[Pattern, ...], Field(min_length=1)] = LayerSelection().include
+    exclusions: Annotated[dict[Name, tuple[Pattern, ...]], Field(min_length=1)]
+    presets: tuple[Preset, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "SearchSpace":
+        if problems := [*_repetitions(self), *_preset_problems(self)]:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def load_space(name_or_path: str | Path) -> SearchSpace:
+    """Load a shipped space by its name, or any space by the path of its YAML file.
+
+    Args:
+        name_or_path: "mini", "hunyuan_video", or a path that ends in .yaml or .yml.
+
+    Raises:
+        ConfigError: If there is no such space or file, or the file breaks rules; the message lists every problem.
+    """
+    source = str(name_or_path)
+    if source.endswith((".yaml", ".yml")):
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f"a search space must be an existing file, but {source} is none; correct the path")
+        return _parse_space(path.read_text(encoding="utf-8"), source)
+    shipped = shipped_spaces()
+    if source not in shipped:
+        raise ConfigError(
+            f"a search space is a shipped name ({', '.join(shipped)}) or a path to a .yaml file, but got {source!r}"
+            f"{did_you_mean(source, shipped)}"
+        )
+    text = files("spaces").joinpath("presets", f"{source}.yaml").read_text(encoding="utf-8")
+    return _parse_space(text, f"{source}.yaml")
+
+
+def shipped_spaces() -> tuple[str, ...]:
+    """Return the names of the spaces in `spaces/presets/`, sorted."""
+    folder = files("spaces").joinpath("presets")
+    return tuple(sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def did_you_mean(name: str, known: tuple[str, ...]) -> str:
+    """Return the end of an error sentence: the closest known name as a question, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _parse_space(text: str, source: str) -> SearchSpace:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"search space {source} must be YAML, but cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"search space {source} must be a mapping of fields, but got {type(content).__name__}")
+    try:
+        return SearchSpace.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_sentence(problem["loc"], problem["msg"]) for problem in error.errors())
+        raise ConfigError(f"search space {source} breaks {error.error_count()} rules: {problems}") from error
+
+
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    path = ".".join(str(part) for part in location)
+    text = message.removeprefix("Value error, ")
+    return f"{path}: {text}" if path else text
+
+
+def _repetitions(space: SearchSpace) -> list[str]:
+    listed: dict[str, tuple[str, ...]] = {
+        "strategies": space.strategies,
+        "act_methods": space.act_methods,
+        "include": space.include,
+        "presets": tuple(preset.name for preset in space.presets),
+    }
+    problems = [
+        f"{field} must not repeat a value, but {value!r} stands there more than once; delete one"
+        for field, values in listed.items()
+        for value, group in groupby(sorted(values))
+        if len(list(group)) > 1
+    ]
+    by_patterns: dict[frozenset[str], str] = {}
+    for name, patterns in space.exclusions.items():
+        first = by_patterns.setdefault(frozenset(patterns), name)
+        if first != name:
+            problems.append(
+                f"exclusion sets must differ, but {first!r} and {name!r} have the same patterns; delete one"
+            )
+    return problems
+
+
+def _preset_problems(space: SearchSpace) -> list[str]:
+    return [
+        f"preset {preset.name!r}: {problem}" for preset in space.presets for problem in _misfits(preset.params, space)
+    ]
+
+
+def _misfits(params: PresetParams, space: SearchSpace) -> list[str]:
+    """Return what keeps a preset from being a point of the space."""
+    problems = []
+    if params.strategy not in space.strategies:
+        problems.append(f"strategy must be one of {list(space.strategies)}, but got {params.strategy!r}")
+    if params.exclusion not in space.exclusions:
+        known = tuple(space.exclusions)
+        hint = did_you_mean(params.exclusion, known)
+        problems.append(f"exclusion must be one of {list(known)}, but got {params.exclusion!r}{hint}")
+    problems += _needs(params.strategy in WITH_ACT_METHOD, "act_method", params.act_method, params.strategy)
+    problems += _needs(params.strategy == "timestep", "timestep_sep_share", params.timestep_sep_share, params.strategy)
+    if params.act_method is not None and params.act_method not in space.act_methods:
+        problems.append(f"act_method must be one of {list(space.act_methods)}, but got {params.act_method!r}")
+    share, grid = params.timestep_sep_share, space.timestep_sep_share
+    if share is not None and not grid.contains(share):
+        problems.append(
+            f"timestep_sep_share must lie on the grid from {grid.low} to {grid.high} by {grid.step}, but got {share}"
+        )
+    return problems
+
+
+def _needs(is_needed: bool, field: str, value: object, strategy: Strategy) -> list[str]:
+    if is_needed and value is None:
+        return [f"strategy {strategy!r} needs {field}; add it"]
+    if not is_needed and value is not None:
+        return [f"strategy {strategy!r} has no {field}, but got {value!r}; delete it"]
+    return []
