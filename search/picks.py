@@ -1,0 +1,92 @@
+"""Which points of a study nobody beats, and which three of them a user is offered.
+
+`pareto_front` keeps the points that no other point dominates. `choose_picks` names three of them:
+
+* `safe`: best in the quality objective (the first one that is not a latency).
+* `fast`: best in the latency objective (the first one whose name starts with "latency"); else no `fast`.
+* `balanced`: the knee. Every objective is turned into a loss and scaled so that the front spans [0, 1]; the knee is the
+  point farthest below the plane through the extremes, sum(loss) = 1. With two objectives that plane is the straight
+  line between `safe` and `fast`.
+
+Ties are decided in favour of quality, then of the lower trial number, so one point alone is all three.
+
+Source of the knee: Das, "On characterizing the 'knee' of the Pareto curve based on normal-boundary intersection",
+Structural Optimization 18 (1999).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Literal
+
+Direction = Literal["maximize", "minimize"]
+PICK_NAMES = ("safe", "balanced", "fast")
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluated, feasible trial: its number and its objective values in the study's order."""
+
+    number: int
+    values: tuple[float, ...]
+
+
+def losses(values: Sequence[float], directions: Sequence[Direction]) -> tuple[float, ...]:
+    """Return the values with every maximized one negated, so that smaller is better everywhere."""
+    return tuple(-v if d == "maximize" else v for v, d in zip(values, directions, strict=True))
+
+
+def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Say whether losses `a` are no worse than `b` everywhere and better somewhere."""
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def pareto_front(points: Sequence[Point], directions: Sequence[Direction]) -> tuple[Point, ...]:
+    """Return the points that no other point dominates, best first objective first; equal points all stay."""
+    scored = [(losses(point.values, directions), point) for point in points]
+    front = [(loss, point) for loss, point in scored if not any(dominates(other, loss) for other, _ in scored)]
+    return tuple(point for _, point in sorted(front, key=lambda pair: (pair[0], pair[1].number)))
+
+
+def choose_picks(front: Sequence[Point], objectives: Sequence[str], directions: Sequence[Direction]) -> dict[str, int]:
+    """Return trial numbers by pick name; see the module text for what each pick means.
+
+    Args:
+        front: Non-dominated points; may be empty, then nothing is picked.
+        objectives: Metric names in the study's order.
+        directions: One direction per objective.
+
+    Returns:
+        `{"safe": number, "balanced": number, "fast": number}`; `fast` is missing without a latency objective.
+    """
+    if not front:
+        return {}
+    speed_index = next((i for i, name in enumerate(objectives) if name.startswith("latency")), None)
+    quality_index = next((i for i in range(len(objectives)) if i != speed_index), 0)
+    scaled = _scaled_losses(front, directions)
+
+    def best(loss_of: Callable[[tuple[float, ...]], float]) -> int:
+        def rank(i: int) -> tuple[float, float, float, int]:
+            row = scaled[i]
+            return round(loss_of(row), 12), row[quality_index], sum(row), front[i].number
+
+        return front[min(range(len(front)), key=rank)].number
+
+    picks = {"safe": best(itemgetter(quality_index)), "balanced": best(sum)}
+    return picks if speed_index is None else {**picks, "fast": best(itemgetter(speed_index))}
+
+
+def picks_of(number: int, picks: dict[str, int]) -> list[str]:
+    """Return the names under which a trial was picked, in the order safe, balanced, fast."""
+    return [name for name in PICK_NAMES if picks.get(name) == number]
+
+
+def _scaled_losses(front: Sequence[Point], directions: Sequence[Direction]) -> list[tuple[float, ...]]:
+    """Scale each objective's loss to [0, 1] over the front; an objective that does not vary becomes 0."""
+    rows = [losses(point.values, directions) for point in front]
+    lows = [min(column) for column in zip(*rows, strict=True)]
+    spans = [max(column) - low for column, low in zip(zip(*rows, strict=True), lows, strict=True)]
+    return [
+        tuple((v - low) / span if span > 0 else 0.0 for v, low, span in zip(row, lows, spans, strict=True))
+        for row in rows
+    ]

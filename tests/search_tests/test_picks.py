@@ -1,0 +1,79 @@
+import itertools
+import random
+
+import pytest
+
+from search.picks import Point, choose_picks, pareto_front, picks_of
+
+OBJECTIVES = ("clip_reference", "latency_ratio")
+DIRECTIONS = ("maximize", "minimize")
+
+
+def points(*values: tuple[float, ...]) -> list[Point]:
+    return [Point(number, v) for number, v in enumerate(values)]
+
+
+def test_a_hand_worked_front_keeps_exactly_the_undominated_points():
+    front = pareto_front(points((0.99, 1.0), (0.95, 0.7), (0.90, 0.75), (0.80, 0.6)), DIRECTIONS)
+
+    assert [p.number for p in front] == [0, 1, 3]
+
+
+@pytest.mark.parametrize("directions", list(itertools.product(("maximize", "minimize"), repeat=2)), ids="-".join)
+def test_no_point_of_the_front_dominates_another_and_every_other_point_is_dominated(directions):
+    rng = random.Random(7)
+    cloud = points(*[(rng.random(), rng.random()) for _ in range(60)])
+    front = pareto_front(cloud, directions)
+    sign = [-1 if d == "maximize" else 1 for d in directions]
+
+    def beats(a: Point, b: Point) -> bool:
+        x = [s * v for s, v in zip(sign, a.values, strict=True)]
+        y = [s * v for s, v in zip(sign, b.values, strict=True)]
+        return x != y and x[0] <= y[0] and x[1] <= y[1]
+
+    assert not any(beats(a, b) for a in front for b in front)
+    assert all(any(beats(f, p) for f in front) for p in cloud if p not in front)
+
+
+def test_safe_is_best_quality_fast_is_lowest_latency_and_balanced_is_the_knee():
+    # The line from (0.99, 1.0) to (0.80, 0.6): the point (0.97, 0.65) lies farthest off it.
+    front = pareto_front(points((0.99, 1.0), (0.98, 0.9), (0.97, 0.65), (0.80, 0.6)), DIRECTIONS)
+
+    assert choose_picks(front, OBJECTIVES, DIRECTIONS) == {"safe": 0, "balanced": 2, "fast": 3}
+
+
+def test_one_point_alone_is_every_pick():
+    picks = choose_picks(points((0.9, 0.8)), OBJECTIVES, DIRECTIONS)
+
+    assert picks_of(0, picks) == ["safe", "balanced", "fast"]
+
+
+def test_of_two_points_the_better_quality_is_balanced():
+    picks = choose_picks(points((0.99, 0.9), (0.8, 0.5)), OBJECTIVES, DIRECTIONS)
+
+    assert picks == {"safe": 0, "balanced": 0, "fast": 1}
+
+
+def test_an_empty_front_has_no_picks():
+    assert choose_picks([], OBJECTIVES, DIRECTIONS) == {}
+
+
+def test_the_order_of_the_objectives_does_not_change_the_picks():
+    values = [(0.99, 1.0), (0.97, 0.65), (0.80, 0.6)]
+    forward = choose_picks(points(*values), OBJECTIVES, DIRECTIONS)
+    backward = choose_picks(points(*[v[::-1] for v in values]), OBJECTIVES[::-1], DIRECTIONS[::-1])
+
+    assert forward == backward
+
+
+def test_a_study_without_latency_has_no_fast_pick():
+    picks = choose_picks(points((0.9, 30.0), (0.8, 40.0)), ("clip_reference", "psnr_db"), ("maximize", "maximize"))
+
+    assert set(picks) == {"safe", "balanced"}
+
+
+def test_three_objectives_take_the_point_closest_below_the_plane_through_the_extremes():
+    front = points((0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0), (0.2, 0.3, 0.2))
+    picks = choose_picks(front, ("psnr_loss", "latency_s", "size"), ("minimize", "minimize", "minimize"))
+
+    assert picks == {"safe": 0, "fast": 1, "balanced": 3}
