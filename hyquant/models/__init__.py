@@ -1,0 +1,58 @@
+"""Video models by kind: the table `MODELS`, entry points of the group "hyq.models", and `load_model`.
+
+A model is whatever fulfils `hyquant.models.base.VideoModel`. Heavy libraries are imported when a model is loaded.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from hyquant.devices import resolve_torch_device
+from hyquant.errors import ConfigError
+from hyquant.plugins import find_entry
+
+if TYPE_CHECKING:
+    from hyquant.models.base import VideoModel
+
+ENTRY_POINT_GROUP = "hyq.models"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _load_hunyuan_video(source: str, *, device: torch.device, dtype: torch.dtype) -> "VideoModel":
+    from hyquant.models.hunyuan_video import load_hunyuan_video
+
+    return load_hunyuan_video(source, device=device, dtype=dtype)
+
+
+def _load_tiny(source: str, *, device: torch.device, dtype: torch.dtype) -> "VideoModel":
+    from hyquant.models.tiny import load_tiny
+
+    return load_tiny(source, device=device, dtype=dtype)
+
+
+Loader = Callable[..., "VideoModel"]
+"""Called as `loader(source, device=torch.device, dtype=torch.dtype)`."""
+
+MODELS: Mapping[str, Loader] = {"hunyuan_video": _load_hunyuan_video, "tiny": _load_tiny}
+
+
+def load_model(kind: str, source: str, *, device: str = "auto", dtype: str = "float32") -> "VideoModel":
+    """Load a video model.
+
+    Args:
+        kind: Entry of `MODELS` or name of an entry point "hyq.models".
+        source: What the kind loads: for "hunyuan_video" "mini", "mini-outliers" or a folder in diffusers layout; for
+            "tiny" the seed of its weights.
+        device: "auto", or a device as torch writes it, such as "cpu" or "npu:1".
+        dtype: "float32", "bfloat16" or "float16".
+
+    Raises:
+        ConfigError: If kind, source or dtype are unknown; the message lists what is known.
+        DeviceUnavailable: If the device is not there.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
+    loader = find_entry(MODELS, ENTRY_POINT_GROUP, kind)
+    return loader(source, device=resolve_torch_device(device), dtype=DTYPES[dtype])

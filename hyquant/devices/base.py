@@ -1,0 +1,53 @@
+"""What the library needs of a kind of device: discovery, synchronization, time, memory and names of back ends."""
+
+from typing import Protocol
+
+import torch
+
+
+class Device(Protocol):
+    """A kind of device. Implementations are stateless and import their runtime on first use.
+
+    Attributes:
+        name: torch's device type: "cpu", "cuda" or "npu".
+        process_group_backend: Back end of torch.distributed for tensors on this device.
+        visible_devices_env: Environment variable that limits a process to some devices; None where there is none.
+        kernels: Names of int8 kernels in order of preference; the first that exists and supports the machine is used.
+    """
+
+    name: str
+    process_group_backend: str
+    visible_devices_env: str | None
+    kernels: tuple[str, ...]
+
+    def is_available(self) -> bool:
+        """Tell whether runtime and at least one device are there; never raises."""
+        ...
+
+    def require(self) -> None:
+        """Make the runtime usable.
+
+        Raises:
+            DeviceUnavailable: If runtime or device are missing; the message says how to get them.
+        """
+        ...
+
+    def torch_device(self, index: int = 0) -> torch.device:
+        """Return the torch device with this index among the visible ones."""
+        ...
+
+    def synchronize(self, index: int = 0) -> None:
+        """Wait until all queued work of the device is done."""
+        ...
+
+    def now_s(self, index: int = 0) -> float:
+        """Return a monotonic time in seconds, after all queued work is done."""
+        ...
+
+    def reset_memory_peak(self, index: int = 0) -> None:
+        """Start a new measurement of peak memory, where the device can."""
+        ...
+
+    def memory_peak_bytes(self, index: int = 0) -> int:
+        """Return the peak of memory since the last reset; on the CPU, of the process since its start."""
+        ...

@@ -1,0 +1,52 @@
+"""Digests of weights: what tells one set of weights from another in caches and exports.
+
+A model's fingerprint is `DENOISER-REST`: the digest of the denoiser, a dash, and the digest of everything else that
+shapes a video (text encoders, decoder, scheduler, prompt template). An export can so be checked against a bare denoiser.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from hyquant.config import digest
+
+_LENGTH = 16
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], config: JsonValue) -> str:
+    """Return 16 hex digits of the SHA-256 over a configuration and tensors: names, dtypes, shapes and bytes."""
+    state = hashlib.sha256(digest(config, length=64).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous().cpu()
+        state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()[:_LENGTH]
+
+
+def denoiser_digest(denoiser: nn.Module) -> str:
+    """Return the digest of a float denoiser's weights and configuration: the first half of a model's fingerprint."""
+    config = getattr(denoiser, "config", {})
+    return tensors_digest(denoiser.state_dict(), plain_config(config))
+
+
+def denoiser_part(fingerprint: str) -> str:
+    """Return the part of a model's fingerprint that belongs to its denoiser."""
+    return fingerprint.partition("-")[0]
+
+
+def plain_config(config: Mapping[str, object]) -> JsonValue:
+    """Return a configuration as JSON, without the entries that are private to the library that wrote it."""
+    return {key: _plain(value) for key, value in sorted(config.items()) if not key.startswith("_")}
+
+
+def _plain(value: object) -> JsonValue:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value)
