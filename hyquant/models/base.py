@@ -46,10 +46,13 @@ class Record:
 class VideoModel(Protocol):
     """A text-to-video model whose denoiser can be quantized in place.
 
+    `kind` and `source` are what `load_model` was called with.
     `clock` is attached to `denoiser` by a forward pre-hook: during `render` and `capture` it always holds the current step.
     """
 
     name: str
+    kind: str
+    source: str
     denoiser: nn.Module
     clock: StepClock
     device: torch.device
@@ -60,7 +63,7 @@ class VideoModel(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return a digest of weights and configuration; names caches."""
+        """Return `DENOISER-REST`, digests of weights and configuration as they were loaded; names caches and exports."""
         ...
 
     def render(

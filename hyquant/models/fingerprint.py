@@ -1,7 +1,8 @@
 """Digests of weights: what tells one set of weights from another in caches and exports.
 
 A model's fingerprint is `DENOISER-REST`: the digest of the denoiser, a dash, and the digest of everything else that
-shapes a video (text encoders, decoder, scheduler, prompt template). An export can so be checked against a bare denoiser.
+shapes a video (text encoders, decoder, scheduler, prompt template). An export can so be checked against a denoiser
+alone.
 """
 
 import hashlib

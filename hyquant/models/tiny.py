@@ -1,8 +1,8 @@
 """A video model small enough for tests: a HunyuanVideo transformer with seeded random weights, and little around it.
 
 Prompts become embeddings by hashing, the sampler is a plain Euler loop over the straight flow path, and pixels are a
-fixed linear map of latents. Videos mean nothing, but they depend on prompt, seed, settings and every weight, a step takes
-milliseconds, and the denoiser is of the class that real weights use, so all its layers have their usual names.
+fixed linear map of latents. Videos mean nothing, but they depend on prompt, seed, settings and every weight, a step
+takes milliseconds, and the denoiser is of the class that real weights use, so its layers have their usual names.
 """
 
 import hashlib
