@@ -1,0 +1,87 @@
+"""The current denoising step, as an explicit object that quantized layers follow.
+
+A `StepClock` belongs to one denoiser. Whoever runs the denoising loop sets it before each forward (`attach_clock` does
+so from a pre-hook); layers whose arithmetic depends on the step subscribe to it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from hyquant.errors import ConfigError
+
+StepCallback = Callable[[int], None]
+
+
+class StepClock:
+    """Hold the 0-based step index of one denoising loop and tell its subscribers when it changes.
+
+    Attributes:
+        num_steps: Number of steps of the loop, or None while unknown; set by whoever starts a loop. Once known, a step
+            index outside [0, num_steps) is refused.
+    """
+
+    def __init__(self, num_steps: int | None = None) -> None:
+        self.num_steps = num_steps
+        self._step_index: int | None = None
+        self._callbacks: list[StepCallback] = []
+
+    @property
+    def step_index(self) -> int | None:
+        """Return the current step index, or None before the first `set`."""
+        return self._step_index
+
+    def set(self, step_index: int) -> None:
+        """Move to a step; subscribers hear about it only if the step changes.
+
+        Args:
+            step_index: 0-based index of the step whose forward comes next.
+
+        Raises:
+            ConfigError: If the index is negative or, with `num_steps` known, not below it.
+        """
+        if step_index < 0 or (self.num_steps is not None and step_index >= self.num_steps):
+            bound = "num_steps" if self.num_steps is None else str(self.num_steps)
+            raise ConfigError(
+                f"step_index must lie in [0, {bound}), but got {step_index}; "
+                "set the clock's num_steps to the length of the loop that runs."
+            )
+        if step_index == self._step_index:
+            return
+        for callback in tuple(self._callbacks):
+            callback(step_index)
+        self._step_index = step_index
+
+    def subscribe(self, callback: StepCallback) -> None:
+        """Call `callback(step_index)` on every change of step, and at once if a step is already set."""
+        if self._step_index is not None:
+            callback(self._step_index)
+        self._callbacks.append(callback)
+
+    def unsubscribe(self, callback: StepCallback) -> None:
+        """Forget a callback; one that was never subscribed is ignored."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
+
+def attach_clock(denoiser: nn.Module, clock: StepClock, step_of: Callable[[], int | None]) -> RemovableHandle:
+    """Set the clock before every forward of a denoiser.
+
+    Args:
+        denoiser: The module called once per denoising step.
+        clock: The clock to set.
+        step_of: Returns the current step index, or None when no loop is running; then the clock is left as it is, so
+            that a caller who replays single steps can set it by hand.
+
+    Returns:
+        A handle whose `remove()` detaches the clock.
+    """
+
+    def set_clock(module: nn.Module, args: tuple[Any, ...]) -> None:
+        step_index = step_of()
+        if step_index is not None:
+            clock.set(step_index)
+
+    return denoiser.register_forward_pre_hook(set_clock)

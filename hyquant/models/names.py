@@ -1,0 +1,199 @@
+"""HunyuanVideo's layer names: original (canonical) <-> diffusers, for layer selection and for whole state dicts.
+
+One original Linear may be several diffusers Linears ("fused group"): `img_attn_qkv` is to_q, to_k, to_v stacked along
+the output rows, in that order; `linear1` of a single block is to_q, to_k, to_v, proj_mlp. Everything here works on
+names and structure; diffusers is not imported. The tables are in `hyquant.models.name_tables`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hyquant.errors import LayerMatchError
+from hyquant.models.name_tables import HALVES_SWAPPED, SECTIONS
+from hyquant.schemes.contract import INPUT_TENSORS, ROW_DIMS
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """One original Linear and the diffusers Linears it consists of.
+
+    Attributes:
+        name: Canonical name, as in `double_blocks.3.img_mlp.fc1`.
+        modules: Module paths in the denoiser, in the order of their output rows.
+        in_features: Input channels, shared by all members (they read the same tensor).
+        out_features: Output channels of each member.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    in_features: int
+    out_features: tuple[int, ...]
+
+
+def layer_groups(denoiser: nn.Module) -> tuple[LayerGroup, ...]:
+    """Return every Linear of a diffusers HunyuanVideo transformer under its original name, blocks first.
+
+    Args:
+        denoiser: A `HunyuanVideoTransformer3DModel` of any size, float or quantized (on any device, also "meta").
+
+    Returns:
+        Groups in block order: double blocks, single blocks, then what is outside the blocks.
+
+    Raises:
+        LayerMatchError: If a Linear has no original name or a fused group is incomplete.
+    """
+    linears = {name: module for name, module in denoiser.named_modules() if _is_linear(module)}
+    table = _matched(linears, of="diffusers")
+    _refuse_unknown(linears, (path for paths in table.values() for path in paths), of="diffusers")
+    return tuple(
+        LayerGroup(
+            name=name,
+            modules=paths,
+            in_features=int(linears[paths[0]].in_features),
+            out_features=tuple(int(linears[path].out_features) for path in paths),
+        )
+        for name, paths in table.items()
+    )
+
+
+def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert a diffusers state dict, float or quantized, to original names.
+
+    Rows of fused groups are concatenated in row order and the halves of the final modulation are swapped. The tensors
+    of quantized layers (`hyquant.schemes.contract`) convert too: those of the input are taken once per group.
+
+    Args:
+        state: Tensors by "module path.tensor name" in diffusers naming.
+
+    Returns:
+        The same numbers under original names, in the order of the original's sections.
+
+    Raises:
+        LayerMatchError: If a key has no original name or a fused group is incomplete.
+        ValueError: If a tensor that the members of a group share differs between them.
+    """
+    modules = _by_module(state)
+    table = _matched(modules, of="diffusers")
+    _refuse_unknown(modules, (path for paths in table.values() for path in paths), of="diffusers")
+    original: dict[str, Tensor] = {}
+    for name, paths in table.items():
+        for kind in modules[paths[0]]:
+            joined = _join(name, kind, [modules[path][kind] for path in paths if kind in modules[path]], len(paths))
+            original[f"{name}.{kind}"] = _swap_halves(joined, kind) if name in HALVES_SWAPPED else joined
+    return original
+
+
+def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert an original state dict, float or quantized, to diffusers names; the exact inverse of `to_original`.
+
+    Args:
+        state: Tensors by "module.tensor name" in original naming; a fused module must come with its `weight`, whose
+            shape says where its rows are split.
+
+    Returns:
+        The same numbers under diffusers names. Tensors that describe a group's input are one object for all members.
+
+    Raises:
+        LayerMatchError: If a key has no diffusers name or a fused module has no weight.
+    """
+    modules = _by_module(state)
+    table = _matched(modules, of="original")
+    _refuse_unknown(modules, table, of="original")
+    diffusers: dict[str, Tensor] = {}
+    for name, paths in table.items():
+        rows = _rows(name, modules[name], len(paths))
+        for kind, tensor in modules[name].items():
+            whole = _swap_halves(tensor, kind) if name in HALVES_SWAPPED else tensor
+            for path, part in zip(paths, _split(whole, kind, rows), strict=True):
+                diffusers[f"{path}.{kind}"] = part
+    return diffusers
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    modules: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        module, _, kind = key.rpartition(".")
+        modules.setdefault(module, {})[kind] = tensor
+    return modules
+
+
+def _matched(names: Iterable[str], *, of: str) -> dict[str, tuple[str, ...]]:
+    """Return original -> diffusers modules for those table entries whose own side (`of`) is among the names."""
+    known = set(names)
+    matched: dict[str, tuple[str, ...]] = {}
+    for section in SECTIONS:
+        prefix = section.original if of == "original" else section.diffusers
+        for index in _block_indices(known, prefix):
+            for original, parts in section.modules.items():
+                name = section.original.format(index) + original
+                paths = tuple(section.diffusers.format(index) + part for part in parts)
+                own = (name,) if of == "original" else paths
+                present = [path for path in own if path in known]
+                if present and len(present) < len(own):
+                    missing = sorted(set(own) - known)
+                    raise LayerMatchError(
+                        f"all parts of {name} must be there, but {missing} are missing; give a complete model."
+                    )
+                if present:
+                    matched[name] = paths
+    return matched
+
+
+def _block_indices(names: Iterable[str], prefix: str) -> list[int]:
+    """Return the block indices that occur below a prefix; [0] for a prefix without one."""
+    if "{}" not in prefix:
+        return [0]
+    stem = prefix.removesuffix("{}.")
+    heads = (name.removeprefix(stem).partition(".")[0] for name in names if name.startswith(stem))
+    return sorted({int(head) for head in heads if head.isdigit()})
+
+
+def _refuse_unknown(names: Iterable[str], known: Iterable[str], *, of: str) -> None:
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise LayerMatchError(
+            f"every module must have a name in HunyuanVideo's tables, but {unknown[:3]} ({len(unknown)} in all) have "
+            f"none on the {of} side; is this a HunyuanVideo denoiser in {of} naming?"
+        )
+
+
+def _join(name: str, kind: str, parts: list[Tensor], expected: int) -> Tensor:
+    if len(parts) < expected:
+        raise LayerMatchError(f"all {expected} parts of {name} must have '{kind}', but only {len(parts)} have it.")
+    if len(parts) == 1:
+        return parts[0]
+    if kind in ROW_DIMS:
+        return torch.cat(parts, dim=ROW_DIMS[kind])
+    if any(not torch.equal(parts[0], part) for part in parts[1:]):
+        raise ValueError(f"the parts of {name} must share one '{kind}', but they differ; quantize them as one group.")
+    return parts[0]
+
+
+def _split(tensor: Tensor, kind: str, rows: tuple[int, ...]) -> tuple[Tensor, ...]:
+    if len(rows) == 1 or kind in INPUT_TENSORS:
+        return (tensor,) * len(rows)
+    return tuple(part.contiguous() for part in tensor.split_with_sizes(rows, dim=ROW_DIMS[kind]))
+
+
+def _rows(name: str, tensors: Mapping[str, Tensor], num_parts: int) -> tuple[int, ...]:
+    """Return the output rows of each part: q, k, v have one per input channel, the MLP has the rest."""
+    if num_parts == 1:
+        return (0,)
+    if "weight" not in tensors:
+        raise LayerMatchError(f"{name} must come with its weight, which says where its rows are split; give both.")
+    total, hidden = tensors["weight"].shape
+    return (hidden,) * 3 if num_parts == 3 else (hidden,) * 3 + (total - 3 * hidden,)
+
+
+def _swap_halves(tensor: Tensor, kind: str) -> Tensor:
+    if kind not in ROW_DIMS:
+        return tensor
+    first, second = tensor.chunk(2, dim=ROW_DIMS[kind])
+    return torch.cat((second, first), dim=ROW_DIMS[kind])
