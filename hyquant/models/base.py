@@ -1,4 +1,4 @@
-"""What the library needs of a video model: a denoiser with named layer groups that renders, captures and can be timed."""
+"""What the library needs of a video model: a denoiser with named layers that renders, captures and can be timed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class VideoModel(Protocol):
     """A text-to-video model whose denoiser can be quantized in place.
 
     `kind` and `source` are what `load_model` was called with.
-    `clock` is attached to `denoiser` by a forward pre-hook: during `render` and `capture` it always holds the current step.
+    `clock` is attached to `denoiser` by a forward pre-hook: during `render` and `capture` it holds the current step.
     """
 
     name: str
@@ -63,7 +63,7 @@ class VideoModel(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Return `DENOISER-REST`, digests of weights and configuration as they were loaded; names caches and exports."""
+        """Return `DENOISER-REST`, digests of weights and configuration as they were loaded; names caches."""
         ...
 
     def render(

@@ -49,9 +49,9 @@ class TinyVideoModel:
         self.source = str(seed)
         self.device = torch.device(device)
         self.dtype = dtype
-        self.denoiser: nn.Module = random_denoiser(seed).to(device=self.device, dtype=dtype)
+        self.denoiser: nn.Module = random_denoiser(seed, dtype).to(self.device)
         self.clock = StepClock()
-        self._step_index = 0
+        self._step_index: int | None = None
         self._fingerprint = f"{denoiser_digest(self.denoiser)}-tiny"
         self._groups = layer_groups(self.denoiser)
         attach_clock(self.denoiser, self.clock, lambda: self._step_index)
@@ -115,16 +115,25 @@ class TinyVideoModel:
         text = self.embed(prompts)
         latents = draw_noise(seeds, _latent_shape(settings)).to(self.device)
         sigmas = torch.linspace(1.0, 0.0, settings.num_steps + 1).tolist()
+        self.clock.num_steps = settings.num_steps
         for step_index, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
-            self._step_index = step_index
             inputs = self._inputs(latents, 1000.0 * sigma, text, guidance_scale=settings.guidance_scale)
             if on_call is not None:
                 on_call(step_index, inputs)
-            velocity = self.denoiser(**inputs, return_dict=False)[0]
+            velocity = self._call_at(step_index, inputs)
             latents = latents + (next_sigma - sigma) * velocity.float()
             if on_step is not None:
                 on_step()
         return latents
+
+    def _call_at(self, step_index: int, inputs: dict[str, Tensor]) -> Tensor:
+        self._step_index = step_index
+        try:
+            (velocity,) = self.denoiser(**inputs, return_dict=False)
+        finally:
+            self._step_index = None
+        assert isinstance(velocity, Tensor)
+        return velocity
 
     def _inputs(
         self, latents: Tensor, timestep: float, text: Sequence[TextEmbedding], *, guidance_scale: float
@@ -154,7 +163,7 @@ def load_tiny(source: str, *, device: torch.device, dtype: torch.dtype) -> TinyV
     return TinyVideoModel(int(source), device=device, dtype=dtype)
 
 
-def random_denoiser(seed: int) -> nn.Module:
+def random_denoiser(seed: int, dtype: torch.dtype) -> nn.Module:
     """Build a transformer of 2 double and 2 single blocks, 2 heads of 16, with weights drawn from `seed`."""
     from diffusers import HunyuanVideoTransformer3DModel
 
@@ -173,6 +182,8 @@ def random_denoiser(seed: int) -> nn.Module:
             pooled_projection_dim=POOLED_WIDTH,
             rope_axes_dim=(4, 6, 6),
         )
+    for parameter in denoiser.parameters():
+        parameter.data = parameter.data.to(dtype)
     return denoiser.eval().requires_grad_(False)
 
 

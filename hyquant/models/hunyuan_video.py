@@ -1,0 +1,255 @@
+"""HunyuanVideo through diffusers' own pipeline: the shipped mini weights and real weights take the same path.
+
+The pipeline samples and decodes; this adapter adds what it lacks: noise per seed, text padded to its batch only, a
+clock that knows the step before each denoiser call, records of the denoiser's inputs, and errors where the pipeline is
+silent. Text is trimmed because padded rows change nothing in the video but distort activation ranges and, on NPUs,
+force a dense attention mask.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hyquant.clock import StepClock, attach_clock
+from hyquant.config import digest
+from hyquant.models.base import DeploymentShape, Record, RenderSettings
+from hyquant.models.embedding import TextEmbedding, pad_together
+from hyquant.models.fingerprint import denoiser_digest, plain_config, tensors_digest
+from hyquant.models.hunyuan_folder import HunyuanSource, find_source, load_pipeline
+from hyquant.models.hunyuan_text import PromptEncoder
+from hyquant.models.names import LayerGroup, layer_groups
+from hyquant.models.sampling import batches, draw_noise, guidance_input, is_guidance_exact, latent_size
+
+if TYPE_CHECKING:
+    from diffusers import HunyuanVideoPipeline
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[], None]
+
+
+class HunyuanVideo:
+    """The `VideoModel` protocol over a `HunyuanVideoPipeline`.
+
+    Args:
+        pipe: Pipeline with all components, on the CPU; its text encoders are moved out of it.
+        source: Where it came from and how it is called.
+        name: What the user called it.
+        device: Where denoiser and decoder live; text encoders visit it while they work.
+        dtype: Dtype of all weights.
+    """
+
+    kind = "hunyuan_video"
+
+    def __init__(
+        self,
+        pipe: "HunyuanVideoPipeline",
+        source: HunyuanSource,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.name = f"hunyuan_video/{name}"
+        self.source = name
+        self.device = device
+        self.dtype = dtype
+        self._pipe, encoders = split_pipeline(pipe)
+        self._prompts = PromptEncoder(
+            encoders,
+            prompt_template=source.prompt_template,
+            max_sequence_length=source.max_sequence_length,
+            device=device,
+        )
+        self._fingerprint = pipeline_fingerprint(pipe, self._prompts.template)
+        self._pipe.transformer.eval().requires_grad_(False)
+        self._pipe.to(device)
+        self._pipe.set_progress_bar_config(disable=True)
+        self.denoiser: nn.Module = self._pipe.transformer
+        self.clock = StepClock()
+        self._groups = layer_groups(self.denoiser)
+        self._is_running = False
+        self._has_warned = False
+        attach_clock(self.denoiser, self.clock, self._step_index)
+
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """Return every original Linear of the denoiser as a group of module paths."""
+        return self._groups
+
+    def fingerprint(self) -> str:
+        """Return the digests of the weights as they were loaded."""
+        return self._fingerprint
+
+    def embed(self, prompts: Sequence[str]) -> list[TextEmbedding]:
+        """Return one embedding per prompt on the CPU; each prompt is encoded once.
+
+        Raises:
+            ConfigError: If a prompt is too long or holds unknown words.
+        """
+        return self._prompts.embed(list(prompts))
+
+    def render(
+        self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, *, on_step: OnStep | None = None
+    ) -> list[Tensor]:
+        """Render one video per prompt: float32 [T, C, H, W] in [0, 1], on the CPU.
+
+        Raises:
+            ConfigError: If a prompt cannot be encoded, seeds and prompts differ in number, or the clip does not fit.
+        """
+        self.embed(prompts)
+        videos: list[Tensor] = []
+        for batch_prompts, batch_seeds in batches(prompts, seeds, settings.batch_size):
+            frames = self._run(batch_prompts, batch_seeds, settings, output_type="pt", on_step=on_step)
+            videos.extend(frames.float().cpu())
+        return videos
+
+    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings) -> list[Record]:
+        """Record the denoiser's inputs at every step, one prompt at a time, copied to the CPU.
+
+        Raises:
+            ConfigError: As `render`.
+        """
+        records: list[Record] = []
+        for prompt_index, (prompt, seed) in enumerate(batches(prompts, seeds, 1)):
+            with self._recording(records, prompt_index):
+                self._run(prompt, seed, settings, output_type="latent")
+        return records
+
+    def deployment_inputs(self, shape: DeploymentShape, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return keyword inputs of one denoiser call at the deployment shape, with dtypes as in `render`.
+
+        The text is the longest prompt embedded so far; without any, noise of full length.
+        """
+        config = self._pipe.transformer.config
+        text = self._prompts.longest() or TextEmbedding(
+            tokens=draw_noise([seed], (self._prompts.max_sequence_length, config.text_embed_dim))[0],
+            pooled=draw_noise([seed], (config.pooled_projection_dim,))[0],
+        )
+        tokens, pooled, mask = pad_together([text] * shape.batch_size)
+        latents = draw_noise(range(seed, seed + shape.batch_size), self._latent_shape(shape))
+        inputs = {
+            "hidden_states": latents,
+            "encoder_hidden_states": tokens,
+            "encoder_attention_mask": mask,
+            "pooled_projections": pooled,
+            "guidance": guidance_input(6.0, shape.batch_size, dtype=self.dtype, device=self.device),
+        }
+        on_device = {name: tensor.to(self.device, self.dtype) for name, tensor in inputs.items()}
+        return on_device | {"timestep": torch.full((shape.batch_size,), 500.0, device=self.device)}
+
+    def _run(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: RenderSettings,
+        *,
+        output_type: str,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        self._warn_once_of_rounded_guidance(settings.guidance_scale)
+        tokens, pooled, mask = pad_together(self.embed(prompts))
+
+        def step_end(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_step is not None:
+                on_step()
+            return tensors
+
+        latents = draw_noise(seeds, self._latent_shape(settings))
+        with self._running(settings.num_steps):
+            (video,) = self._pipe(
+                prompt_embeds=tokens.to(self.device),
+                pooled_prompt_embeds=pooled.to(self.device),
+                prompt_attention_mask=mask.to(self.device),
+                latents=latents,
+                height=settings.height,
+                width=settings.width,
+                num_frames=settings.num_frames,
+                num_inference_steps=settings.num_steps,
+                guidance_scale=settings.guidance_scale,
+                callback_on_step_end=step_end,
+                output_type=output_type,
+                return_dict=False,
+            )
+        assert isinstance(video, Tensor)
+        return video
+
+    def _step_index(self) -> int | None:
+        """Return the step whose denoiser call comes next; None outside the pipeline's loop.
+
+        The scheduler counts the steps it has finished, and has no count before the first.
+        """
+        return (self._pipe.scheduler.step_index or 0) if self._is_running else None
+
+    @contextmanager
+    def _running(self, num_steps: int) -> Iterator[None]:
+        self.clock.num_steps = num_steps
+        self._is_running = True
+        try:
+            yield
+        finally:
+            self._is_running = False
+
+    @contextmanager
+    def _recording(self, records: list[Record], prompt_index: int) -> Iterator[None]:
+        def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            step_index = self._step_index()
+            assert step_index is not None
+            tensors = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
+            copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            records.append(Record(step_index, prompt_index, copies))
+
+        handle = self.denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _latent_shape(self, clip: RenderSettings | DeploymentShape) -> tuple[int, ...]:
+        size = latent_size(
+            clip.height,
+            clip.width,
+            clip.num_frames,
+            spatial_ratio=self._pipe.vae_scale_factor_spatial,
+            temporal_ratio=self._pipe.vae_scale_factor_temporal,
+        )
+        return (self._pipe.transformer.config.in_channels, *size)
+
+    def _warn_once_of_rounded_guidance(self, guidance_scale: float) -> None:
+        if self._has_warned or is_guidance_exact(guidance_scale, self.dtype):
+            return
+        self._has_warned = True
+        logger.warning(
+            "guidance_scale=%g times 1000 is rounded in %s; compare only with references of the same dtype, or use 8.0",
+            guidance_scale,
+            self.dtype,
+        )
+
+
+def load_hunyuan_video(source: str, *, device: torch.device, dtype: torch.dtype) -> HunyuanVideo:
+    """Load HunyuanVideo: "mini", "mini-outliers" or a folder in diffusers layout.
+
+    Raises:
+        ConfigError: If the folder or a component is missing or unreadable.
+    """
+    found = find_source(source)
+    return HunyuanVideo(load_pipeline(found, dtype=dtype), found, name=source, device=device, dtype=dtype)
+
+
+def split_pipeline(pipe: "HunyuanVideoPipeline") -> tuple["HunyuanVideoPipeline", "HunyuanVideoPipeline"]:
+    """Return a pipeline that denoises and decodes, and one that encodes text: their components never share a device."""
+    parts = pipe.components
+    text = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    renderer = type(pipe)(**{name: None if name in text else part for name, part in parts.items()})
+    encoders = type(pipe)(**{name: part if name in text else None for name, part in parts.items()})
+    return renderer, encoders
+
+
+def pipeline_fingerprint(pipe: "HunyuanVideoPipeline", template: dict[str, Any]) -> str:
+    """Return `DENOISER-REST`: the denoiser's digest, and that of encoders, decoder, scheduler and prompt template."""
+    rest = [tensors_digest(module.state_dict(), None) for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae)]
+    calling = {"parts": rest, "scheduler": plain_config(pipe.scheduler.config), "template": template}
+    return f"{denoiser_digest(pipe.transformer)}-{digest(calling)}"
