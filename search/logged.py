@@ -1,0 +1,65 @@
+"""What of a trial goes to the tracking server, as flat names and numbers; units stand in the names.
+
+Parameters come from the flattened config, metrics from the result. Nothing here talks to a server.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from hyquant.config import QuantConfig
+from search.result import TrialResult
+
+
+class LoggedMetric(NamedTuple):
+    """One number: its name, value and step (the prompt's index, 0 for numbers that have no steps)."""
+
+    name: str
+    value: float
+    step: int = 0
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield `a.b.c`, text for every leaf of nested mappings; lists are one leaf, joined by ", "."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{name}.")
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            yield name, ", ".join(str(item) for item in value)
+        else:
+            yield name, str(value)
+
+
+def config_params(config: QuantConfig) -> dict[str, str]:
+    """Return a config as flat text parameters: `strategy`, `linear.kind`, `layers.exclude`, ..."""
+    return {"strategy": strategy_of(config), **dict(flatten(config.model_dump(mode="json")))}
+
+
+def strategy_of(config: QuantConfig) -> str:
+    """Return the strategy a config belongs to: "m4", "timestep", "dynamic", "static", or "float" for the control."""
+    if config.linear is None:
+        return "float"
+    scheme = config.linear.kind.removeprefix("w8a8_")
+    if config.smoothing is None:
+        return scheme
+    return config.smoothing.kind if scheme == "dynamic" else f"{scheme}+{config.smoothing.kind}"
+
+
+def result_metrics(result: TrialResult) -> list[LoggedMetric]:
+    """Return every number of a result: means, spreads, per-prompt values as steps, latencies, constraints, stages."""
+    logged: list[LoggedMetric] = []
+    for name, metric in result.metrics.items():
+        logged += [LoggedMetric(f"{name}_mean", metric.mean), LoggedMetric(f"{name}_std", metric.std)]
+        logged += [LoggedMetric(f"{name}_by_prompt", value, step) for step, value in enumerate(metric.values)]
+    if result.latency is not None:
+        latency = result.latency
+        logged += [
+            LoggedMetric("latency_ratio", latency.ratio),
+            LoggedMetric("latency_ratio_mad", latency.ratio_mad),
+            LoggedMetric("loop_latency_s", latency.loop_latency_s),
+            LoggedMetric("control_loop_latency_s", latency.control_loop_latency_s),
+        ]
+        logged += [LoggedMetric(f"step_latency_s.{mode}", value) for mode, value in latency.step_latency_s.items()]
+    logged += [LoggedMetric(f"constraint.{name}", value) for name, value in result.constraints.items()]
+    logged += [LoggedMetric(f"stage_s.{stage}", value) for stage, value in result.stage_seconds.items()]
+    return [*logged, LoggedMetric("weight_size_bytes", float(result.weight_bytes))]

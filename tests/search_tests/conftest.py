@@ -1,0 +1,69 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from search.result import LatencyResult, MetricResult, TrialResult
+from search.tracking import prepare_store
+
+CONFIGS = {
+    "static": QuantConfig(linear=W8A8Static()),
+    "dynamic": QuantConfig(linear=W8A8Dynamic()),
+    "timestep": QuantConfig(linear=W8A8Timestep(timestep_sep=2), layers=LayerSelection(exclude=("*fc2*",))),
+    "m4": QuantConfig(linear=W8A8Dynamic(), smoothing=M4(alpha=0.75)),
+}
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory) -> Path:
+    """A store whose empty mlflow.db was migrated once; creating one takes seconds, copying it does not."""
+    template = tmp_path_factory.mktemp("template") / "mlruns"
+    prepare_store(template)
+    return template
+
+
+@pytest.fixture
+def mlflow_store(mlflow_template, tmp_path) -> Path:
+    """A fresh store with an empty MLflow database."""
+    store = tmp_path / "mlruns"
+    shutil.copytree(mlflow_template, store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def make_result() -> Callable[..., TrialResult]:
+    """Make the result of one trial from its strategy and its two objective values."""
+
+    def make(strategy: str = "dynamic", quality: float = 0.9, ratio: float = 0.8, **changes: object) -> TrialResult:
+        config = CONFIGS[strategy]
+        result = TrialResult(
+            config=config,
+            config_digest=digest(config),
+            outcome="complete",
+            values=(quality, ratio),
+            metrics={
+                "clip_reference": MetricResult(values=(quality - 0.01, quality + 0.01), mean=quality, std=0.01),
+                "psnr_db": MetricResult(values=(30.0, 32.0), mean=31.0, std=1.0),
+            },
+            latency=LatencyResult(
+                loop_latency_s=2.0 * ratio,
+                control_loop_latency_s=2.0,
+                ratio=ratio,
+                ratio_mad=0.01,
+                step_latency_s={"float": 0.5, "dynamic": 0.4},
+                rounds=9,
+                warmup=2,
+                shape="64x64x13",
+                kind="native",
+                compiled=False,
+                device="cpu",
+            ),
+            constraints={"collapsed": 0.0},
+            weight_bytes=1000,
+            stage_seconds={"quantize": 0.1, "render": 1.0},
+        )
+        return result.model_copy(update=changes)
+
+    return make
