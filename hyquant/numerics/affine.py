@@ -1,0 +1,31 @@
+"""Affine int8 quantization of tensors: x ≈ (q - zero_point) * scale, in float32, rounding half to even.
+
+Source: Jacob et al., arXiv:1712.05877, eq. 1; the same formula as the ONNX QuantizeLinear operator.
+"""
+
+import torch
+from torch import Tensor
+
+from hyquant.numerics.qparams import QParams
+
+
+def quantize(x: Tensor, qparams: QParams, *, qmin: int = -128) -> Tensor:
+    """Return q = clamp(round(x / scale + zero_point), qmin, 127) as int8.
+
+    Args:
+        x: Any shape and float dtype.
+        qparams: Scale and zero point; broadcast against x.
+        qmin: Lowest code; -127 for weights, so that a weight and its negative quantize alike.
+    """
+    q = torch.round(x.float() / qparams.scale + qparams.zero_point)
+    return q.clamp(qmin, 127).to(torch.int8)
+
+
+def dequantize(q: Tensor, qparams: QParams) -> Tensor:
+    """Return (q - zero_point) * scale as float32, shaped as q."""
+    return (q.float() - qparams.zero_point) * qparams.scale
+
+
+def fake_quantize(x: Tensor, qparams: QParams, *, qmin: int = -128) -> Tensor:
+    """Quantize and dequantize: the float32 value that int8 keeps of x."""
+    return dequantize(quantize(x, qparams, qmin=qmin), qparams)
