@@ -1,0 +1,112 @@
+"""A content-addressed store of tensors: safetensors beside JSON, written whole or not at all.
+
+An entry is `KEY.safetensors` and `KEY.json`. The JSON is written last and holds the SHA-256 of the tensor file, so an
+entry exists only if both are complete and agree; whatever else lies there (a file cut short, a changed byte, a leftover
+of a killed process) counts as missing, and the caller builds it again. Several processes may write one key: each
+writes files of its own and renames them. Nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from hyquant.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+FILE_MODE = 0o640
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Entry(NamedTuple):
+    """What an entry holds: named tensors on the CPU and JSON."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, JsonValue]
+
+
+class Store:
+    """Entries below one folder, by key; keys are digests of whatever determines the content.
+
+    Args:
+        root: Folder of the store; made with the first entry.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def has(self, key: str) -> bool:
+        """Tell whether an intact entry is there; reads it whole to know."""
+        return self.get(key) is not None
+
+    def get(self, key: str) -> Entry | None:
+        """Return an entry, or None if it is missing, incomplete or damaged."""
+        tensors_path, meta_path = self._paths(key)
+        try:
+            envelope = json.loads(meta_path.read_bytes())
+            payload = tensors_path.read_bytes()
+            if hashlib.sha256(payload).hexdigest() != envelope["sha256"]:
+                logger.warning("store entry key=%s does not match its sha256 and is built again", key)
+                return None
+            return Entry(load(payload), envelope["meta"])
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("store entry key=%s is damaged (%s) and is built again", key, error)
+            return None
+
+    def put(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, JsonValue]) -> None:
+        """Write an entry, replacing what is there.
+
+        Raises:
+            OSError: If the folder cannot be written; nothing half-written remains under the key.
+        """
+        tensors_path, meta_path = self._paths(key)
+        self.root.mkdir(parents=True, exist_ok=True)
+        payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        envelope = {"sha256": hashlib.sha256(payload).hexdigest(), "meta": dict(meta)}
+        write_atomically(tensors_path, payload)
+        write_atomically(meta_path, json.dumps(envelope, sort_keys=True, allow_nan=False).encode())
+
+    def get_or_build(self, key: str, build: Callable[[], Entry]) -> Entry:
+        """Return an entry, building and storing it if it is missing or damaged."""
+        found = self.get(key)
+        if found is not None:
+            return found
+        built = build()
+        self.put(key, built.tensors, built.meta)
+        return built
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        if not _KEY.fullmatch(key):
+            raise ConfigError(f"a store key must be letters, digits, '.', '_' and '-', but got {key!r}; use a digest")
+        return self.root / f"{key}.safetensors", self.root / f"{key}.json"
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file with mode 0640 so that others see either its old or its new content.
+
+    The bytes go to a new file in the same folder, reach the disk, and the file is renamed.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, FILE_MODE)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
