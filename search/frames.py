@@ -1,0 +1,116 @@
+"""Pictures that put float and quantized videos side by side: pure functions from videos to uint8 images.
+
+    T frames   C = 3 channels   H, W height, width
+
+Videos come in as float32 [T, C, H, W] in [0, 1]; images go out as uint8 [H, W, 3].
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from metrics.base import Sample
+
+Pixels = npt.NDArray[np.uint8]
+
+_BACKGROUND, _INK, _QUIET = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+_LABEL_PX, _GAP_PX, _LINE_PX, _FONT_PX = 18, 6, 2, 12
+_ROW_LABEL_PX = 72
+
+
+def to_pixels(video_TCHW: Tensor) -> Pixels:
+    """Return a video as uint8 [T, H, W, 3]; values outside [0, 1] are clamped, and NaN becomes black."""
+    clean = torch.nan_to_num(video_TCHW.detach().float().cpu(), nan=0.0).clamp(0.0, 1.0)
+    pixels: Pixels = (clean * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
+
+
+def resized(frames: Pixels, height: int) -> Pixels:
+    """Return frames [T, H, W, 3] scaled to about a height: pixels repeated a whole number of times, or averaged."""
+    old_height, old_width = frames.shape[1:3]
+    if old_height <= height:
+        factor = max(1, round(height / old_height))
+        return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+    size = (max(1, round(old_width * height / old_height)), height)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
+
+
+def comparison_frames(samples: Sequence["Sample"], *, cell_height: int = 192) -> Pixels:
+    """Return the frames of one video that plays every float clip beside its quantized one.
+
+    Args:
+        samples: Clips of one length and size; each gets a panel "float | quantized" with its prompt above. From three
+            samples on, panels stand in two columns.
+        cell_height: About how many pixels high one clip is; small clips are enlarged a whole number of times.
+
+    Returns:
+        uint8 [T, H, W, 3] with even H and W, as 4:2:0 video needs.
+    """
+    panels = [_panel(sample, cell_height) for sample in samples]
+    columns = 1 if len(panels) < 3 else 2
+    while len(panels) % columns:
+        panels.append(np.full_like(panels[0], 255))
+    rows = [np.concatenate(panels[i : i + columns], axis=2) for i in range(0, len(panels), columns)]
+    frames = np.concatenate(rows, axis=1)
+    pad = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+    return np.pad(frames, pad, constant_values=255)
+
+
+def strip_image(samples: Sequence["Sample"], *, num_columns: int = 8, cell_height: int = 96) -> Pixels:
+    """Return one picture: for every sample a row of float frames above a row of quantized ones, labelled.
+
+    Frames are taken evenly over the clip, first and last included.
+    """
+    return np.concatenate([_strip_of(sample, num_columns, cell_height) for sample in samples], axis=0)
+
+
+def frame_indices(num_frames: int, num_columns: int) -> list[int]:
+    """Return up to `num_columns` distinct frame indices spread evenly from the first frame to the last."""
+    return sorted({round(i) for i in np.linspace(0, num_frames - 1, min(num_columns, num_frames))})
+
+
+def _panel(sample: "Sample", cell_height: int) -> Pixels:
+    left, right = (resized(to_pixels(video), cell_height) for video in (sample.reference, sample.video))
+    num_frames, height, width = left.shape[:3]
+    gap = np.full((num_frames, height, _GAP_PX, 3), 255, dtype=np.uint8)
+    picture = np.concatenate([left, gap, right, gap], axis=2)
+    header = Image.new("RGB", (picture.shape[2], 2 * _LABEL_PX), _BACKGROUND)
+    draw = ImageDraw.Draw(header)
+    _write(draw, (2, 2), sample.prompt, _INK, header.width - 4)
+    _write(draw, (2, 2 + _LABEL_PX), "float", _QUIET, width)
+    _write(draw, (2 + width + _GAP_PX, 2 + _LABEL_PX), "quantized", _QUIET, width)
+    top = np.broadcast_to(np.asarray(header), (num_frames, header.height, header.width, 3))
+    return np.concatenate([top, picture], axis=1)
+
+
+def _strip_of(sample: "Sample", num_columns: int, cell_height: int) -> Pixels:
+    rows = []
+    for video in (sample.reference, sample.video):
+        frames = to_pixels(video)
+        chosen = resized(frames[frame_indices(len(frames), num_columns)], cell_height)
+        spaced = np.pad(chosen, [(0, 0), (0, _LINE_PX), (0, _LINE_PX), (0, 0)], constant_values=255)
+        rows.append(np.concatenate(list(spaced), axis=1))
+    row_height, row_width = rows[0].shape[:2]
+    canvas = Image.new("RGB", (_ROW_LABEL_PX + row_width, _LABEL_PX + 2 * row_height + _GAP_PX), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    _write(draw, (2, 2), sample.prompt, _INK, canvas.width - 4)
+    for index, (label, row) in enumerate(zip(("float", "quantized"), rows, strict=True)):
+        top = _LABEL_PX + index * row_height
+        _write(draw, (2, top + row_height // 2 - _FONT_PX // 2), label, _QUIET, _ROW_LABEL_PX)
+        canvas.paste(Image.fromarray(row), (_ROW_LABEL_PX, top))
+    return np.asarray(canvas)
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, ink: tuple[int, int, int], width: int) -> None:
+    """Write one line, shortened with an ellipsis to fit the width."""
+    font = ImageFont.load_default(_FONT_PX)
+    shown = text
+    while len(shown) > 1 and draw.textlength(shown, font=font) > width:
+        shown = shown.removesuffix("…")[:-1] + "…"
+    draw.text(at, shown, fill=ink, font=font)

@@ -1,0 +1,113 @@
+"""What a trial leaves to look at: videos and frames, float and quantized side by side; and its values as JSON."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from pydantic import BaseModel
+
+from search.errors import InstallError
+from search.frames import Pixels, comparison_frames, strip_image
+
+if TYPE_CHECKING:
+    from hyquant.quantize import QuantReport
+
+    from hyquant.plan import QuantPlan
+    from metrics.base import Sample
+    from search.result import TrialResult
+
+CODEC = "libx264"
+_MIN_PLAY_S = 4.0
+_SHOWN_SAMPLES = 8
+
+
+def write_trial_files(
+    folder: Path,
+    result: "TrialResult",
+    *,
+    plan: "QuantPlan | None",
+    report: "QuantReport | None",
+    samples: Sequence["Sample"],
+) -> None:
+    """Write a trial's artifacts into an existing folder; parts that the trial did not reach are left out.
+
+    config.json, config.yaml, result.json, plan.json, report.json (per layer), videos.mp4, strip.png.
+
+    Args:
+        folder: Where to write.
+        result: What the trial found out.
+        plan: What was decided for every layer.
+        report: What happened to every layer.
+        samples: Rendered clips with their float references, of one size; the first eight are shown.
+    """
+    config = result.config.model_dump(mode="json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    values = {"config": result.config, "result": result, "plan": plan, "report": report}
+    for name, value in values.items():
+        if value is not None:
+            text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+            (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    if samples:
+        write_videos(folder, samples)
+
+
+def write_videos(folder: Path, samples: Sequence["Sample"]) -> None:
+    """Write videos.mp4 and strip.png of the first eight samples into an existing folder."""
+    shown = samples[:_SHOWN_SAMPLES]
+    write_mp4(folder / "videos.mp4", comparison_frames(shown), fps=frame_rate(shown[0].video.shape[0]))
+    Image.fromarray(strip_image(shown)).save(folder / "strip.png", optimize=True)
+
+
+def frame_rate(num_frames: int) -> int:
+    """Return the playing speed in frames per second: 24, HunyuanVideo's own, or 8 for clips too short for it."""
+    return 24 if num_frames > 48 else 8
+
+
+def write_mp4(path: Path, frames: Pixels, *, fps: int) -> None:
+    """Write an H.264 video in 4:2:0 that browsers play; clips shorter than four seconds are repeated.
+
+    Args:
+        path: File to write.
+        frames: uint8 [T, H, W, 3] with even H and W.
+        fps: Frames per second.
+
+    Raises:
+        InstallError: If PyAV was built without an H.264 encoder.
+    """
+    import av
+
+    repeats = max(1, math.ceil(_MIN_PLAY_S * fps / len(frames)))
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        try:
+            stream = container.add_stream(CODEC, rate=fps)
+        except av.codec.codec.UnknownCodecError as error:
+            raise InstallError(
+                f"PyAV must have the encoder {CODEC}, but version {av.__version__} has not; "
+                "install its wheel from PyPI (pip install --force-reinstall av)."
+            ) from error
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        for _ in range(repeats):
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def plain(value: Any) -> Any:
+    """Return frozen values as what JSON knows; numbers that are not finite become null."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
