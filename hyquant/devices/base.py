@@ -6,19 +6,27 @@ import torch
 
 
 class Device(Protocol):
-    """A kind of device. Implementations are stateless and import their runtime on first use.
+    """A kind of device. Implementations are stateless and import their runtime on first use."""
 
-    Attributes:
-        name: torch's device type: "cpu", "cuda" or "npu".
-        process_group_backend: Back end of torch.distributed for tensors on this device.
-        visible_devices_env: Environment variable that limits a process to some devices; None where there is none.
-        kernels: Names of int8 kernels in order of preference; the first that exists and supports the machine is used.
-    """
+    @property
+    def name(self) -> str:
+        """Return torch's device type: "cpu", "cuda" or "npu"."""
+        ...
 
-    name: str
-    process_group_backend: str
-    visible_devices_env: str | None
-    kernels: tuple[str, ...]
+    @property
+    def process_group_backend(self) -> str:
+        """Return the back end of torch.distributed for tensors on this device."""
+        ...
+
+    @property
+    def visible_devices_env(self) -> str | None:
+        """Return the environment variable that limits a process to some devices; None where there is none."""
+        ...
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Return names of int8 kernels in order of preference; the first that exists and runs here is used."""
+        ...
 
     def is_available(self) -> bool:
         """Tell whether runtime and at least one device are there; never raises."""

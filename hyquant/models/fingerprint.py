@@ -23,7 +23,7 @@ def tensors_digest(tensors: Mapping[str, Tensor], config: JsonValue) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous().cpu()
         state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()[:_LENGTH]
 
 

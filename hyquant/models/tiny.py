@@ -169,7 +169,7 @@ def random_denoiser(seed: int, dtype: torch.dtype) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        denoiser = HunyuanVideoTransformer3DModel(
+        denoiser: nn.Module = HunyuanVideoTransformer3DModel(
             in_channels=LATENT_CHANNELS,
             out_channels=LATENT_CHANNELS,
             num_attention_heads=2,
@@ -184,7 +184,8 @@ def random_denoiser(seed: int, dtype: torch.dtype) -> nn.Module:
         )
     for parameter in denoiser.parameters():
         parameter.data = parameter.data.to(dtype)
-    return denoiser.eval().requires_grad_(False)
+    denoiser.eval().requires_grad_(False)
+    return denoiser
 
 
 def hashed_embedding(prompt: str) -> TextEmbedding:
