@@ -3,6 +3,7 @@
 Parameters come from the flattened config, metrics from the result. Nothing here talks to a server.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,10 @@ def strategy_of(config: QuantConfig) -> str:
 
 
 def result_metrics(result: TrialResult) -> list[LoggedMetric]:
-    """Return every number of a result: means, spreads, per-prompt values as steps, latencies, constraints, stages."""
+    """Return every number of a result: means, spreads, per-prompt values as steps, latencies, constraints, stages.
+
+    Numbers that are not finite are left out, because MLflow changes them.
+    """
     logged: list[LoggedMetric] = []
     for name, metric in result.metrics.items():
         logged += [LoggedMetric(f"{name}_mean", metric.mean), LoggedMetric(f"{name}_std", metric.std)]
@@ -62,4 +66,7 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
         logged += [LoggedMetric(f"step_latency_s.{mode}", value) for mode, value in latency.step_latency_s.items()]
     logged += [LoggedMetric(f"constraint.{name}", value) for name, value in result.constraints.items()]
     logged += [LoggedMetric(f"stage_s.{stage}", value) for stage, value in result.stage_seconds.items()]
-    return [*logged, LoggedMetric("weight_size_bytes", float(result.weight_bytes))]
+    if result.peak_memory_bytes is not None:
+        logged.append(LoggedMetric("peak_memory_bytes", float(result.peak_memory_bytes)))
+    logged.append(LoggedMetric("weight_size_bytes", float(result.weight_bytes)))
+    return [metric for metric in logged if math.isfinite(metric.value)]

@@ -1,6 +1,4 @@
-"""Which points of a study nobody beats, and which three of them a user is offered.
-
-`pareto_front` keeps the points that no other point dominates. `choose_picks` names three of them:
+"""Which three points of a Pareto front a user is offered.
 
 * `safe`: best in the quality objective (the first one that is not a latency).
 * `fast`: best in the latency objective (the first one whose name starts with "latency"); else no `fast`.
@@ -34,18 +32,6 @@ class Point:
 def losses(values: Sequence[float], directions: Sequence[Direction]) -> tuple[float, ...]:
     """Return the values with every maximized one negated, so that smaller is better everywhere."""
     return tuple(-v if d == "maximize" else v for v, d in zip(values, directions, strict=True))
-
-
-def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Say whether losses `a` are no worse than `b` everywhere and better somewhere."""
-    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
-
-
-def pareto_front(points: Sequence[Point], directions: Sequence[Direction]) -> tuple[Point, ...]:
-    """Return the points that no other point dominates, best first objective first; equal points all stay."""
-    scored = [(losses(point.values, directions), point) for point in points]
-    front = [(loss, point) for loss, point in scored if not any(dominates(other, loss) for other, _ in scored)]
-    return tuple(point for _, point in sorted(front, key=lambda pair: (pair[0], pair[1].number)))
 
 
 def choose_picks(front: Sequence[Point], objectives: Sequence[str], directions: Sequence[Direction]) -> dict[str, int]:

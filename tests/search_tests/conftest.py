@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.models.base import DeploymentShape, RenderSettings
 from search.result import LatencyResult, MetricResult, TrialResult
+from search.study import Budget, JudgeConfig, LatencyConfig, ModelConfig, StudyConfig, Workload
 from search.tracking import prepare_store
+from spaces.space import load_space
 
 CONFIGS = {
     "static": QuantConfig(linear=W8A8Static()),
@@ -30,6 +33,27 @@ def mlflow_store(mlflow_template, tmp_path) -> Path:
     store = tmp_path / "mlruns"
     shutil.copytree(mlflow_template, store)
     return store
+
+
+@pytest.fixture(scope="session")
+def small_study() -> StudyConfig:
+    """A study over the tiny model that the hashing judge scores."""
+    return StudyConfig(
+        name="demo",
+        model=ModelConfig(kind="tiny", source="tiny", device="cpu"),
+        space=load_space("mini"),
+        workload=Workload(
+            calibration_prompts="mini:calibration",
+            search_prompts="mini:search",
+            num_calibration_prompts=1,
+            num_search_prompts=2,
+            settings=RenderSettings(height=32, width=32, num_frames=5, num_steps=4),
+        ),
+        deployment=DeploymentShape(height=32, width=32, num_frames=5, num_steps=4),
+        judge=JudgeConfig(model="hashing"),
+        latency=LatencyConfig(rounds=3, warmup=1, compile=False),
+        budget=Budget(trials=4),
+    )
 
 
 @pytest.fixture(scope="session")

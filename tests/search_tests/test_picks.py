@@ -1,9 +1,4 @@
-import itertools
-import random
-
-import pytest
-
-from search.picks import Point, choose_picks, pareto_front, picks_of
+from search.picks import Point, choose_picks, picks_of
 
 OBJECTIVES = ("clip_reference", "latency_ratio")
 DIRECTIONS = ("maximize", "minimize")
@@ -13,31 +8,9 @@ def points(*values: tuple[float, ...]) -> list[Point]:
     return [Point(number, v) for number, v in enumerate(values)]
 
 
-def test_a_hand_worked_front_keeps_exactly_the_undominated_points():
-    front = pareto_front(points((0.99, 1.0), (0.95, 0.7), (0.90, 0.75), (0.80, 0.6)), DIRECTIONS)
-
-    assert [p.number for p in front] == [0, 1, 3]
-
-
-@pytest.mark.parametrize("directions", list(itertools.product(("maximize", "minimize"), repeat=2)), ids="-".join)
-def test_no_point_of_the_front_dominates_another_and_every_other_point_is_dominated(directions):
-    rng = random.Random(7)
-    cloud = points(*[(rng.random(), rng.random()) for _ in range(60)])
-    front = pareto_front(cloud, directions)
-    sign = [-1 if d == "maximize" else 1 for d in directions]
-
-    def beats(a: Point, b: Point) -> bool:
-        x = [s * v for s, v in zip(sign, a.values, strict=True)]
-        y = [s * v for s, v in zip(sign, b.values, strict=True)]
-        return x != y and x[0] <= y[0] and x[1] <= y[1]
-
-    assert not any(beats(a, b) for a in front for b in front)
-    assert all(any(beats(f, p) for f in front) for p in cloud if p not in front)
-
-
 def test_safe_is_best_quality_fast_is_lowest_latency_and_balanced_is_the_knee():
     # The line from (0.99, 1.0) to (0.80, 0.6): the point (0.97, 0.65) lies farthest off it.
-    front = pareto_front(points((0.99, 1.0), (0.98, 0.9), (0.97, 0.65), (0.80, 0.6)), DIRECTIONS)
+    front = points((0.99, 1.0), (0.98, 0.9), (0.97, 0.65), (0.80, 0.6))
 
     assert choose_picks(front, OBJECTIVES, DIRECTIONS) == {"safe": 0, "balanced": 2, "fast": 3}
 

@@ -1,31 +1,18 @@
 import logging
 import sqlite3
 import time
-from types import SimpleNamespace
 
 import pytest
 
-from hyquant.config import FrozenModel
 from search.errors import StoreError
 from search.logged import config_params, result_metrics, strategy_of
 from search.tracking import PARENT_TAG, Tracker, prepare_store, tracking_uri
 
 
-class SmallStudy(FrozenModel):
-    """The part of a StudyConfig that is logged."""
-
-    name: str = "demo"
-    seed: int = 3
-
-    @property
-    def space(self) -> SimpleNamespace:
-        return SimpleNamespace(name="mini")
-
-
 @pytest.fixture
-def tracker(mlflow_store) -> Tracker:
+def tracker(mlflow_store, small_study) -> Tracker:
     opened = Tracker(mlflow_store, "demo")
-    opened.open_study(SmallStudy())
+    opened.open_study(small_study)
     return opened
 
 
@@ -35,7 +22,9 @@ def client_of(store):
     return MlflowClient(tracking_uri=tracking_uri(store))
 
 
-def test_a_trial_becomes_a_child_run_with_params_metrics_and_files(tracker, mlflow_store, make_result, tmp_path):
+def test_a_trial_becomes_a_child_run_with_params_metrics_and_files(
+    small_study, tracker, mlflow_store, make_result, tmp_path
+):
     folder = tmp_path / "files"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -45,7 +34,7 @@ def test_a_trial_becomes_a_child_run_with_params_metrics_and_files(tracker, mlfl
     raw = client_of(mlflow_store).get_run(run.run_id)
 
     assert (run.number, run.status, run.state) == (7, "FINISHED", "complete")
-    assert raw.data.tags[PARENT_TAG] == tracker.open_study(SmallStudy())
+    assert raw.data.tags[PARENT_TAG] == tracker.open_study(small_study)
     assert raw.data.params["strategy"] == "timestep"
     assert raw.data.params["linear.timestep_sep"] == "2"
     assert raw.data.metrics["clip_reference_mean"] == pytest.approx(0.9)
@@ -63,10 +52,10 @@ def test_logging_a_trial_twice_changes_nothing(tracker, mlflow_store, make_resul
     assert len(client_of(mlflow_store).get_metric_history(run.run_id, "clip_reference_mean")) == 1
 
 
-def test_opening_a_study_again_finds_the_same_parent_run(tracker, mlflow_store):
+def test_opening_a_study_again_finds_the_same_parent_run(small_study, tracker, mlflow_store):
     again = Tracker(mlflow_store, "demo")
 
-    assert again.open_study(SmallStudy()) == tracker.open_study(SmallStudy())
+    assert again.open_study(small_study) == tracker.open_study(small_study)
 
 
 def test_a_worker_finds_the_study_the_runner_opened(tracker, mlflow_store):
@@ -129,8 +118,8 @@ def test_a_file_that_is_no_database_is_one_clear_sentence(tmp_path):
         prepare_store(tmp_path)
 
 
-def test_usage_pings_are_off(mlflow_store):
-    Tracker(mlflow_store, "demo").open_study(SmallStudy())
+def test_usage_pings_are_off(small_study, mlflow_store):
+    Tracker(mlflow_store, "demo").open_study(small_study)
     from mlflow.telemetry.utils import is_telemetry_disabled
 
     assert is_telemetry_disabled()

@@ -1,0 +1,152 @@
+"""A study as one frozen value: what every table, plot and JSON answer is made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from hyquant.config import QuantConfig
+from search.logged import strategy_of
+from search.picks import Point, choose_picks, picks_of
+from search.result import TrialResult
+from search.storage import stored_config
+from search.study import StudyConfig
+from search.trials import (
+    State,
+    count_states,
+    front,
+    num_evaluated,
+    trial_config,
+    trial_reason,
+    trial_result,
+    trial_state,
+)
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial in words and numbers.
+
+    Attributes:
+        number: The trial's number.
+        state: What became of it.
+        strategy: The strategy of its config, None before one was chosen.
+        config: Its config, None before one was chosen.
+        result: What it found out, None if it did not get that far.
+        values: What it measured for each objective; None if it did not get that far.
+        reason: Why it failed, stopped, is infeasible or was not run.
+        preset: The recipe it came from, if any.
+        duration_s: Wall time so far or in all; None before it started.
+        is_on_front: Whether no other trial dominates it.
+        picks: Under which names it is offered: safe, balanced, fast.
+    """
+
+    number: int
+    state: State
+    strategy: str | None
+    config: QuantConfig | None
+    result: TrialResult | None
+    values: Mapping[str, float] | None
+    reason: str | None
+    preset: str | None
+    duration_s: float | None
+    is_on_front: bool
+    picks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A study at one moment: its config, all trials by number, and how many are in each state."""
+
+    config: StudyConfig
+    rows: tuple[TrialRow, ...]
+    counts: Mapping[str, int]
+
+    @property
+    def front(self) -> tuple[TrialRow, ...]:
+        """Return the trials that no other dominates, best quality first."""
+        rows = [row for row in self.rows if row.is_on_front and row.values is not None]
+        first = self.config.objectives[0]
+        sign = -1.0 if first.direction == "maximize" else 1.0
+        return tuple(sorted(rows, key=lambda row: (sign * (row.values or {})[first.metric], row.number)))
+
+    @property
+    def num_evaluated(self) -> int:
+        """Return how many trials count towards the budget."""
+        return num_evaluated(dict(self.counts))
+
+    @property
+    def time_per_trial_s(self) -> float | None:
+        """Return the median wall time of the evaluated trials, None before the first."""
+        times = sorted(
+            row.duration_s for row in self.rows if row.state in ("complete", "infeasible") and row.duration_s
+        )
+        return times[len(times) // 2] if times else None
+
+    def row(self, number: int) -> TrialRow | None:
+        """Return the trial of a number, if there is one."""
+        return next((row for row in self.rows if row.number == number), None)
+
+    def picked(self, name: str) -> TrialRow | None:
+        """Return the trial offered under a name ("safe", "balanced", "fast"), if there is one."""
+        return next((row for row in self.rows if name in row.picks), None)
+
+
+def read_overview(study: optuna.Study) -> Overview:
+    """Read a stored study; nothing is written.
+
+    Raises:
+        StoreError: If the study was not made by hyq-search.
+    """
+    config = stored_config(study)
+    metrics = tuple(objective.metric for objective in config.objectives)
+    directions = tuple(objective.direction for objective in config.objectives)
+    winners = front(study)
+    picks = choose_picks([Point(t.number, tuple(t.values)) for t in winners], metrics, directions)
+    on_front = {trial.number for trial in winners}
+    trials = study.get_trials(deepcopy=False)
+    rows = tuple(
+        _row(trial, metrics, trial.number in on_front, tuple(picks_of(trial.number, picks))) for trial in trials
+    )
+    return Overview(config=config, rows=rows, counts=count_states(trials))
+
+
+def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks: tuple[str, ...]) -> TrialRow:
+    config = trial_config(trial)
+    result = trial_result(trial)
+    return TrialRow(
+        number=trial.number,
+        state=trial_state(trial),
+        strategy=None if config is None else strategy_of(config),
+        config=config,
+        result=result,
+        values=None if result is None else objective_values(result, metrics),
+        reason=trial_reason(trial),
+        preset=trial.user_attrs.get("preset"),
+        duration_s=_duration_s(trial),
+        is_on_front=is_on_front,
+        picks=picks,
+    )
+
+
+def objective_values(result: TrialResult, metrics: tuple[str, ...]) -> dict[str, float] | None:
+    """Return what a result measured for each objective, or None if one was not measured.
+
+    An infeasible trial, which Optuna is told without values, has them too.
+    """
+    if result.values is not None:
+        return dict(zip(metrics, result.values, strict=True))
+    measured = {name: metric.mean for name, metric in result.metrics.items()}
+    if result.latency is not None:
+        measured |= {"latency_ratio": result.latency.ratio, "latency_s": result.latency.loop_latency_s}
+    return {name: measured[name] for name in metrics} if all(name in measured for name in metrics) else None
+
+
+def _duration_s(trial: FrozenTrial) -> float | None:
+    if trial.datetime_start is None:
+        return None
+    started = trial.datetime_start
+    ended = trial.datetime_complete or datetime.now(started.tzinfo or None)
+    return max(0.0, (ended - started).total_seconds())

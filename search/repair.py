@@ -1,0 +1,111 @@
+"""Makes MLflow agree with Optuna, which is the truth.
+
+A killed worker leaves a run RUNNING; one that could not reach MLflow leaves none; one killed between its last log line
+and Optuna's word leaves a run that claims too much. `differences` names what is wrong trial by trial, `repair` puts it
+right. Trials that are still running are left alone: their worker is about to log them.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from search.logged import result_metrics
+from search.tracking import RUN_STATUS, Tracker, TrialRun
+from search.trials import trial_reason, trial_result, trial_state
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One trial that the two databases tell differently."""
+
+    number: int
+    what: str
+    extra_runs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the difference as a sentence without a full stop."""
+        return f"trial {self.number} {self.what}"
+
+
+def agreement(store: Path, study: optuna.Study) -> tuple[str, ...]:
+    """Return in one sentence each where MLflow and Optuna differ; nothing is written.
+
+    Raises:
+        StoreError: If the MLflow store does not answer or does not know the study.
+    """
+    runs = Tracker(store, study.study_name).trial_runs()
+    return tuple(str(difference) for difference in differences(study.get_trials(deepcopy=False), runs))
+
+
+def repair(store: Path, study: optuna.Study) -> tuple[str, ...]:
+    """Correct MLflow where it differs from Optuna and return in one sentence each what was wrong.
+
+    A run that was lost gets its parameters and numbers back, not its videos; a run that exists keeps its files.
+
+    Raises:
+        StoreError: If the MLflow store does not answer or does not know the study.
+    """
+    tracker = Tracker(store, study.study_name)
+    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    found = differences(trials.values(), tracker.trial_runs())
+    for difference in found:
+        for run_id in difference.extra_runs:
+            tracker.delete_run(run_id)
+        trial = trials.get(difference.number)
+        if trial is not None:
+            tracker.write_trial(
+                trial.number,
+                trial_state(trial),
+                trial_result(trial),
+                reason=trial_reason(trial),
+                span=(trial.datetime_start, trial.datetime_complete),
+                is_repaired=True,
+            )
+    return tuple(str(difference) for difference in found)
+
+
+def differences(trials: Iterable[FrozenTrial], runs: Iterable[TrialRun]) -> tuple[Difference, ...]:
+    """Compare every finished trial with its run, and find runs without a trial."""
+    by_number: dict[int, list[TrialRun]] = {}
+    for run in runs:
+        by_number.setdefault(run.number, []).append(run)
+    found: list[Difference] = []
+    known = set()
+    for trial in trials:
+        state = trial_state(trial)
+        known.add(trial.number)
+        if state in ("running", "waiting"):
+            continue
+        own = by_number.get(trial.number, [])
+        result = trial_result(trial)
+        digest = None if result is None else result.config_digest
+        # Of values that have steps MLflow shows the last one; so does this dictionary.
+        expected = {} if result is None else {metric.name: metric.value for metric in result_metrics(result)}
+        what = _what_differs(state, digest, expected, own)
+        if what is not None:
+            good = (run for run in own if _what_differs(state, digest, expected, [run]) is None)
+            kept = next(good, own[0] if own else None)
+            found.append(Difference(trial.number, what, tuple(run.run_id for run in own if run is not kept)))
+    for number, own in by_number.items():
+        if number not in known:
+            found.append(Difference(number, "is in MLflow but not in Optuna", tuple(run.run_id for run in own)))
+    return tuple(sorted(found, key=lambda difference: difference.number))
+
+
+def _what_differs(state: str, digest: str | None, expected: Mapping[str, float], runs: list[TrialRun]) -> str | None:
+    """Say how a trial's runs differ from what Optuna knows of it, or None if they agree."""
+    if len(runs) != 1:
+        return f"has {len(runs)} MLflow runs instead of one" if runs else "has no MLflow run"
+    (run,) = runs
+    if (run.status, run.state) != (RUN_STATUS[state], state):
+        return f"is {state} in Optuna, but {run.status} with state {run.state} in MLflow"
+    if run.digest != digest:
+        return f"has config {digest} in Optuna, but {run.digest} in MLflow"
+    for name, value in expected.items():
+        if not math.isclose(run.metrics.get(name, math.nan), value, rel_tol=1e-9):
+            return f"has {name} {value:g} in Optuna, but {run.metrics.get(name)} in MLflow"
+    return None
