@@ -101,32 +101,39 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
     from diffusers import HunyuanVideoPipeline
     from safetensors import SafetensorError
 
+    import hyquant.models.pca_codec  # noqa: F401  (diffusers loads classes of ours only from modules already imported)
+
+    load_dtype = torch.float32 if source.has_outliers else dtype  # outlier factors are exact in float32
     logger.info("load hunyuan_video folder=%s dtype=%s", source.folder, dtype)
     try:
         with _quiet():
-            pipe = HunyuanVideoPipeline.from_pretrained(str(source.folder), torch_dtype=dtype, local_files_only=True)
+            pipe = HunyuanVideoPipeline.from_pretrained(str(source.folder), dtype=load_dtype, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{source.folder} must load as a HunyuanVideoPipeline, but it does not: {error}") from error
     if source.has_outliers:
         from hyquant.models import mini
-        from hyquant.models.mini.outliers import apply_outliers_
+        from hyquant.models.mini.outliers import apply_outliers_, load_outliers
 
-        apply_outliers_(pipe.transformer, json.loads(mini.OUTLIERS.read_text()))
+        apply_outliers_(pipe.transformer, load_outliers(mini.OUTLIERS))
+        pipe.to(dtype)
     return pipe
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Switch the loading bars of diffusers and transformers off, and back to what they were."""
+    """Switch loading bars and diffusers' warnings off (it frowns at our codec), and back to what they were."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     for library in shown:
         library.disable_progress_bar()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(verbosity)
         for library in shown:
             library.enable_progress_bar()
