@@ -10,11 +10,13 @@
 The first two are the same code path. Nothing is ever downloaded: published weights must already be in the local cache.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
@@ -163,8 +165,10 @@ def _load_folder(folder: Path, view: ViewName, device: torch.device) -> OpenClip
     import open_clip
 
     name = f"local-dir:{folder}"
-    model = open_clip.create_model_from_pretrained(name, device=device, return_transform=False)
-    return OpenClipEmbedder(model.eval(), _preprocessing(model), open_clip.get_tokenizer(name), view, device)
+    with _explained(str(folder)):
+        model = open_clip.create_model_from_pretrained(name, device=device, return_transform=False)
+        tokenizer = open_clip.get_tokenizer(name)
+    return OpenClipEmbedder(model.eval(), _preprocessing(model), tokenizer, view, device)
 
 
 def _load_published(
@@ -174,21 +178,34 @@ def _load_published(
     import open_clip
 
     source = open_clip.get_pretrained_cfg(architecture, pretrained)
-    model = open_clip.create_model_from_pretrained(
-        architecture,
-        str(weights),
-        device=device,
-        force_quick_gelu=source.get("quick_gelu", False),
-        image_mean=source.get("mean"),
-        image_std=source.get("std"),
-        image_interpolation=source.get("interpolation"),
-        image_resize_mode=source.get("resize_mode"),
-        return_transform=False,
-    )
     text = open_clip.get_model_config(architecture)["text_cfg"]
     offline = {"local_files_only": True} if "hf_tokenizer_name" in text else {}
-    tokenizer = open_clip.get_tokenizer(architecture, **offline)
+    with _explained(f"{architecture}/{pretrained}"):
+        model = open_clip.create_model_from_pretrained(
+            architecture,
+            str(weights),
+            device=device,
+            force_quick_gelu=source.get("quick_gelu", False),
+            image_mean=source.get("mean"),
+            image_std=source.get("std"),
+            image_interpolation=source.get("interpolation"),
+            image_resize_mode=source.get("resize_mode"),
+            return_transform=False,
+        )
+        tokenizer = open_clip.get_tokenizer(architecture, **offline)
     return OpenClipEmbedder(model.eval(), _preprocessing(model), tokenizer, view, device)
+
+
+@contextlib.contextmanager
+def _explained(judge: str) -> Iterator[None]:
+    """Turn what open_clip raises on broken or unfit files into one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise EmbedderMissing(f"judge {judge} cannot be loaded: {cause}; install its files again") from error
 
 
 def _preprocessing(model: Any) -> Callable[[Tensor], Tensor]:
