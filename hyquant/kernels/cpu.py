@@ -1,0 +1,23 @@
+"""The CPU kernel: `torch._int_mm`, which oneDNN runs on the int8 dot-product instructions of AVX512-VNNI and AMX.
+
+Without those instructions PyTorch falls back to scalar loops that are tens of times slower than float32, so it is used
+only where they exist; elsewhere `kernel_for` takes the reference kernel, which gives the same integers.
+"""
+
+import torch
+from torch import Tensor
+
+from hyquant.kernels.base import MatmulKernel
+
+
+def cpu_int_mm(q: Tensor, weight: Tensor, num_outputs: int) -> Tensor:
+    """Return q @ weight^T in int32; the weight stays [N, K] and is passed as a transposed view."""
+    return torch._int_mm(q, weight.t())
+
+
+def has_int8_instructions() -> bool:
+    """Return whether this CPU multiplies int8 in hardware the way PyTorch's kernels use it."""
+    return bool(torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())
+
+
+CPU = MatmulKernel(name="cpu", kind="native", int_mm=cpu_int_mm)

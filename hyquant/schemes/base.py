@@ -1,0 +1,30 @@
+"""What a scheme is: how a float Linear becomes the tensors of a quantized one (`hyquant.schemes.contract`)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hyquant.config import DeployDtype
+from hyquant.numerics.qparams import QParams
+from hyquant.schemes.contract import LayerTensors
+
+BuildTensors = Callable[[Tensor, Tensor | None, QParams | None, DeployDtype], LayerTensors]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """An entry of `SCHEMES`.
+
+    Attributes:
+        name: The scheme's kind in `QuantConfig`.
+        needs_range: Whether activation ranges from calibration are part of it.
+        is_per_step: Whether there is one range per denoising step.
+        build: (weight [N, K] float32, bias [N] or None, input qparams or None, deployment dtype) -> tensors. The input
+            qparams are [1], or [T, 1] if `is_per_step`; None unless `needs_range`.
+    """
+
+    name: str
+    needs_range: bool
+    is_per_step: bool
+    build: BuildTensors

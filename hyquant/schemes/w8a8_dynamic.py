@@ -1,0 +1,23 @@
+"""w8a8_dynamic: int8 weights; activations are quantized per token, symmetrically, with the range of each input."""
+
+import torch
+from torch import Tensor
+
+from hyquant.config import DeployDtype
+from hyquant.numerics.qparams import QParams
+from hyquant.schemes.base import Scheme
+from hyquant.schemes.contract import LayerTensors
+from hyquant.schemes.weights import quantize_weight
+
+
+def build(
+    weight: Tensor, bias: Tensor | None, input_qparams: QParams | None, deploy_dtype: DeployDtype
+) -> LayerTensors:
+    """Return weight, weight_scale, weight_offset and bias; calibration has no part in it (`input_qparams` is None)."""
+    assert input_qparams is None
+    weight_q, weight_scale = quantize_weight(weight, deploy_dtype)
+    tensors = {"weight": weight_q, "weight_scale": weight_scale, "weight_offset": torch.zeros_like(weight_scale)}
+    return tensors if bias is None else {**tensors, "bias": bias.float()}
+
+
+W8A8_DYNAMIC = Scheme(name="w8a8_dynamic", needs_range=False, is_per_step=False, build=build)

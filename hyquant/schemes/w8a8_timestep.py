@@ -1,0 +1,35 @@
+"""w8a8_timestep: w8a8_dynamic before `timestep_sep`, then w8a8_static with one range per denoising step.
+
+Row t of each table comes from the records of step t alone.
+"""
+
+import torch
+from torch import Tensor
+
+from hyquant.config import DeployDtype
+from hyquant.numerics.qparams import QParams
+from hyquant.schemes.base import Scheme
+from hyquant.schemes.contract import LayerTensors
+from hyquant.schemes.weights import quantize_weight, static_constants
+
+
+def build(
+    weight: Tensor, bias: Tensor | None, input_qparams: QParams | None, deploy_dtype: DeployDtype
+) -> LayerTensors:
+    """Return the tensors of w8a8_dynamic plus input_scale, input_offset [T, 1] and deq_scale, quant_bias [T, N]."""
+    assert input_qparams is not None
+    weight_q, weight_scale = quantize_weight(weight, deploy_dtype, bias=bias, input_scale=input_qparams.scale)
+    deq_scale, quant_bias = static_constants(weight_q, weight_scale, bias, input_qparams)
+    tensors = {
+        "weight": weight_q,
+        "weight_scale": weight_scale,
+        "weight_offset": torch.zeros_like(weight_scale),
+        "input_scale": input_qparams.scale,
+        "input_offset": input_qparams.zero_point,
+        "deq_scale": deq_scale,
+        "quant_bias": quant_bias,
+    }
+    return tensors if bias is None else {**tensors, "bias": bias.float()}
+
+
+W8A8_TIMESTEP = Scheme(name="w8a8_timestep", needs_range=True, is_per_step=True, build=build)

@@ -1,0 +1,69 @@
+"""int8 weights, one symmetric scale per output channel, and the constants of the static matrix product.
+
+    y = x W^T + b ≈ ((x_q - z) W_q^T) s_x s_w + b = (x_q W_q^T + quant_bias) deq_scale
+    deq_scale = s_x s_w        quant_bias = round(b / deq_scale - z sum_k W_q)
+
+Source: gemmlowp's quantization document (zero-point terms folded into the bias); the constants of npu_quant_matmul.
+
+N output channels   K input channels   T table rows
+"""
+
+import torch
+from torch import Tensor
+
+from hyquant.config import DeployDtype
+from hyquant.numerics.affine import quantize
+from hyquant.numerics.granularity import PerChannel, extremes
+from hyquant.numerics.qparams import QParams, choose_qparams
+
+_MAX_BIAS_STEPS = 2.0**30
+
+
+def quantize_weight(
+    weight_NK: Tensor,
+    deploy_dtype: DeployDtype,
+    *,
+    bias: Tensor | None = None,
+    input_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return int8 weights in [-127, 127] and their scales.
+
+    The scale is absmax / 127 per output channel. Given the bias and input scales of a static product, a row whose
+    bias would not fit the int32 accumulator (more than 2^30 steps) gets the larger scale at which it does.
+
+    Args:
+        weight_NK: [N, K] float32.
+        deploy_dtype: Dtype the scales are rounded to before the weights are quantized.
+        bias: [N] float32, or None.
+        input_scale: Any shape, float32 > 0; or None if the product is dynamic.
+
+    Returns:
+        [N, K] int8 and [N, 1] float32.
+    """
+    lo_N1, hi_N1 = extremes(weight_NK, PerChannel())
+    if bias is not None and input_scale is not None:
+        hi_N1 = torch.maximum(hi_N1, 127 * bias.abs()[:, None] / (input_scale.amin() * _MAX_BIAS_STEPS))
+    qparams = choose_qparams(lo_N1, hi_N1, symmetric=True, deploy_dtype=deploy_dtype)
+    return quantize(weight_NK, qparams, qmin=-127), qparams.scale
+
+
+def static_constants(
+    weight_q_NK: Tensor, weight_scale_N1: Tensor, bias: Tensor | None, input_qparams: QParams
+) -> tuple[Tensor, Tensor]:
+    """Return what a static product adds to and multiplies its int32 accumulator by.
+
+    Args:
+        weight_q_NK: [N, K] int8.
+        weight_scale_N1: [N, 1] float32.
+        bias: [N] float32, or None.
+        input_qparams: Scale and zero point, [1] or [T, 1] float32.
+
+    Returns:
+        deq_scale [N] or [T, N] float32 and quant_bias [N] or [T, N] int32. The bias is rounded in float64, because
+        z * sum_k W_q exceeds float32's 24 bits from K = 1040 on.
+    """
+    deq_scale = input_qparams.scale * weight_scale_N1[:, 0]
+    row_sums_N = weight_q_NK.sum(dim=1, dtype=torch.int64).double()
+    bias_steps = 0.0 if bias is None else bias.double() / deq_scale.double()
+    quant_bias = torch.round(bias_steps - input_qparams.zero_point.double() * row_sums_N)
+    return deq_scale, quant_bias.to(torch.int32)
