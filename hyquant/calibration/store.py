@@ -1,7 +1,7 @@
 """A content-addressed store of tensors: safetensors beside JSON, written whole or not at all.
 
-An entry is `KEY.safetensors` and `KEY.json`. The JSON is written last and holds the SHA-256 of the tensor file, so an
-entry exists only if both are complete and agree; whatever else lies there (a file cut short, a changed byte, a leftover
+An entry is `KEY.safetensors` and `KEY.json`. The JSON is written last and holds a SHA-256 over both, so an
+entry exists only if they are complete and agree; whatever else lies there (a file cut short, a changed byte, a leftover
 of a killed process) counts as missing, and the caller builds it again. Several processes may write one key: each
 writes files of its own and renames them. Nothing is ever unpickled.
 """
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hyquant.config import digest
 from hyquant.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Store:
         try:
             envelope = json.loads(meta_path.read_bytes())
             payload = tensors_path.read_bytes()
-            if hashlib.sha256(payload).hexdigest() != envelope["sha256"]:
+            if _digest(payload, envelope["meta"]) != envelope["sha256"]:
                 logger.warning("store entry key=%s does not match its sha256 and is built again", key)
                 return None
             return Entry(load(payload), envelope["meta"])
@@ -75,7 +76,7 @@ class Store:
         tensors_path, meta_path = self._paths(key)
         self.root.mkdir(parents=True, exist_ok=True)
         payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        envelope = {"sha256": hashlib.sha256(payload).hexdigest(), "meta": dict(meta)}
+        envelope = {"sha256": _digest(payload, dict(meta)), "meta": dict(meta)}
         write_atomically(tensors_path, payload)
         write_atomically(meta_path, json.dumps(envelope, sort_keys=True, allow_nan=False).encode())
 
@@ -92,6 +93,10 @@ class Store:
         if not _KEY.fullmatch(key):
             raise ConfigError(f"a store key must be letters, digits, '.', '_' and '-', but got {key!r}; use a digest")
         return self.root / f"{key}.safetensors", self.root / f"{key}.json"
+
+
+def _digest(payload: bytes, meta: JsonValue) -> str:
+    return hashlib.sha256(payload + digest(meta, length=64).encode()).hexdigest()
 
 
 def write_atomically(path: Path, payload: bytes) -> None:

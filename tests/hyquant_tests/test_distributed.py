@@ -1,0 +1,163 @@
+"""Groups of ranks: two real processes over gloo, and one process alone."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hyquant.calibration.stats import GroupStats
+from hyquant.devices import resolve_device
+from hyquant.distributed import Group, init_group, merge_stats, shard
+from hyquant.errors import ConfigError
+
+RANK_PROGRAM = """
+import json, math, sys
+import torch
+from hyquant.calibration.stats import call_stats
+from hyquant.devices import resolve_device
+from hyquant.distributed import init_group, merge_stats, shard
+
+group = init_group(resolve_device("cpu"), timeout_s=60)
+items = list(range(5))
+mine = shard(items, group.rank, group.world_size)
+x = torch.randn(4, 3, generator=torch.Generator().manual_seed(group.rank))
+stats = merge_stats({"both": call_stats(x), f"only {group.rank}": call_stats(x)}, group)
+lone = merge_stats({"lone": call_stats(x)} if group.rank == 1 else {}, group)
+found = {
+    "rank": group.rank,
+    "broadcast": group.broadcast({"who": group.rank, "pair": (1, 2), "nan": math.nan, "word": "größer"}),
+    "gathered": group.gather({"rank": group.rank, "long": "x" * 1000 * group.rank}),
+    "all_gathered": group.all_gather(group.rank),
+    "in_order": group.gather_in_order([10 * item for item in mine]),
+    "tensors": [part["t"].tolist() for part in group.all_gather_tensors({"t": torch.arange(1 + group.rank)})],
+    "lo": stats["both"].lo.tolist(),
+    "calls": {name: part.calls.tolist() for name, part in sorted(stats.items())},
+    "lone": sorted(lone),
+}
+group.barrier()
+group.close()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    """What each of two ranks found out."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_PROGRAM],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    finished = [process.communicate(timeout=120) for process in processes]
+    for (_, errors), process in zip(finished, processes, strict=True):
+        assert process.returncode == 0, errors
+    return [json.loads(output) for output, _ in finished]
+
+
+@pytest.mark.multiproc
+def test_every_rank_hears_what_rank_0_says(ranks):
+    for found in ranks:
+        assert found["broadcast"]["who"] == 0
+        assert found["broadcast"]["pair"] == [1, 2]
+        assert found["broadcast"]["nan"] != found["broadcast"]["nan"]
+        assert found["broadcast"]["word"] == "größer"
+
+
+@pytest.mark.multiproc
+def test_gather_gives_rank_0_all_values_in_rank_order(ranks):
+    assert [value["rank"] for value in ranks[0]["gathered"]] == [0, 1]
+    assert [len(value["long"]) for value in ranks[0]["gathered"]] == [0, 1000]
+    assert ranks[1]["gathered"] is None
+
+
+@pytest.mark.multiproc
+def test_all_gather_gives_everyone_all_values_and_tensors(ranks):
+    for found in ranks:
+        assert found["all_gathered"] == [0, 1]
+        assert found["tensors"] == [[0], [0, 1]]
+
+
+@pytest.mark.multiproc
+def test_results_of_sharded_items_come_back_in_order(ranks):
+    assert all(found["in_order"] == [0, 10, 20, 30, 40] for found in ranks)
+
+
+@pytest.mark.multiproc
+def test_merged_statistics_are_equal_on_all_ranks_and_cover_all_records(ranks):
+    inputs = [torch.randn(4, 3, generator=torch.Generator().manual_seed(rank)) for rank in range(2)]
+    lo = torch.cat(inputs).amin(dim=0)
+
+    for found in ranks:
+        assert torch.equal(torch.tensor(found["lo"]), lo[None])
+        assert found["calls"] == {"both": [2], "only 0": [1], "only 1": [1]}
+        assert found["lone"] == ["lone"]
+
+
+def test_one_process_alone_needs_no_torchrun(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    group = init_group(resolve_device("cpu"))
+    stats = {"a": _stats()}
+    group.barrier()
+
+    assert group == Group(rank=0, world_size=1)
+    assert not torch.distributed.is_initialized()
+    assert group.broadcast({"pair": (1, 2)}) == {"pair": [1, 2]}
+    assert group.gather(3) == [3]
+    assert group.gather_in_order([1, 2]) == [1, 2]
+    assert merge_stats(stats, group) == stats
+    group.close()
+
+
+def test_a_torchrun_of_one_rank_needs_no_process_group(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+    assert init_group(resolve_device("cpu")) == Group()
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0"}])
+def test_half_an_environment_is_refused(monkeypatch, environment):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigError, match="start it with torchrun"):
+        init_group(resolve_device("cpu"))
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 2, 7, 8, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_shards_are_complete_in_order_and_even(num_items, world_size):
+    items = list(range(num_items))
+    parts = [shard(items, rank, world_size) for rank in range(world_size)]
+    lengths = [len(part) for part in parts]
+
+    assert [item for part in parts for item in part] == items
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_rank_outside_the_group_is_refused():
+    with pytest.raises(ValueError, match=r"\[0, 2\), but got 2"):
+        shard([1, 2], 2, 2)
+
+
+def _stats(seed: int = 0) -> GroupStats:
+    generator = torch.Generator().manual_seed(seed)
+    lo = torch.randn(2, 3, generator=generator)
+    return GroupStats(lo, lo + 1, lo.double().sum(1), lo.double().sum(1), torch.ones(2, dtype=torch.int64))
