@@ -148,7 +148,7 @@ def _parse_space(text: str, source: str) -> SearchSpace:
         return SearchSpace.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(_sentence(problem["loc"], problem["msg"]) for problem in error.errors())
-        raise ConfigError(f"search space {source} breaks {error.error_count()} rules: {problems}") from error
+        raise ConfigError(f"search space {source} breaks rules: {problems}") from error
 
 
 def _sentence(location: tuple[int | str, ...], message: str) -> str:

@@ -1,0 +1,73 @@
+"""The study files in studies/ load through the application, with spaces, prompts and constraints that exist."""
+
+from pathlib import Path
+
+import pytest
+
+from metrics.embedders import find_weights
+from metrics.errors import EmbedderMissing
+from metrics.registry import METRICS
+from search.prompts import load_prompts, read_prompts
+from search.study_file import load_study
+from spaces.space import load_space
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_file_loads_with_its_prompts(path):
+    study = load_study(path)
+    prompts = load_prompts(study.workload, path.parent)
+
+    assert study.name == path.stem
+    assert len(prompts.calibration) == study.workload.num_calibration_prompts
+    assert len(prompts.search) == study.workload.num_search_prompts
+    assert {objective.metric for objective in study.objectives} == {"clip_reference", "latency_ratio"}
+    assert [constraint.metric for constraint in study.constraints] == [
+        "collapsed",
+        "clip_prompt_drop",
+        "motion_energy_ratio",
+    ]
+    assert set(study.metrics) == set(METRICS)
+
+
+def test_the_mini_study_is_the_documented_one():
+    study = load_study(STUDIES / "mini.yaml")
+    settings, deployment = study.workload.settings, study.deployment
+
+    assert (study.model.source, study.judge.model, study.judge.view) == ("mini-outliers", "mini", "grid")
+    assert (settings.num_frames, settings.height, settings.width, settings.num_steps) == (13, 64, 64, 20)
+    assert deployment.height * deployment.width > settings.height * settings.width
+    assert study.space == load_space("mini")
+    assert study.budget.trials >= 30
+    assert [slot.ranks for slot in study.slots] == [1]
+
+
+def test_the_720p_example_is_complete():
+    study = load_study(STUDIES / "hunyuan_video_720p.yaml")
+    settings = study.workload.settings
+
+    assert (settings.height, settings.width, settings.num_frames, settings.num_steps) == (720, 1280, 129, 50)
+    assert sum(slot.ranks for slot in study.slots) == 8
+    assert study.space == load_space("hunyuan_video")
+    assert study.judge.view == "frames"
+
+
+def test_the_720p_examples_judge_is_a_published_pair():
+    """Its weights may be missing here; an unknown pair would say something else."""
+    judge = load_study(STUDIES / "hunyuan_video_720p.yaml").judge
+    try:
+        assert find_weights(judge.model, judge.pretrained).is_file()
+    except EmbedderMissing as error:
+        assert "hf download" in str(error)  # noqa: PT017 - only one of two ways to pass
+
+
+def test_prompts_of_the_example_are_varied_and_disjoint():
+    calibration = read_prompts("prompts/calibration.txt", STUDIES)
+    searched = read_prompts("prompts/search.txt", STUDIES)
+    lengths = sorted(len(prompt.split()) for prompt in searched)
+
+    assert (len(calibration), len(searched)) == (16, 24)
+    assert set(calibration).isdisjoint(searched)
+    assert lengths[0] < 12
+    assert 35 < lengths[-1] < 60  # the judge reads 77 tokens

@@ -1,0 +1,132 @@
+import optuna
+import pytest
+from optuna.trial import FixedTrial, TrialState
+
+from hyquant.config import M4, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.errors import ConfigError
+from spaces.space import SearchSpace, load_space, shipped_spaces
+from spaces.suggest import preset_params, suggest
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+SPACE = SearchSpace.model_validate(
+    {
+        "name": "small",
+        "strategies": ["timestep", "dynamic", "static", "m4"],
+        "timestep_sep_share": {"low": 0.0, "high": 1.0, "step": 0.25},
+        "include": ["*single_blocks*"],
+        "exclusions": {"none": [], "mod": ["*modulation*", "*linear2*"]},
+    }
+)
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_replaying_a_frozen_or_fixed_trial_rebuilds_the_equal_config(name):
+    space = load_space(name)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=7))
+    asked: list[tuple[int, QuantConfig]] = []
+    for _ in range(60):
+        trial = study.ask()
+        asked.append((trial.number, suggest(trial, space, num_steps=20)))
+        study.tell(trial, 0.0)
+
+    for number, config in asked:
+        frozen = study.trials[number]
+        assert suggest(frozen, space, num_steps=20) == config
+        assert digest(suggest(FixedTrial(frozen.params), space, num_steps=20)) == digest(config)
+    assert {type(config.linear) for _, config in asked} == {W8A8Dynamic, W8A8Static, W8A8Timestep}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [
+        ("timestep", {"act_method": "minmax", "timestep_sep_share": 0.5}),
+        ("static", {"act_method": "mean_minmax"}),
+        ("dynamic", {}),
+        ("m4", {}),
+    ],
+)
+def test_parameters_are_asked_only_where_they_mean_something(strategy, more):
+    study = optuna.create_study()
+    study.enqueue_trial({"strategy": strategy, "exclusion": "mod", **more})
+    trial = study.ask()
+    suggest(trial, SPACE, num_steps=20)
+
+    assert trial.params == {"strategy": strategy, "exclusion": "mod", **more}
+
+
+def config_of(**params) -> QuantConfig:
+    return suggest(FixedTrial(params), SPACE, num_steps=20)
+
+
+def test_each_strategy_is_the_config_it_names():
+    dynamic = config_of(strategy="dynamic", exclusion="none")
+    static = config_of(strategy="static", exclusion="none", act_method="mean_minmax")
+    m4 = config_of(strategy="m4", exclusion="mod")
+
+    assert (dynamic.linear, dynamic.smoothing) == (W8A8Dynamic(), None)
+    assert (static.linear, static.smoothing) == (W8A8Static(act_method="mean_minmax"), None)
+    assert (m4.linear, m4.smoothing) == (W8A8Dynamic(), M4())
+    assert (m4.layers.include, m4.layers.exclude) == (("*single_blocks*",), ("*modulation*", "*linear2*"))
+    assert dynamic.layers.exclude == ()
+
+
+@pytest.mark.parametrize(("num_steps", "timestep_sep"), [(20, 5), (50, 12), (8, 2), (3, 1)])
+def test_a_share_serves_any_number_of_steps(num_steps, timestep_sep):
+    """12.5 steps of 50 round to the even 12, 0.75 steps of 3 to 1."""
+    params = {"strategy": "timestep", "exclusion": "none", "act_method": "minmax", "timestep_sep_share": 0.25}
+
+    config = suggest(FixedTrial(params), SPACE, num_steps=num_steps)
+
+    assert config.linear == W8A8Timestep(act_method="minmax", timestep_sep=timestep_sep)
+
+
+def test_timestep_without_a_static_step_is_the_dynamic_config_itself():
+    """Else an evaluated config would be evaluated again under two other names."""
+    all_dynamic = {
+        config_of(strategy="timestep", exclusion="mod", act_method=act_method, timestep_sep_share=1.0)
+        for act_method in SPACE.act_methods
+    }
+
+    assert all_dynamic == {config_of(strategy="dynamic", exclusion="mod")}
+
+
+def test_timestep_without_a_dynamic_step_is_not_the_static_config():
+    """One range per step is another quantization than one range for all steps."""
+    timestep = config_of(strategy="timestep", exclusion="mod", act_method="minmax", timestep_sep_share=0.0)
+
+    assert timestep.linear == W8A8Timestep(act_method="minmax", timestep_sep=0)
+    assert timestep != config_of(strategy="static", exclusion="mod", act_method="minmax")
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_enqueued_presets_come_back_as_the_seeds_recipes(name):
+    space = load_space(name)
+    study = optuna.create_study()
+    for preset in space.presets:
+        study.enqueue_trial(preset_params(space, preset.name))
+
+    configs = {}
+    for preset in space.presets:
+        trial = study.ask()
+        configs[preset.name] = suggest(trial, space, num_steps=50)
+        assert trial.params == preset_params(space, preset.name)
+        study.tell(trial, 0.0)
+
+    seed = ("*img_mod*", "*modulation*", "*fc2*")
+    assert {name: config.linear for name, config in configs.items()} == {
+        "timestep": W8A8Timestep(act_method="minmax", timestep_sep=25),
+        "dynamic": W8A8Dynamic(),
+        "m4": W8A8Dynamic(),
+        "static": W8A8Static(act_method="minmax"),
+        "dynamic_all_mod": W8A8Dynamic(),
+    }
+    assert [name for name, config in configs.items() if config.smoothing is not None] == ["m4"]
+    assert [name for name, config in configs.items() if config.layers.exclude != seed] == ["dynamic_all_mod"]
+    assert all(config.layers.include == ("*double_blocks*", "*single_blocks*") for config in configs.values())
+    assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"\['timestep', 'dynamic', .*got 'timestp'; did you mean 'timestep'\?"):
+        preset_params(load_space("mini"), "timestp")
