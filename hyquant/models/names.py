@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hyquant.errors import LayerMatchError
 from hyquant.models.name_tables import HALVES_SWAPPED, SECTIONS
+from hyquant.modules.linear import QuantLinear
 from hyquant.schemes.contract import INPUT_TENSORS, ROW_DIMS
 
 
@@ -45,7 +46,7 @@ def layer_groups(denoiser: nn.Module) -> tuple[LayerGroup, ...]:
     Raises:
         LayerMatchError: If a Linear has no original name or a fused group is incomplete.
     """
-    linears = {name: module for name, module in denoiser.named_modules() if _is_linear(module)}
+    linears = {name: module for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | QuantLinear)}
     table = _matched(linears, of="diffusers")
     _refuse_unknown(linears, (path for paths in table.values() for path in paths), of="diffusers")
     return tuple(
@@ -110,10 +111,6 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for path, part in zip(paths, _split(whole, kind, rows), strict=True):
                 diffusers[f"{path}.{kind}"] = part
     return diffusers
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
 
 
 def _by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,189 @@
+"""Exchanging the Linears of a denoiser for QuantLinears and back, by swapping pointers.
+
+What was exchanged is remembered on the denoiser itself: the float modules (untouched, so that `restore_` is bit exact),
+the quantized ones, the plan, and the clock they follow.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from hyquant.clock import StepClock
+from hyquant.config import W8A8Timestep
+from hyquant.errors import ConfigError, LayerMatchError
+from hyquant.modules.linear import QuantLinear, quant_linears
+from hyquant.plan import QuantPlan
+from hyquant.schemes.contract import LayerTensors
+
+_ATTRIBUTE = "_hyquant_swapped"
+_HOOK_TABLES = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What `install_tensors_` did to a denoiser; both tables are by module path."""
+
+    plan: QuantPlan
+    clock: StepClock
+    floats: dict[str, nn.Module]
+    quantized: dict[str, QuantLinear]
+
+    def set_step(self, step_index: int) -> None:
+        """Tell every quantized layer the step."""
+        for module in self.quantized.values():
+            module.set_step(step_index)
+
+
+def swapped(denoiser: nn.Module) -> Swapped | None:
+    """Return what was exchanged in a denoiser, or None if it is in float."""
+    state = vars(denoiser).get(_ATTRIBUTE)
+    assert state is None or isinstance(state, Swapped)
+    return state
+
+
+def install_tensors_(
+    denoiser: nn.Module, plan: QuantPlan, tensors: Mapping[str, LayerTensors], clock: StepClock
+) -> None:
+    """Put QuantLinears made of given tensors in place of the planned Linears.
+
+    The denoiser is restored first if it is quantized. Nothing is exchanged unless everything fits.
+
+    Args:
+        denoiser: The denoiser; changed in place.
+        plan: Which layers, with which scheme.
+        tensors: Contract tensors by module path.
+        clock: The clock the layers follow.
+
+    Raises:
+        LayerMatchError: If tensors for a planned module are missing, or the denoiser lacks it.
+        ConfigError: If a weight has another shape than the module it replaces.
+    """
+    restore_(denoiser)
+    sep = plan.config.linear.timestep_sep if isinstance(plan.config.linear, W8A8Timestep) else 0
+    floats: dict[str, nn.Module] = {}
+    quantized: dict[str, QuantLinear] = {}
+    for layer in plan.quantized:
+        assert layer.scheme is not None
+        for path in layer.modules:
+            floats[path] = _fitting_linear(denoiser, path, tensors)
+        members = quant_linears([tensors[path] for path in layer.modules], scheme=layer.scheme, timestep_sep=sep)
+        quantized.update(zip(layer.modules, members, strict=True))
+    for path, module in quantized.items():
+        _put(denoiser, path, module)
+    state = Swapped(plan=plan, clock=clock, floats=floats, quantized=quantized)
+    setattr(denoiser, _ATTRIBUTE, state)
+    clock.subscribe(state.set_step)
+
+
+def restore_(denoiser: nn.Module) -> None:
+    """Put the float Linears back: the very same modules, so bit exact. A float denoiser is left as it is."""
+    state = swapped(denoiser)
+    if state is None:
+        return
+    state.clock.unsubscribe(state.set_step)
+    for path, module in state.floats.items():
+        _put(denoiser, path, module)
+    delattr(denoiser, _ATTRIBUTE)
+
+
+def quantized_tensors(denoiser: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the contract tensors of every quantized Linear by module path; empty for a float denoiser."""
+    state = swapped(denoiser)
+    return {} if state is None else {path: module.tensors() for path, module in state.quantized.items()}
+
+
+def structural_twin(denoiser: nn.Module, clock: StepClock | None = None) -> nn.Module:
+    """Return a copy of a denoiser's structure that shares every tensor with it.
+
+    Parameters, buffers and tensors kept as plain attributes are the same objects, so a twin costs no memory; modules
+    are its own, so quantizing, restoring or compiling one does not touch the other. Forward hooks are not copied. The
+    twin of a quantized denoiser has its own step buffers and follows its own clock.
+
+    Args:
+        denoiser: Float or quantized.
+        clock: The clock that a quantized twin follows.
+
+    Raises:
+        ConfigError: If the denoiser is quantized and no clock is given.
+    """
+    state = swapped(denoiser)
+    if state is not None and clock is None:
+        raise ConfigError("the twin of a quantized denoiser must follow a clock, but got None; give it a StepClock.")
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(denoiser, state)}
+    for module in _all_modules(denoiser, state):
+        memo.update({id(vars(module)[name]): OrderedDict() for name in _HOOK_TABLES})
+    if state is not None:
+        memo[id(state.clock)] = clock
+        memo[id(state.plan)] = state.plan
+    twin = copy.deepcopy(denoiser, memo)
+    twin_state = swapped(twin)
+    if twin_state is not None:
+        twin_state.clock.subscribe(twin_state.set_step)
+    return twin
+
+
+def _all_modules(denoiser: nn.Module, state: Swapped | None) -> Iterator[nn.Module]:
+    yield from denoiser.modules()
+    if state is not None:
+        for module in state.floats.values():
+            yield from module.modules()
+
+
+def _shared_tensors(denoiser: nn.Module, state: Swapped | None) -> Iterator[Tensor]:
+    own = {
+        id(buffer)
+        for module in denoiser.modules()
+        if isinstance(module, QuantLinear)
+        for buffer in module.step_buffers()
+    }
+    for module in _all_modules(denoiser, state):
+        held = (module._parameters, module._buffers, vars(module))
+        for table in held:
+            yield from (value for value in table.values() if isinstance(value, Tensor) and id(value) not in own)
+
+
+def float_linear(denoiser: nn.Module, path: str) -> nn.Linear:
+    """Return the Linear at a module path.
+
+    Raises:
+        LayerMatchError: If the denoiser has no Linear there.
+    """
+    parent_path, _, name = path.rpartition(".")
+    try:
+        module = getattr(denoiser.get_submodule(parent_path), name, None)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear):
+        raise LayerMatchError(
+            f"the plan's module {path} must be a Linear of the denoiser, but there is {type(module).__name__}; "
+            "build the plan from this denoiser's layer groups."
+        )
+    return module
+
+
+def _fitting_linear(denoiser: nn.Module, path: str, tensors: Mapping[str, LayerTensors]) -> nn.Linear:
+    module = float_linear(denoiser, path)
+    if path not in tensors:
+        raise LayerMatchError(f"every planned module must have tensors, but {path} has none; quantize it or replan.")
+    shape = tuple(tensors[path]["weight"].shape)
+    if shape != tuple(module.weight.shape):
+        raise ConfigError(
+            f"the quantized weight of {path} must have shape {tuple(module.weight.shape)}, but got {shape}; "
+            "these tensors belong to another model."
+        )
+    return module
+
+
+def _put(denoiser: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(denoiser.get_submodule(parent), name, module)

@@ -1,0 +1,252 @@
+"""Quantizing a denoiser in place: `quantize_` works out int8 tensors from a plan and statistics, `restore_` undoes it.
+
+Per layer group: the smoothing multiplier (if any), activation ranges, int8 parameters of the input, then each member's
+weight. All arithmetic is float32; the only copy of a weight is the temporary one being quantized.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hyquant.calibration.stats import GroupStats, act_range, select_steps
+from hyquant.clock import StepClock
+from hyquant.config import FrozenModel, W8A8Dynamic
+from hyquant.errors import CalibrationError
+from hyquant.modules.swap import (
+    float_linear,
+    install_tensors_,
+    quantized_tensors,
+    restore_,
+    structural_twin,
+    swapped,
+)
+from hyquant.numerics.error import sqnr_db
+from hyquant.numerics.qparams import QParams, choose_qparams
+from hyquant.observers import OBSERVERS
+from hyquant.plan import LayerPlan, QuantPlan
+from hyquant.schemes import SCHEMES
+from hyquant.schemes.contract import LayerTensors
+from hyquant.smoothing import SMOOTHINGS
+from hyquant.smoothing.multiplier import fold, multiplier
+
+__all__ = [
+    "LayerReport",
+    "QuantReport",
+    "install_tensors_",
+    "needs_smoothed_stats",
+    "needs_stats",
+    "quantize_",
+    "quantized_tensors",
+    "restore_",
+    "smoothing_multipliers",
+    "structural_twin",
+    "weight_bytes",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class LayerReport(FrozenModel):
+    """What quantization did to one layer group.
+
+    `weight_sqnr_db` compares the (smoothed) float weight with what int8 keeps of it, for the worst member. `act_lo` and
+    `act_hi` are the widest stored activation range over the steps; None where each input has its own. `kernel_kind`
+    says whether the product runs natively in int8 here.
+    """
+
+    name: str
+    scheme: str
+    smoothed: bool
+    weight_sqnr_db: float
+    act_lo: float | None
+    act_hi: float | None
+    kernel_kind: str
+
+
+class QuantReport(FrozenModel):
+    """What `quantize_` did: every quantized group, and the bytes of the denoiser's weights before and after."""
+
+    layers: tuple[LayerReport, ...]
+    float_bytes: int
+    weight_bytes: int
+
+
+def needs_stats(plan: QuantPlan) -> bool:
+    """Return whether a plan needs calibration statistics at all."""
+    return bool(plan.smoothed) or any(SCHEMES[str(layer.scheme)].needs_range for layer in plan.quantized)
+
+
+def needs_smoothed_stats(plan: QuantPlan) -> bool:
+    """Return whether ranges of smoothed layers need statistics of the smoothed input (`observe(..., mul=...)`)."""
+    linear = plan.config.linear
+    if linear is None or isinstance(linear, W8A8Dynamic) or not plan.smoothed:
+        return False
+    return not OBSERVERS[linear.act_method].follows_multiplier
+
+
+def smoothing_multipliers(denoiser: nn.Module, plan: QuantPlan, stats: Mapping[str, GroupStats]) -> dict[str, Tensor]:
+    """Return the input multiplier of every smoothed group.
+
+    Args:
+        denoiser: The float denoiser.
+        plan: The plan.
+        stats: Statistics of plain inputs by group name.
+
+    Returns:
+        [C] float32 > 0 by group name, exactly representable in the plan's deployment dtype.
+
+    Raises:
+        CalibrationError: If a smoothed group has no statistics.
+    """
+    config = plan.config.smoothing
+    multipliers: dict[str, Tensor] = {}
+    for layer in plan.smoothed:
+        assert config is not None
+        seen = select_steps(_stats_of(layer, stats), None)
+        act_absmax = torch.maximum(seen.lo.abs(), seen.hi.abs()).amax(dim=0)
+        weights = [float_linear(denoiser, path).weight for path in layer.modules]
+        weight_absmax = torch.stack([weight.detach().abs().amax(dim=0).float() for weight in weights]).amax(dim=0)
+        scale = SMOOTHINGS[config.kind](config, act_absmax.to(weight_absmax.device), weight_absmax)
+        multipliers[layer.name] = multiplier(scale, plan.config.deploy_dtype)
+    return multipliers
+
+
+def quantize_(
+    denoiser: nn.Module,
+    plan: QuantPlan,
+    stats: Mapping[str, GroupStats],
+    clock: StepClock,
+    *,
+    smoothed_stats: Mapping[str, GroupStats] | None = None,
+) -> QuantReport:
+    """Replace the planned Linears of a denoiser by int8 ones.
+
+    It always starts from float: a quantized denoiser is restored first. If anything is wrong the denoiser is left in
+    float. The float modules are kept aside for `restore_`.
+
+    Args:
+        denoiser: The denoiser; changed in place.
+        plan: What to do to which layer.
+        stats: Statistics by group name; may be empty if `needs_stats(plan)` is false.
+        clock: The clock that time-step dependent layers follow.
+        smoothed_stats: Statistics of inputs under `smoothing_multipliers`; only where `needs_smoothed_stats(plan)`.
+
+    Returns:
+        A report per layer group.
+
+    Raises:
+        CalibrationError: If statistics are missing (the message names layer and step) or not finite.
+        LayerMatchError: If the plan was built for another denoiser.
+    """
+    restore_(denoiser)
+    float_bytes = weight_bytes(denoiser)
+    tensors: dict[str, LayerTensors] = {}
+    drafts: list[tuple[LayerPlan, float, tuple[float, float] | None]] = []
+    # Not in inference mode even if the caller is: the step buffers must be ordinary tensors to be refilled later.
+    with torch.inference_mode(False), torch.no_grad():
+        multipliers = smoothing_multipliers(denoiser, plan, stats)
+        for layer in plan.quantized:
+            mul = multipliers.get(layer.name)
+            ranges = _ranges(layer, plan, stats, smoothed_stats, mul)
+            members, sqnr = _quantize_group(denoiser, layer, plan, ranges, mul)
+            tensors.update(zip(layer.modules, members, strict=True))
+            widest = None if ranges is None else (ranges[0].amin().item(), ranges[1].amax().item())
+            drafts.append((layer, sqnr, widest))
+        install_tensors_(denoiser, plan, tensors, clock)
+    report = QuantReport(
+        layers=tuple(_layer_report(denoiser, *draft) for draft in drafts),
+        float_bytes=float_bytes,
+        weight_bytes=weight_bytes(denoiser),
+    )
+    logger.info("quantized groups=%d weight_bytes=%d", len(report.layers), report.weight_bytes)
+    return report
+
+
+def weight_bytes(denoiser: nn.Module) -> int:
+    """Return the bytes of a denoiser's weights: float parameters plus, where quantized, the tensors of an export."""
+    floats: list[Tensor] = list(denoiser.parameters())
+    integers = [tensor for tensors in quantized_tensors(denoiser).values() for tensor in tensors.values()]
+    held = {id(tensor): tensor for tensor in floats + integers}
+    return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+
+
+def _quantize_group(
+    denoiser: nn.Module,
+    layer: LayerPlan,
+    plan: QuantPlan,
+    ranges: tuple[Tensor, Tensor] | None,
+    mul: Tensor | None,
+) -> tuple[list[LayerTensors], float]:
+    """Return the contract tensors of each member and the lowest weight SQNR among them."""
+    scheme = SCHEMES[str(layer.scheme)]
+    linears = [float_linear(denoiser, path) for path in layer.modules]
+    deploy_dtype = plan.config.deploy_dtype
+    input_qparams: QParams | None = None
+    if ranges is not None:
+        lo, hi = (bound.to(linears[0].weight.device) for bound in ranges)
+        input_qparams = choose_qparams(lo, hi, symmetric=False, deploy_dtype=deploy_dtype)
+    members: list[LayerTensors] = []
+    sqnrs: list[float] = []
+    for linear in linears:
+        weight = linear.weight.float() if mul is None else fold(linear.weight, mul)
+        built = scheme.build(weight, linear.bias, input_qparams, deploy_dtype)
+        sqnrs.append(sqnr_db(weight, _kept_weight(built)))
+        members.append(built if mul is None else {**built, "mul_scale": mul})
+    return members, min(sqnrs)
+
+
+def _ranges(
+    layer: LayerPlan,
+    plan: QuantPlan,
+    stats: Mapping[str, GroupStats],
+    smoothed_stats: Mapping[str, GroupStats] | None,
+    mul: Tensor | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Return the stored ranges of a group: lo and hi [1], or [T, 1] for a scheme per step; None if it stores none."""
+    scheme, linear = SCHEMES[str(layer.scheme)], plan.config.linear
+    if not scheme.needs_range or linear is None or isinstance(linear, W8A8Dynamic):
+        return None
+    group = _stats_of(layer, stats)
+    if layer.smoothed and smoothed_stats is not None and needs_smoothed_stats(plan):
+        group, mul = _stats_of(layer, smoothed_stats), None
+    steps: Sequence[int | None] = range(plan.num_steps) if scheme.is_per_step else (None,)
+    try:
+        bounds = [act_range(group, linear.act_method, step_index, mul) for step_index in steps]
+    except CalibrationError as error:
+        raise CalibrationError(f"{layer.name}: {error}") from error
+    lo, hi = (torch.stack(column) for column in zip(*bounds, strict=True))
+    return (lo[:, None], hi[:, None]) if scheme.is_per_step else (lo, hi)
+
+
+def _kept_weight(tensors: LayerTensors) -> Tensor:
+    """Return the float32 weight that int8 stands for."""
+    scale = tensors.get("weight_scale")
+    if scale is None:
+        scale = (tensors["deq_scale"] / tensors["input_scale"])[:, None]
+    return tensors["weight"].float() * scale
+
+
+def _layer_report(
+    denoiser: nn.Module, layer: LayerPlan, weight_sqnr_db: float, widest: tuple[float, float] | None
+) -> LayerReport:
+    state = swapped(denoiser)
+    assert state is not None
+    return LayerReport(
+        name=layer.name,
+        scheme=str(layer.scheme),
+        smoothed=layer.smoothed,
+        weight_sqnr_db=weight_sqnr_db,
+        act_lo=None if widest is None else widest[0],
+        act_hi=None if widest is None else widest[1],
+        kernel_kind=state.quantized[layer.modules[0]].kernel_kind,
+    )
+
+
+def _stats_of(layer: LayerPlan, stats: Mapping[str, GroupStats]) -> GroupStats:
+    if layer.name not in stats:
+        raise CalibrationError(
+            f"{layer.name} must have calibration statistics, but there are none; observe records with this group."
+        )
+    return stats[layer.name]
