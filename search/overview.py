@@ -11,7 +11,7 @@ from hyquant.config import QuantConfig
 from search.logged import strategy_of
 from search.picks import Point, choose_picks, picks_of
 from search.result import TrialResult
-from search.storage import stored_config
+from search.storage import float_scores, stored_config
 from search.study import StudyConfig
 from search.trials import (
     State,
@@ -58,11 +58,19 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class Overview:
-    """A study at one moment: its config, all trials by number, and how many are in each state."""
+    """A study at one moment.
+
+    Attributes:
+        config: What the study is.
+        rows: All trials by number.
+        counts: How many trials are in each state.
+        float_scores: Means of the float videos' metrics by name; empty until they are measured.
+    """
 
     config: StudyConfig
     rows: tuple[TrialRow, ...]
     counts: Mapping[str, int]
+    float_scores: Mapping[str, float]
 
     @property
     def front(self) -> tuple[TrialRow, ...]:
@@ -110,7 +118,7 @@ def read_overview(study: optuna.Study) -> Overview:
     rows = tuple(
         _row(trial, metrics, trial.number in on_front, tuple(picks_of(trial.number, picks))) for trial in trials
     )
-    return Overview(config=config, rows=rows, counts=count_states(trials))
+    return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=float_scores(study))
 
 
 def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks: tuple[str, ...]) -> TrialRow:
@@ -139,6 +147,7 @@ def objective_values(result: TrialResult, metrics: tuple[str, ...]) -> dict[str,
     if result.values is not None:
         return dict(zip(metrics, result.values, strict=True))
     measured = {name: metric.mean for name, metric in result.metrics.items()}
+    measured["weight_bytes"] = float(result.weight_bytes)
     if result.latency is not None:
         measured |= {"latency_ratio": result.latency.ratio, "latency_s": result.latency.loop_latency_s}
     return {name: measured[name] for name in metrics} if all(name in measured for name in metrics) else None

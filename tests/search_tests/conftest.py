@@ -2,7 +2,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 
 from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
 from hyquant.models.base import DeploymentShape, RenderSettings
@@ -91,3 +94,61 @@ def make_result() -> Callable[..., TrialResult]:
         return result.model_copy(update=changes)
 
     return make
+
+
+@pytest.fixture
+def filled_study(small_study, make_result) -> optuna.Study:
+    """A stored study of twelve complete trials, one infeasible, one failed, one reused, one running and one waiting."""
+    study = optuna.create_study(study_name="demo", directions=["maximize", "minimize"])
+    study.set_user_attr("study_config", small_study.model_dump(mode="json"))
+    kinds = ("timestep", "dynamic", "static", "m4")
+
+    def add(number: int, state: TrialState, **attrs: object) -> None:
+        kind = kinds[number % 4]
+        quality, ratio = 0.99 - 0.03 * (number % 4) - 0.002 * number, 1.0 - 0.1 * (number % 4) + 0.01 * number
+        result = make_result(kind, quality, ratio)
+        constraints = {"collapsed": 0.0}
+        if state == TrialState.PRUNED:
+            result = make_result(kind, 0.3, ratio, outcome="infeasible", values=None, reason="collapsed is 1, above 0")
+            constraints = {"collapsed": 1.0}
+        stored = {"config": result.config.model_dump(mode="json"), "config_digest": result.config_digest, **attrs}
+        if state != TrialState.FAIL:
+            stored["result"] = result.model_dump(mode="json")
+        study.add_trial(
+            create_trial(
+                state=state,
+                params={"strategy": kind},
+                distributions={"strategy": CategoricalDistribution(kinds)},
+                values=[quality, ratio] if state == TrialState.COMPLETE else None,
+                user_attrs=stored,
+                constraints=constraints,
+            )
+        )
+
+    for number in range(12):
+        add(number, TrialState.COMPLETE)
+    add(12, TrialState.PRUNED)
+    add(13, TrialState.FAIL, stage="render", reason="stage render on rank 0: out of memory")
+    add(0, TrialState.COMPLETE, reused_from=0)
+    study.ask()
+    study.enqueue_trial({"strategy": "m4"})
+    return study
+
+
+@pytest.fixture(scope="session")
+def study_config() -> StudyConfig:
+    """A study of the tiny model that a trial of takes a second."""
+    return StudyConfig(
+        name="tiny-study",
+        model=ModelConfig(kind="tiny", source="0", device="cpu"),
+        space=load_space("mini"),
+        workload=Workload(
+            calibration_prompts="calibration.txt",
+            search_prompts="search.txt",
+            num_calibration_prompts=2,
+            num_search_prompts=2,
+            settings=RenderSettings(height=16, width=16, num_frames=5, num_steps=2),
+        ),
+        deployment=DeploymentShape(height=32, width=32, num_frames=5, num_steps=2),
+        judge=JudgeConfig(model="hashing"),
+    )

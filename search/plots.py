@@ -1,0 +1,186 @@
+"""Pictures of a study: the front as PNG and as an interactive page, and how much each parameter matters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search.logged import config_params
+from search.overview import TrialRow
+from search.plot_data import FrontPlot, PlotPoint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FLOAT_COLOUR, _FRONT_COLOUR = "#444444", "#222222"
+
+
+def save_front_png(path: Path, plot: FrontPlot) -> None:
+    """Draw evaluated trials by strategy, infeasible ones as crosses, the front line, the picks, and float."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 6.0), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw_control(axes, plot)
+    _draw_front_line(axes, plot)
+    _draw_points(axes, plot)
+    _draw_picks(axes, plot)
+    axes.set_xlim(plot.x.range)
+    axes.set_ylim(plot.y.range)
+    axes.set_xlabel(plot.x.label)
+    axes.set_ylabel(plot.y.label)
+    axes.set_title(plot.title, fontsize=11)
+    axes.grid(alpha=0.25)
+    if plot.points:
+        figure.legend(loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    figure.savefig(path)
+
+
+def save_importances_png(path: Path, importances: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw one row of bars per objective: how much each parameter decides about it (shares that add up to 1)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 1.0 + 2.0 * len(importances)), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (objective, shares) in enumerate(importances.items()):
+        axes = figure.add_subplot(len(importances), 1, index + 1)
+        names = sorted(shares, key=lambda name: shares[name])
+        bars = axes.barh(names, [shares[name] for name in names], color="#0072B2")
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        axes.set_xlim(0.0, 1.1)
+        axes.set_title(f"what decides about {objective.replace('_', ' ')}", fontsize=10)
+    figure.savefig(path)
+
+
+def save_front_html(path: Path, plot: FrontPlot) -> None:
+    """Write the front as one page that needs no network, with each trial's config under the mouse."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    front = plot.front
+    shape = "hv" if plot.x.is_lower_better else "vh"
+    figure.add_scatter(
+        x=[p.x for p in front],
+        y=[p.y for p in front],
+        mode="lines",
+        line={"shape": shape, "color": _FRONT_COLOUR, "width": 1.5},
+        name="front",
+        hoverinfo="skip",
+    )
+    for strategy in plot.strategies:
+        for is_feasible in (True, False):
+            points = [p for p in plot.points if p.row.strategy == strategy and _is_feasible(p) == is_feasible]
+            if points:
+                figure.add_scatter(**_html_trace(plot, strategy, points, is_feasible))
+    x, y = plot.control
+    if x is not None:
+        figure.add_vline(x=x, line={"dash": "dash", "color": _FLOAT_COLOUR}, annotation_text="float")
+    if x is not None and y is not None:
+        marker = {"symbol": "star", "size": 14, "color": _FLOAT_COLOUR}
+        figure.add_scatter(x=[x], y=[y], mode="markers", name="float model", marker=marker, hovertext="float control")
+    figure.update_layout(
+        title=plot.title.replace("\n", "<br>"),
+        xaxis={"title": plot.x.label, "range": list(plot.x.range)},
+        yaxis={"title": plot.y.label, "range": list(plot.y.range)},
+        template="plotly_white",
+        hoverlabel={"align": "left"},
+    )
+    figure.write_html(path, include_plotlyjs=True, full_html=True)
+
+
+def hover_text(row: TrialRow) -> str:
+    """Return what the page shows of a trial: number, picks, values with spread, and its config."""
+    lines = [f"<b>trial {row.number}</b>" + (f" - {', '.join(row.picks)}" if row.picks else "")]
+    lines += [f"{name} {value:.4g}" for name, value in (row.values or {}).items()]
+    if row.result is not None and row.result.latency is not None:
+        latency = row.result.latency
+        lines.append(f"loop latency {latency.loop_latency_s:.3g} s, float {latency.control_loop_latency_s:.3g} s")
+        lines.append(f"{latency.kind}, {'compiled' if latency.compiled else 'not compiled'}, {latency.device}")
+    if row.reason:
+        lines.append(row.reason)
+    if row.config is not None:
+        lines += [f"{key}: {value or '-'}" for key, value in config_params(row.config).items()]
+    return "<br>".join(lines)
+
+
+def _is_feasible(point: PlotPoint) -> bool:
+    return point.row.state == "complete"
+
+
+def _html_trace(plot: FrontPlot, strategy: str, points: list[PlotPoint], is_feasible: bool) -> dict[str, object]:
+    return {
+        "x": [p.x for p in points],
+        "y": [p.y for p in points],
+        "mode": "markers+text",
+        "text": [", ".join(p.row.picks) for p in points],
+        "textposition": "top center",
+        "name": strategy if is_feasible else f"{strategy}, infeasible",
+        "marker": {
+            "color": plot.colour(strategy),
+            "symbol": "circle" if is_feasible else "x",
+            "size": [13 if p.row.is_on_front else 8 for p in points],
+            "line": {"color": _FRONT_COLOUR, "width": [1.5 if p.row.is_on_front else 0 for p in points]},
+        },
+        "hovertext": [hover_text(p.row) for p in points],
+        "hoverinfo": "text",
+        "cliponaxis": False,
+    }
+
+
+def _draw_control(axes: "Axes", plot: FrontPlot) -> None:
+    x, y = plot.control
+    if x is not None:
+        axes.axvline(x, color=_FLOAT_COLOUR, linestyle="--", linewidth=1, zorder=1)
+    if x is not None and y is not None:
+        axes.plot([x], [y], "*", color=_FLOAT_COLOUR, markersize=14, zorder=4, label="float model")
+
+
+def _draw_front_line(axes: "Axes", plot: FrontPlot) -> None:
+    how = "steps-post" if plot.x.is_lower_better else "steps-pre"
+    xs, ys = [p.x for p in plot.front], [p.y for p in plot.front]
+    axes.plot(xs, ys, drawstyle=how, color=_FRONT_COLOUR, linewidth=1.2, zorder=2, label="front")
+
+
+def _draw_points(axes: "Axes", plot: FrontPlot) -> None:
+    for strategy in plot.strategies:
+        own = [p for p in plot.points if p.row.strategy == strategy and _is_feasible(p)]
+        if own:
+            place = ([p.x for p in own], [p.y for p in own])
+            axes.scatter(*place, s=30, c=plot.colour(strategy), label=strategy, zorder=3)
+    for point in plot.front:
+        colour = plot.colour(point.row.strategy or "unknown")
+        axes.plot([point.x], [point.y], "o", color=colour, markersize=9, markeredgecolor=_FRONT_COLOUR, zorder=3)
+    crosses = [p for p in plot.points if not _is_feasible(p)]
+    if crosses:
+        colours = [plot.colour(p.row.strategy or "unknown") for p in crosses]
+        outside = "; at the edge: outside" if any(p.is_clamped for p in crosses) else ""
+        axes.scatter(
+            [p.x for p in crosses],
+            [p.y for p in crosses],
+            marker="x",
+            c=colours,
+            s=35,
+            zorder=3,
+            clip_on=False,
+            label=f"infeasible{outside}",
+        )
+
+
+def _draw_picks(axes: "Axes", plot: FrontPlot) -> None:
+    """Write each pick's name on the side where better points would be, which a front keeps empty."""
+    right, up = not plot.x.is_lower_better, not plot.y.is_lower_better
+    for point in plot.front:
+        if point.row.picks:
+            axes.annotate(
+                f"{', '.join(point.row.picks)} (#{point.row.number})",
+                (point.x, point.y),
+                xytext=(8 if right else -8, 8 if up else -8),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="bottom" if up else "top",
+                fontsize=9,
+                fontweight="bold",
+                zorder=5,
+            )
