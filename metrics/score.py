@@ -45,18 +45,20 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 class _EmbedOnce:
-    """An embedder that remembers its answers; it lives while one set of samples keeps its tensors alive."""
+    """An embedder that remembers its answers while one set of samples is scored.
+
+    Tensors are known by identity; each is kept beside its answer, so that its identity cannot pass to another one.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._videos: dict[int, Tensor] = {}
+        self._videos: dict[int, tuple[Tensor, Tensor]] = {}
         self._prompts: dict[str, Tensor] = {}
 
     def embed_video(self, video: Tensor) -> Tensor:
-        key = id(video)
-        if key not in self._videos:
-            self._videos[key] = self._embedder.embed_video(video)
-        return self._videos[key]
+        if id(video) not in self._videos:
+            self._videos[id(video)] = (video, self._embedder.embed_video(video))
+        return self._videos[id(video)][1]
 
     def embed_prompts(self, prompts: list[str]) -> Tensor:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prompts]
