@@ -26,6 +26,9 @@ LATENT_CHANNELS = 4
 TEXT_WIDTH = 24
 POOLED_WIDTH = 16
 
+_UNIT_GAIN = 3**0.5
+"""From torch's default of variance 1 / (3 fan_in) to 1 / fan_in: else blocks hardly change what passes through them."""
+
 
 class TinyVideoModel:
     """The `VideoModel` protocol over a random transformer of about 0.2 M weights; see the module's docstring.
@@ -182,6 +185,9 @@ def random_denoiser(seed: int, dtype: torch.dtype) -> nn.Module:
             pooled_projection_dim=POOLED_WIDTH,
             rope_axes_dim=(4, 6, 6),
         )
+    for module in denoiser.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data *= _UNIT_GAIN
     for parameter in denoiser.parameters():
         parameter.data = parameter.data.to(dtype)
     denoiser.eval().requires_grad_(False)

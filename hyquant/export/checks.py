@@ -1,0 +1,172 @@
+"""What can be wrong with an export: each check yields problems as sentences, none if all is well.
+
+Sources of the rules: the files MindIE-SD 3.1 accepts and the shapes and dtypes its W8A8 layers read.
+
+    N output channels   K input channels   T steps of the table
+"""
+
+import json
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hyquant.export.folder import FILE_MODE, sha256_of
+from hyquant.export.layout import describe, description_name, layer_names, weight_name
+from hyquant.export.manifest import MANIFEST_NAME, ExportManifest
+from hyquant.plan import LayerPlan
+
+Shape = tuple[int, ...]
+
+
+def read_checked(folder: Path, manifest: ExportManifest) -> tuple[dict[str, Tensor], list[str]]:
+    """Read the tensors of an export and return them, on the CPU, with everything that is wrong with the folder.
+
+    What cannot be read is not looked into; then the tensors are incomplete or missing, and there are problems.
+    """
+    problems = list(file_problems(folder, manifest))
+    weights = folder / weight_name(manifest.model_quant_type)
+    description = folder / description_name(manifest.model_quant_type)
+    if not weights.is_file() or not description.is_file():
+        return {}, problems
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        return {}, [*problems, f"{weights.name} must be a safetensors file, but cannot be read: {error}"]
+    text = description.read_text(encoding="utf-8", errors="replace")
+    problems.extend(description_problems(text, tensors, manifest))
+    problems.extend(tensor_problems(tensors, manifest))
+    return tensors, problems
+
+
+def file_problems(folder: Path, manifest: ExportManifest) -> Iterator[str]:
+    """Check names, kinds, modes, sizes and digests of the files."""
+    expected = {weight_name(manifest.model_quant_type), description_name(manifest.model_quant_type)}
+    if set(manifest.files) != expected:
+        yield f"the files must be {sorted(expected)}, but the manifest lists {sorted(manifest.files)}"
+    for name in (MANIFEST_NAME, *sorted(manifest.files)):
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            yield f"{name} must be a regular file, but it is {'a link' if path.is_symlink() else 'missing'}"
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & ~FILE_MODE:
+            yield f"{name} must have a mode within 0640, but it has {mode:04o}; the engine refuses it"
+        if name in manifest.files:
+            yield from _content_problems(path, manifest)
+
+
+def _content_problems(path: Path, manifest: ExportManifest) -> Iterator[str]:
+    info = manifest.files[path.name]
+    size = path.stat().st_size
+    if size != info.size_bytes:
+        yield f"{path.name} must have {info.size_bytes} bytes, but it has {size}; copy it again"
+    elif sha256_of(path) != info.sha256:
+        yield f"{path.name} must have the SHA-256 of the manifest, but its bytes were changed; copy it again"
+
+
+def description_problems(text: str, keys: Iterable[str], manifest: ExportManifest) -> Iterator[str]:
+    """Check that the description names exactly the tensors, each with the algorithm of the plan."""
+    name = description_name(manifest.model_quant_type)
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        yield f"{name} must be JSON, but it is not: {error}"
+        return
+    expected = describe(list(keys), layer_names(manifest.plan, manifest.layout), manifest.model_quant_type)
+    if not isinstance(found, dict):
+        yield f"{name} must be a flat table, but it is a {type(found).__name__}"
+        return
+    for key in sorted(set(expected) - set(found)):
+        yield f"{name} must describe {key}, but does not"
+    for key in sorted(set(found) - set(expected)):
+        yield f"{name} describes {key}, but there is no such tensor"
+    for key in sorted(set(expected) & set(found)):
+        if found[key] != expected[key]:
+            yield f"{name} must say {expected[key]} for {key}, but says {found[key]}"
+
+
+def tensor_problems(tensors: Mapping[str, Tensor], manifest: ExportManifest) -> Iterator[str]:
+    """Check presence, dtype, shape and values of every layer's tensors, and that all others are finite floats."""
+    seen: set[str] = set()
+    for layer in manifest.plan.layers:
+        for name, rows in _rows_by_name(layer, manifest):
+            expected = expected_tensors(layer, name, rows, manifest)
+            seen |= set(expected) | {f"{_prefix(layer, name)}.bias"}
+            for key, (dtypes, shape) in expected.items():
+                if key not in tensors:
+                    yield f"{key} of layer {layer.name} must be there, but is missing"
+                else:
+                    yield from _tensor_problems(key, tensors[key], dtypes, shape)
+            yield from _bias_problems(f"{_prefix(layer, name)}.bias", tensors, layer, rows)
+    for key in sorted(set(tensors) - seen):
+        if not tensors[key].is_floating_point():
+            yield f"{key} belongs to no quantized layer and must be float, but is {tensors[key].dtype}"
+        elif not torch.isfinite(tensors[key]).all():
+            yield f"{key} must be finite, but is not"
+
+
+def expected_tensors(
+    layer: LayerPlan, name: str, rows: int, manifest: ExportManifest
+) -> dict[str, tuple[tuple[torch.dtype, ...], Shape]]:
+    """Return what must be stored of a layer, but its bias: key -> allowed dtypes and shape."""
+    prefix = _prefix(layer, name)
+    floats = (torch.float32, torch.bfloat16, torch.float16)
+    if layer.scheme is None:
+        return {f"{prefix}.weight": (floats, (rows, layer.in_features))}
+    kinds: dict[str, tuple[tuple[torch.dtype, ...], Shape]] = {"weight": ((torch.int8,), (rows, layer.in_features))}
+    if layer.scheme != "w8a8_static":
+        kinds |= dict.fromkeys(("weight_scale", "weight_offset"), ((torch.float32,), (rows, 1)))
+    if layer.scheme != "w8a8_dynamic":
+        table: Shape = () if layer.scheme == "w8a8_static" else (manifest.num_steps,)
+        deq_dtype = torch.int64 if manifest.config.deploy_dtype == "float16" else torch.float32
+        kinds |= dict.fromkeys(("input_scale", "input_offset"), ((torch.float32,), (*table, 1)))
+        kinds |= {"deq_scale": ((deq_dtype,), (*table, rows)), "quant_bias": ((torch.int32,), (*table, rows))}
+    expected = {f"{prefix}.{kind}": value for kind, value in kinds.items()}
+    if layer.smoothed:
+        expected[f"{name}.div.mul_scale"] = ((torch.float32,), (layer.in_features,))
+    return expected
+
+
+def _tensor_problems(key: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: Shape) -> Iterator[str]:
+    if tensor.dtype not in dtypes:
+        yield f"{key} must be {' or '.join(map(str, dtypes))}, but is {tensor.dtype}"
+    if tuple(tensor.shape) != shape:
+        yield f"{key} must have shape {shape}, but has {tuple(tensor.shape)}"
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        yield f"{key} must be finite, but is not"
+        return
+    kind = key.rpartition(".")[2]
+    if kind.endswith("_scale") and not bool((tensor > 0).all()):
+        yield f"{key} must be positive, but has {int((tensor <= 0).sum())} values that are not"
+    if kind == "input_offset" and not bool(((tensor == tensor.round()) & (tensor >= -128) & (tensor <= 127)).all()):
+        yield f"{key} must hold integers in [-128, 127], but holds others"
+    if kind == "weight_offset" and bool(tensor.any()):
+        yield f"{key} must be zero, because engines take weights as symmetric, but is not"
+
+
+def _bias_problems(key: str, tensors: Mapping[str, Tensor], layer: LayerPlan, rows: int) -> Iterator[str]:
+    if key not in tensors:
+        return
+    bias = tensors[key]
+    if layer.scheme is not None and bias.dtype != torch.float32:
+        yield f"{key} must be torch.float32, but is {bias.dtype}"
+    if tuple(bias.shape) != (rows,):
+        yield f"{key} must have shape {(rows,)}, but has {tuple(bias.shape)}"
+    if not torch.isfinite(bias).all():
+        yield f"{key} must be finite, but is not"
+
+
+def _rows_by_name(layer: LayerPlan, manifest: ExportManifest) -> list[tuple[str, int]]:
+    """Return the layer's names in the export's layout with their numbers of output rows."""
+    if manifest.layout == "original":
+        return [(layer.name, sum(layer.out_features))]
+    return list(zip(layer.modules, layer.out_features, strict=True))
+
+
+def _prefix(layer: LayerPlan, name: str) -> str:
+    return f"{name}.linear" if layer.smoothed else name

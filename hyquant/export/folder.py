@@ -1,0 +1,133 @@
+"""Writing a folder whole or not at all."""
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hyquant.errors import ExportError
+
+FOLDER_MODE = 0o750
+FILE_MODE = 0o640
+"""The engine refuses files that others may read or that the group may write."""
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_SPARE_BYTES = 16 * 2**20
+
+
+@contextmanager
+def new_folder(path: Path, *, size_bytes: int, mark: str, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary sibling folder to fill, which becomes `path` if the block ends well.
+
+    Files get mode 0640 and the folder 0750, everything is flushed to disk before the folder gets its name, and after an
+    error nothing is left. An old folder stays until the new one takes its place.
+
+    Args:
+        path: The folder to make; missing parents are made.
+        size_bytes: About how much will be written.
+        mark: A file name that shows that a folder is one of ours and may be replaced.
+        overwrite: Whether an existing folder may be replaced.
+
+    Raises:
+        ExportError: If the folder exists and may not be replaced, is not ours, or the disk cannot take it.
+    """
+    _check_target(path, mark=mark, overwrite=overwrite)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(path.parent, size_bytes)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        yield temporary
+        _settle(temporary)
+        _swap_in(temporary, path)
+    except OSError as error:
+        raise _as_export_error(error, path) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    with path.open("rb") as file:
+        state = hashlib.sha256()
+        while chunk := file.read(2**20):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def _check_target(path: Path, *, mark: str, overwrite: bool) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise ExportError(f"an export must be a folder, but {path} is something else; give another path")
+    if not any(path.iterdir()):
+        return
+    if not (path / mark).is_file():
+        raise ExportError(f"only an export may be replaced, but {path} holds other things; give another path")
+    if not overwrite:
+        raise ExportError(f"{path} holds an export already; give another path, or say that it may be overwritten")
+
+
+def _check_space(folder: Path, size_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes + _SPARE_BYTES:
+        raise ExportError(
+            f"the export needs about {size_bytes / 2**20:.0f} MiB, but {folder} has {free / 2**20:.0f} MiB free; "
+            "make room or give another path"
+        )
+
+
+def _settle(folder: Path) -> None:
+    """Set modes and wait until content and names have reached the disk."""
+    for file in folder.iterdir():
+        file.chmod(FILE_MODE)
+        _fsync(file)
+    folder.chmod(FOLDER_MODE)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap_in(new: Path, path: Path) -> None:
+    """Give the new folder its name; an old one ends up under the new one's former name, to be removed."""
+    if not path.exists() or not any(path.iterdir()):
+        new.replace(path)
+    elif not _exchange(new, path):
+        old = new.with_name(f"{new.name}.old")
+        path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        old.rename(new)
+    _fsync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (Linux renameat2), and tell whether the system could."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def _as_export_error(error: OSError, path: Path) -> ExportError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExportError(
+            f"the disk of {path} is full ({error.strerror}); nothing was written, make room and export again"
+        )
+    return ExportError(f"{path} cannot be written: {error}; nothing was written, check the folder and its rights")

@@ -1,0 +1,129 @@
+"""From a quantized denoiser's tensors to the engine's, and back: names, dtypes and the description.
+
+The engine is MindIE-SD: a layer's tensors are named `LAYER.KIND`, and a description names the algorithm of every
+tensor. Where a layer is smoothed, its multiplier is `LAYER.div.mul_scale` and all its other tensors are
+`LAYER.linear.KIND`. Scales are float32; only for float16 deployment `deq_scale` is int64 with the float32's bits in
+the low half, as the operator wants it. Weights that stay in float keep the model's dtype. Source: mindiesd 3.1
+(`quantize`), torch_npu `npu_quant_matmul`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hyquant.errors import ExportError
+from hyquant.export.manifest import Layout
+from hyquant.models.names import to_diffusers, to_original
+from hyquant.plan import QuantPlan
+
+ALGORITHMS: Mapping[str, str] = {
+    "w8a8_static": "W8A8",
+    "w8a8_dynamic": "W8A8_DYNAMIC",
+    "w8a8_timestep": "W8A8_TIMESTEP",
+}
+"""The engine's name of each scheme."""
+
+FLOAT = "FLOAT"
+TYPE_KEY = "model_quant_type"
+
+_SMOOTH_KIND = "mul_scale"
+_SMOOTH_SUFFIX = ".div.mul_scale"
+
+
+def model_quant_type(plan: QuantPlan) -> str:
+    """Return the engine's name of what the plan does.
+
+    Raises:
+        ExportError: If the plan quantizes nothing: there is no such export.
+    """
+    if plan.config.linear is None or not plan.quantized:
+        raise ExportError(
+            "an export must quantize a layer, but this plan quantizes none; ship the float weights instead"
+        )
+    return ALGORITHMS[plan.config.linear.kind]
+
+
+def weight_name(quant_type: str) -> str:
+    """Return the name of the tensor file; the engine derives it from the type."""
+    return f"quant_model_weight_{quant_type.lower()}.safetensors"
+
+
+def description_name(quant_type: str) -> str:
+    """Return the name of the description file."""
+    return f"quant_model_description_{quant_type.lower()}.json"
+
+
+def layer_names(plan: QuantPlan, layout: Layout) -> dict[str, str]:
+    """Return layer -> scheme of the quantized layers, with the layer names of a layout."""
+    return {
+        name: str(layer.scheme)
+        for layer in plan.quantized
+        for name in ((layer.name,) if layout == "original" else layer.modules)
+    }
+
+
+def deployed(
+    state: Mapping[str, Tensor], layers: Sequence[str], *, layout: Layout, deploy_dtype: str
+) -> dict[str, Tensor]:
+    """Return a denoiser's whole state under the engine's names and with its dtypes.
+
+    Args:
+        state: `MODULE.KIND` -> tensor, for every quantized and float tensor, in diffusers' names.
+        layers: Quantized layers, in the layout's names.
+        layout: The names to give.
+        deploy_dtype: What the engine computes in; "float16" makes `deq_scale` int64.
+    """
+    named = to_original(state) if layout == "original" else dict(state)
+    if deploy_dtype == "float16":
+        named = {key: _to_bits(tensor) if key.endswith(".deq_scale") else tensor for key, tensor in named.items()}
+    smoothed = {layer for layer in layers if f"{layer}.{_SMOOTH_KIND}" in named}
+    return {_wrapped(key, smoothed): tensor for key, tensor in named.items()}
+
+
+def undeployed(tensors: Mapping[str, Tensor], *, layout: Layout) -> dict[str, Tensor]:
+    """Undo `deployed`: return `MODULE.KIND` -> tensor in diffusers' names."""
+    smoothed = {key.removesuffix(_SMOOTH_SUFFIX) for key in tensors if key.endswith(_SMOOTH_SUFFIX)}
+    named = {
+        _unwrapped(key, smoothed): _from_bits(tensor) if key.endswith(".deq_scale") else tensor
+        for key, tensor in tensors.items()
+    }
+    return to_diffusers(named) if layout == "original" else named
+
+
+def describe(keys: Sequence[str], schemes: Mapping[str, str], quant_type: str) -> dict[str, str]:
+    """Return the description: the type of the model, and of every tensor FLOAT or its layer's algorithm."""
+    return {TYPE_KEY: quant_type} | {key: _algorithm(key, schemes) for key in sorted(keys)}
+
+
+def _algorithm(key: str, schemes: Mapping[str, str]) -> str:
+    if key.endswith(_SMOOTH_SUFFIX):
+        return FLOAT
+    layer = key.rpartition(".")[0]
+    scheme = schemes.get(layer) or schemes.get(layer.removesuffix(".linear"))
+    return ALGORITHMS[scheme] if scheme else FLOAT
+
+
+def _wrapped(key: str, smoothed: set[str]) -> str:
+    layer, _, kind = key.rpartition(".")
+    if layer not in smoothed:
+        return key
+    return f"{layer}{_SMOOTH_SUFFIX}" if kind == _SMOOTH_KIND else f"{layer}.linear.{kind}"
+
+
+def _unwrapped(key: str, smoothed: set[str]) -> str:
+    owner, _, kind = key.rpartition(".")
+    for suffix in (".div", ".linear"):
+        layer = owner.removesuffix(suffix)
+        if layer != owner and layer in smoothed:
+            return f"{layer}.{kind}"
+    return key
+
+
+def _to_bits(scale: Tensor) -> Tensor:
+    """Return positive float32 scales as int64 with the same bits in the low half."""
+    return scale.contiguous().view(torch.int32).to(torch.int64)
+
+
+def _from_bits(scale: Tensor) -> Tensor:
+    return scale.to(torch.int32).view(torch.float32) if scale.dtype == torch.int64 else scale

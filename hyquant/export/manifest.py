@@ -1,0 +1,123 @@
+"""What an export says about itself: `hyq_manifest.json`, a frozen value beside the engine's two files."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from hyquant.config import FrozenModel, QuantConfig
+from hyquant.errors import ExportError
+from hyquant.models.base import VideoModel
+from hyquant.plan import QuantPlan
+
+MANIFEST_NAME = "hyq_manifest.json"
+
+Layout = Literal["original", "diffusers"]
+"""Whose layer names the tensors bear; original ones fuse q, k, v (and the MLP of single blocks) into one layer."""
+
+Target = Literal["hyquant", "mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"]
+"""What is meant to execute the export."""
+
+
+class ModelInfo(FrozenModel):
+    """Which float model was quantized: what `load_model` was called with, and the digests of what it loaded."""
+
+    kind: str
+    source: str
+    fingerprint: str
+    dtype: str
+
+
+class FileInfo(FrozenModel):
+    """Size and SHA-256 of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+class ExportManifest(FrozenModel):
+    """Everything needed to load, check and explain an export.
+
+    Attributes:
+        static_steps: First and one-past-last step index that use stored activation scales; None if no step does. An
+            engine with a step policy, such as MindIE-SD's TimestepPolicyConfig, must be told: it is dynamic
+            everywhere by default.
+        layer_counts: Number of layers by what happened to them: a scheme's name, "float", "smoothed".
+        files: The other files of the folder, by name.
+    """
+
+    format_version: Literal[1] = 1
+    config: QuantConfig
+    plan: QuantPlan
+    target: Target
+    layout: Layout
+    model: ModelInfo
+    model_quant_type: str
+    num_steps: int
+    static_steps: tuple[int, int] | None
+    layer_counts: dict[str, int]
+    versions: dict[str, str]
+    files: dict[str, FileInfo]
+
+
+def model_info(model: VideoModel) -> ModelInfo:
+    """Describe a video model for the manifest."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return ModelInfo(kind=model.kind, source=model.source, fingerprint=model.fingerprint(), dtype=dtype)
+
+
+def static_steps(plan: QuantPlan) -> tuple[int, int] | None:
+    """Return first and one-past-last step that use stored activation scales; None if no step does."""
+    linear = plan.config.linear
+    if linear is None or linear.kind == "w8a8_dynamic":
+        return None
+    first = 0 if linear.kind == "w8a8_static" else linear.timestep_sep
+    return (first, plan.num_steps) if first < plan.num_steps else None
+
+
+def layer_counts(plan: QuantPlan) -> dict[str, int]:
+    """Count layers by what happens to them."""
+    schemes = [layer.scheme or "float" for layer in plan.layers]
+    return {name: schemes.count(name) for name in sorted(set(schemes))} | {"smoothed": len(plan.smoothed)}
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of what shaped the export."""
+    found = {"python": platform.python_version()}
+    for package in ("hyq-search", "torch", "safetensors", "diffusers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def read_manifest(folder: str | Path) -> ExportManifest:
+    """Read an export's manifest.
+
+    Raises:
+        ExportError: If the folder is no export, or the manifest is damaged or of another version.
+    """
+    path = find_manifest(folder)
+    try:
+        return ExportManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ExportError(
+            f"{path} must be a manifest of format 1, but {place} is wrong ({first['msg']}); export again"
+        ) from error
+
+
+def find_manifest(folder: str | Path) -> Path:
+    """Return the path of an export's manifest.
+
+    Raises:
+        ExportError: If the folder is no export.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    if not path.is_file():
+        raise ExportError(f"an export is a folder with {MANIFEST_NAME}, but {folder} is none; give what `export` wrote")
+    return path
