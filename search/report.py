@@ -10,12 +10,14 @@ from typing import Any
 import optuna
 import yaml
 
+from hyquant.export import VerifyReport
 from search.importances import importances
 from search.logged import config_params
 from search.media import plain
 from search.overview import Overview, TrialRow, read_overview
 from search.plot_data import front_plot
 from search.plots import save_front_html, save_front_png, save_importances_png
+from search.result import LatencyResult
 from search.study import StudyConfig
 
 _CONFIG_COLUMNS = ("linear.act_method", "linear.timestep_sep", "smoothing.kind", "layers.exclude")
@@ -125,6 +127,43 @@ def trial_json(row: TrialRow) -> dict[str, Any]:
         "duration_s": row.duration_s,
     }
     return {key: plain(value) for key, value in answer.items()}
+
+
+def report_json(report: VerifyReport) -> dict[str, Any]:
+    """Return the answer of `hyq-search verify --json`; documented in docs/cli.md."""
+    answer: dict[str, Any] = plain(report)
+    return answer
+
+
+def trial_lines(row: TrialRow) -> list[str]:
+    """Return what there is to know about one trial, as lines for people."""
+    offered = f", offered as {' and '.join(row.picks)}" if row.picks else ""
+    lines = [f"trial {row.number}: {row.state}{', on the front' if row.is_on_front else ''}{offered}"]
+    if row.reason:
+        lines.append(f"reason: {row.reason}")
+    if row.preset:
+        lines.append(f"preset: {row.preset}")
+    if row.config is not None:
+        lines += ["config:", *(f"  {key}: {value or '-'}" for key, value in config_params(row.config).items())]
+    if row.result is not None:
+        lines += ["scores over the prompts:"]
+        lines += [f"  {name}: {m.mean:.5g} (std {m.std:.2g})" for name, m in row.result.metrics.items()]
+        lines += [f"  bound on {name} is exceeded by {v:.3g}" for name, v in row.result.constraints.items() if v > 0]
+        lines += _latency_lines(row.result.latency)
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row.result.stage_seconds.items())
+        lines.append(f"time: {stages}")
+    return lines
+
+
+def _latency_lines(latency: LatencyResult | None) -> list[str]:
+    if latency is None:
+        return ["latency: not measured"]
+    how = f"{latency.kind}, {'compiled' if latency.compiled else 'not compiled'}, {latency.device}, {latency.shape}"
+    return [
+        f"latency: {latency.ratio:.3f} of float (MAD {latency.ratio_mad:.2g}), "
+        f"{latency.loop_latency_s:.3g} s against {latency.control_loop_latency_s:.3g} s a clip",
+        f"  {how}; {latency.rounds} rounds after {latency.warmup} of warm-up",
+    ]
 
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:

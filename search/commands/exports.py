@@ -1,0 +1,118 @@
+"""Commands about exported weights: export, verify, render."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from search.commands.options import AsJson, Store, Study
+from search.console import print_json, print_line, remark
+
+Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder that `hyq-search export` wrote.")]
+Source = Annotated[
+    str | None, typer.Option("--model", help="Where the float weights are [default: where the export says].")
+]
+
+
+def export(
+    study: Study,
+    pick: Annotated[str, typer.Option(help="safe, balanced, fast, or a trial's number.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    layout: Annotated[Literal["original", "diffusers"], typer.Option(help="Whose layer names to write.")] = "original",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there already.")] = False,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize the model as a trial did, and write the weights."""
+    from search.exporting import export_config, find_pick
+    from search.locate import locate_study, opened_study, overview_of
+    from search.mindie import hyquant_snippet, mindie_snippet
+    from search.report import report_json, trial_json
+    from search.storage import stored_prompts
+
+    ref = locate_study(study, store)
+    overview = overview_of(ref)
+    row = find_pick(overview, pick)
+    assert row.config is not None
+    if row.state != "complete":
+        remark(f"trial {row.number} is {row.state}: {row.reason}")
+    with opened_study(ref) as opened:
+        prompts = stored_prompts(opened)
+    config = overview.config.model_copy(update={"store": str(ref.store)})
+    done = export_config(config, prompts, row.config, out, layout=layout, overwrite=overwrite)
+    if as_json:
+        answer = trial_json(row)
+        about = {key: answer[key] for key in ("number", "picks", "values", "config", "config_digest")}
+        files = {name: info.size_bytes for name, info in done.manifest.files.items()}
+        settled = {"study": overview.config.name, "out": str(out), "layout": layout, "files": files}
+        print_json({**settled, "trial": about, "verify": report_json(done.report)})
+    else:
+        print_line(f"exported trial {row.number} ({row.strategy}) of {overview.config.name} to {out}")
+        for name, info in done.manifest.files.items():
+            print_line(f"  {name}  {info.size_bytes / 1e6:.1f} MB")
+        print_line(f"verified: {'ok' if done.report.ok else 'PROBLEMS'}, {done.report.layers} quantized layers")
+        _print_snippet("load it in Python:", hyquant_snippet(out, done.manifest))
+        _print_snippet("load it in MindIE-SD:", mindie_snippet(out, done.manifest))
+    _stop_on_problems(done.report.problems)
+
+
+def verify(folder: Export, model: Source = None, as_json: AsJson = False) -> None:
+    """Check that an export is whole and does what the float model does; exit code 3 if not."""
+    from hyquant.errors import HyquantError
+    from hyquant.export import read_manifest, verify_export
+    from search.rendering import load_float_model
+    from search.report import report_json
+
+    float_model, compared = None, "compared with the float model"
+    read_manifest(folder)
+    try:
+        float_model = load_float_model(folder, source=model)
+    except HyquantError as error:
+        compared = f"not compared with the float model: {error}"
+    report = verify_export(folder, float_model)
+    if as_json:
+        print_json({**report_json(report), "compared": compared})
+    else:
+        counts = ", ".join(f"{count} {name}" for name, count in report.layer_counts.items())
+        print_line(f"{folder}: {'ok' if report.ok else 'PROBLEMS'}; layers: {counts or 'unknown'}; {compared}")
+    _stop_on_problems(report.problems)
+
+
+def render(
+    export: Export,
+    prompt: Annotated[list[str], typer.Option(help="What to show; may be given several times.")],
+    seed: Annotated[int, typer.Option(help="Seed of the first clip; each further clip adds one.", min=0)] = 42,
+    out: Annotated[Path | None, typer.Option(help="Folder to write into [default: EXPORT-render].")] = None,
+    model: Source = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a clip.", min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render clips with exported weights beside the float model's."""
+    from search.rendering import clip_settings, load_float_model, render_export
+
+    settings = clip_settings(export, size=size, num_frames=frames)
+    folder = out or export.with_name(f"{export.name}-render")
+    float_model = load_float_model(export, source=model)
+    remark(f"rendering {len(prompt)} clips of {settings.width}x{settings.height}, {settings.num_frames} frames, twice")
+    files = render_export(float_model, export, prompt, settings, seed=seed, out=folder)
+    if as_json:
+        names = [str(path) for path in files]
+        print_json({"export": str(export), "prompts": prompt, "seed": seed, "files": names, "settings": dict(settings)})
+        return
+    for path in files:
+        print_line(str(path))
+
+
+def _print_snippet(title: str, snippet: str | None) -> None:
+    if snippet is not None:
+        print_line(title)
+        for line in snippet.splitlines():
+            print_line(f"  {line}")
+
+
+def _stop_on_problems(problems: tuple[str, ...]) -> None:
+    for problem in problems:
+        remark(problem)
+    if problems:
+        raise typer.Exit(3)

@@ -1,0 +1,49 @@
+"""Commands that look: ui (the MLflow pages of a study) and doctor (what this installation has and lacks)."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from search.commands.options import AsJson, Store, Study
+from search.console import print_json, print_line, remark
+
+
+def ui(
+    study: Study,
+    store: Store = None,
+    port: Annotated[int, typer.Option(help="Port on this machine's loopback address.", min=1, max=65535)] = 5000,
+) -> None:
+    """Serve the MLflow pages of the study's store, to this machine only, until Ctrl-C."""
+    from search.locate import locate_study
+    from search.ui import server_command, server_environment
+
+    ref = locate_study(study, store)
+    command = server_command(ref.store, port)
+    remark(f"MLflow for {ref.store} at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    sys.stderr.flush()
+    os.execve(command[0], command, {**os.environ, **server_environment()})
+
+
+def doctor(
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="Also check this study's databases.", show_default=False)
+    ] = None,
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check packages, devices, compiler, weights, video codec and disk, and say how to get what is missing."""
+    from search.doctor import examine
+
+    checks = examine(study, store)
+    problems = [check for check in checks if check.verdict == "problem"]
+    if as_json:
+        print_json({"ok": not problems, "checks": [check.as_json() for check in checks]})
+    else:
+        for check in checks:
+            print_line(f"{check.verdict:8}{check.name}: {check.found}")
+            if check.way_out:
+                print_line(f"{'':8}  -> {check.way_out}")
+    if problems:
+        raise typer.Exit(3)

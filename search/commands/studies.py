@@ -1,0 +1,113 @@
+"""Commands that run a study or answer questions about it: run, trial, status, front, show."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.options import AsJson, Store, Study
+from search.console import print_json, print_line, print_table, remark
+from search.errors import SearchError
+from search.progress import RunProgress, in_words
+
+
+def run(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+    """Create a study, or resume it, and evaluate trials until its budget is used."""
+    from search.locate import config_to_run, locate_study, overview_of
+    from search.report import status_json
+    from search.runner import run_study
+
+    ref = locate_study(study, store)
+    config, study_file = config_to_run(ref)
+    with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
+        summary = run_study(config, study_file=study_file, on_event=progress)
+    if as_json:
+        print_json({**status_json(overview_of(ref)), "message": summary.message})
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
+    print_line(f"{summary.study}: {summary.message}; {counts}; {summary.front_size} on the front")
+    print_line(
+        f"next: hyq-search front {study}; hyq-search ui {study}; hyq-search export {study} --pick balanced --out DIR"
+    )
+
+
+def trial(
+    study: Study,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A quantization config, written by hand.")],
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate one hand-written config as a trial of the study, logged like the rest."""
+    from search.config_file import load_config
+    from search.locate import config_to_run, locate_study, overview_of
+    from search.runner import run_point
+
+    point = load_config(config)
+    ref = locate_study(study, store)
+    study_config, study_file = config_to_run(ref)
+    with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
+        number = run_point(study_config, point, study_file=study_file, on_event=progress)
+    row = overview_of(ref).row(number)
+    if row is None or row.state in ("failed", "stopped"):
+        raise SearchError(f"trial {number} must finish, but {row.reason if row else 'is gone'}; see hyq-search show")
+    _show(study, number, store, as_json)
+
+
+def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+    """Say how far a study is."""
+    from search.locate import locate_study, overview_of
+    from search.report import status_json
+
+    overview = overview_of(locate_study(study, store))
+    answer = status_json(overview)
+    if as_json:
+        print_json(answer)
+        return
+    counts = ", ".join(f"{count} {state}" for state, count in answer["trials"].items() if count) or "no trials yet"
+    print_line(f"study {answer['study']}: {answer['evaluated']} of {answer['budget']['trials']} trials evaluated")
+    print_line(f"trials: {counts}")
+    picks = ", ".join(f"{name} is trial {number}" for name, number in answer["picks"].items())
+    print_line(f"front: {answer['front_size']} points" + (f"; {picks}" if picks else ""))
+    if answer["median_trial_s"] is not None:
+        print_line(f"one trial takes {in_words(answer['median_trial_s'])}")
+
+
+def front(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+    """List the trials that no other trial beats, best quality first."""
+    from search.locate import locate_study, overview_of
+    from search.report import front_json, table_row
+
+    overview = overview_of(locate_study(study, store))
+    if as_json:
+        print_json(front_json(overview))
+    elif overview.front:
+        print_table([table_row(row) for row in overview.front])
+    else:
+        remark(f"study {overview.config.name} has no complete trial yet")
+
+
+def show(
+    study: Study,
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial.")],
+    store: Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show everything about one trial."""
+    _show(study, trial, store, as_json)
+
+
+def _show(study: str, number: int, store: Path | None, as_json: bool) -> None:
+    from search.locate import locate_study, overview_of
+    from search.report import trial_json, trial_lines
+
+    overview = overview_of(locate_study(study, store))
+    row = overview.row(number)
+    if row is None:
+        known = f"0 to {len(overview.rows) - 1}" if overview.rows else "none yet"
+        raise SearchError(f"study {overview.config.name} has trials {known}, but got {number}; see hyq-search status")
+    if as_json:
+        print_json(trial_json(row))
+        return
+    for line in trial_lines(row):
+        print_line(line)

@@ -1,0 +1,89 @@
+"""How a run is watched: a bar with the time left on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from search.runner import RunEvent
+
+
+def time_left_s(done: int, elapsed_s: float, remaining: int) -> float | None:
+    """Return the time the rest will take at the pace so far; None before the first one is done."""
+    return elapsed_s / done * remaining if done > 0 else None
+
+
+def in_words(seconds: float | None) -> str:
+    """Return a duration as people say it: "40 s", "12 min", "3 h 20 min"; "" if it is not known."""
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class RunProgress(AbstractContextManager["RunProgress"]):
+    """Shows the events of a run as they come.
+
+    Args:
+        stream: Where to write; a bar is drawn if it is a terminal.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._started_s = clock()
+        self._first: int | None = None
+        self._bar = _bar(stream) if stream.isatty() else None
+        self._task = self._bar.add_task("starting", total=None, left="") if self._bar is not None else None
+
+    def __enter__(self) -> "RunProgress":
+        """Begin to show."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: "RunEvent") -> None:
+        """Show one event."""
+        evaluated = event.counts.get("complete", 0) + event.counts.get("infeasible", 0)
+        if self._first is None:
+            self._first = evaluated
+        left_s = time_left_s(evaluated - self._first, self._clock() - self._started_s, max(0, event.budget - evaluated))
+        if self._bar is not None and self._task is not None:
+            left = f"about {in_words(left_s)} left" if left_s else ""
+            doing = f"trial {event.trial} done" if event.kind == "trial" else "evaluating"
+            self._bar.update(self._task, completed=evaluated, total=event.budget, left=left, description=doing)
+            if event.message:
+                self._bar.console.print(event.message, markup=False, highlight=False)
+        elif event.message:
+            tail = f" [{evaluated}/{event.budget} evaluated"
+            tail += f", about {in_words(left_s)} left]" if left_s else "]"
+            self._stream.write(event.message + (tail if event.kind == "trial" else "") + "\n")
+            self._stream.flush()
+
+
+def _bar(stream: TextIO) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("evaluated"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=Console(file=stream),
+        transient=True,
+    )

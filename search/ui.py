@@ -1,0 +1,41 @@
+"""How the MLflow server of a store is started: on the loopback address, without usage pings or extra processes."""
+
+import socket
+import sys
+from pathlib import Path
+
+from search.errors import SearchError, StoreError
+from search.tracking import database_path, tracking_uri
+
+HOST = "127.0.0.1"
+
+
+def server_command(store: Path, port: int) -> list[str]:
+    """Return the command that serves a store's runs.
+
+    Raises:
+        StoreError: If the store has no MLflow database.
+        SearchError: If the port is taken.
+    """
+    if not database_path(store).is_file():
+        raise StoreError(f"a store must hold mlflow.db, but {store} does not; start a study with hyq-search run.")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise SearchError(
+                f"port {port} must be free, but {error.strerror.lower()}; give another --port."
+            ) from error
+    uri = tracking_uri(store)
+    options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
+    return [sys.executable, "-m", "mlflow", "server", *options]
+
+
+def server_environment() -> dict[str, str]:
+    """Return what to set for the server: no usage pings, no job runner, no news from the internet."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
