@@ -41,8 +41,10 @@ class LatencyResult(FrozenModel):
 class TrialResult(FrozenModel):
     """Everything one trial found out.
 
-    `values` are the objective values in the study's order; `constraints` holds, by metric, how far the bound is exceeded
-    (> 0 means violated). `stage_seconds` are wall times by stage (quantize, compile, render, score, latency, overhead).
+    `values` are the objective values in the study's order; `constraints` holds, by metric, how far the bound is
+    exceeded (> 0 means violated). `stage_seconds` are wall times by stage: calibrate, quantize, render, score,
+    compile, latency, then `wait` (for locks and other slots) and `overhead`, which is everything else since the
+    slot's previous trial.
     """
 
     config: QuantConfig
@@ -54,4 +56,5 @@ class TrialResult(FrozenModel):
     constraints: dict[str, float]
     reason: str | None = None
     weight_bytes: int
+    peak_memory_bytes: int | None = None
     stage_seconds: dict[str, float]

@@ -1,19 +1,17 @@
 """What a study is: space, workload, judge, objectives, constraints, budget and slots, as one frozen value.
 
-A study file is YAML, read once by `load_study`; everything inside the program is typed. `StudyConfig.identity()` is the part
-that may not change between runs of one study (everything but budget and slots); `digest(identity)` guards resumption.
+A study file is YAML, read once by `search.study_file.load_study`; everything inside the program is typed.
+`StudyConfig.identity()` is the part that may not change between runs of one study: all but budget, slots and where it
+is stored.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from hyquant.config import FrozenModel
-from hyquant.errors import ConfigError
 from hyquant.models.base import DeploymentShape, RenderSettings
-from spaces.space import SearchSpace, load_space
+from spaces.space import SearchSpace
 
 Target = Literal["hyquant", "mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"]
 
@@ -58,11 +56,20 @@ class Objective(FrozenModel):
 
 
 class Constraint(FrozenModel):
-    """A bound on a metric's mean over prompts; a trial outside it may not win."""
+    """A bound on a metric's mean over prompts; a trial outside it may not win.
+
+    `{metric}_drop` is how much worse the metric is than on the float videos of the same prompts (above 0 is worse).
+    """
 
     metric: str
     min: float | None = None
     max: float | None = None
+
+    def violation(self, value: float) -> float:
+        """Return how far a value lies outside the bounds; 0 or less is inside."""
+        below = -float("inf") if self.min is None else self.min - value
+        above = -float("inf") if self.max is None else value - self.max
+        return max(below, above)
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> "Constraint":
@@ -80,14 +87,14 @@ class SamplerConfig(FrozenModel):
 
 
 class Budget(FrozenModel):
-    """When to stop: evaluated trials (complete + infeasible, reused ones not counted) and optionally seconds."""
+    """When to stop: evaluated trials (complete and infeasible, not reused) and optionally seconds of one run."""
 
     trials: Annotated[int, Field(ge=1)] = 30
     time_s: Annotated[float, Field(gt=0)] | None = None
 
 
 class Slot(FrozenModel):
-    """One long-lived group of ranks. `devices` is what the slot's visible-devices variable is set to; None leaves it."""
+    """One long-lived group of ranks. The visible-devices variable is set to `devices`; None leaves it."""
 
     ranks: Annotated[int, Field(ge=1)] = 1
     devices: str | None = None
@@ -106,9 +113,19 @@ DEFAULT_OBJECTIVES = (
     Objective(metric="latency_ratio", direction="minimize"),
 )
 
+DEFAULT_CONSTRAINTS = (
+    Constraint(metric="collapsed", max=0.0),
+    Constraint(metric="clip_prompt_drop", max=0.05),
+    Constraint(metric="motion_energy_ratio", min=0.5, max=2.0),
+)
+
 
 class StudyConfig(FrozenModel):
-    """A study file."""
+    """A study file.
+
+    `store` is the folder of databases, caches and logs. `storage` is Optuna's database as a SQLAlchemy URL, for studies
+    shared by several machines; None is `optuna.db` in the store.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     model: ModelConfig
@@ -119,13 +136,25 @@ class StudyConfig(FrozenModel):
     judge: JudgeConfig
     metrics: tuple[str, ...] = ("clip_prompt", "clip_reference", "psnr_db", "ssim", "motion_energy_ratio", "collapsed")
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = DEFAULT_OBJECTIVES
-    constraints: tuple[Constraint, ...] = ()
+    constraints: tuple[Constraint, ...] = DEFAULT_CONSTRAINTS
     latency: LatencyConfig = LatencyConfig()
     sampler: SamplerConfig = SamplerConfig()
     budget: Budget = Budget()
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"
+    storage: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return the part that must stay equal on resume: all but budget, slots and store location."""
-        return self.model_dump(mode="json", exclude={"budget", "slots", "store"})
+        """Return the part that must stay equal on resume: all but budget, slots and where the study is stored."""
+        return self.model_dump(mode="json", exclude={"budget", "slots", "store", "storage"})
+
+    @model_validator(mode="after")
+    def _names_each_thing_once(self) -> "StudyConfig":
+        for what, names in (
+            ("metrics", self.metrics),
+            ("objectives", tuple(objective.metric for objective in self.objectives)),
+            ("constraints", tuple(constraint.metric for constraint in self.constraints)),
+        ):
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{what} must name each metric once, but {repeated} stand there twice; merge them")
+        return self

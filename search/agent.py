@@ -1,0 +1,28 @@
+"""torchrun's agent of one slot, which does not outlive the runner: `python -m search.agent RUNNER_PID
+TORCHRUN_ARGUMENTS`.
+
+On Linux the kernel sends it SIGTERM when the runner dies (prctl, PR_SET_PDEATHSIG), and torchrun then ends its workers.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Tie this process to the runner, then be torchrun."""
+    runner_pid = int(sys.argv[1])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != runner_pid:
+        sys.exit("the runner ended before its agent began")
+    from torch.distributed.run import main as torchrun
+
+    torchrun(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Rank 0 of a slot: asks Optuna for trials, leads the other ranks through them, tells Optuna and logs to MLflow.
+
+Trials are run with `study.optimize(n_trials=1)` in a loop, because Optuna writes heartbeats only there. A trial ends
+in one of four ways: values are returned (complete); TrialPruned after its constraints were set (infeasible);
+TrialFailed, one of our errors, which fails the trial while the study goes on; anything else is a bug, which is
+written into the trial and ends the worker.
+"""
+
+import logging
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial
+
+from hyquant.config import QuantConfig
+from hyquant.distributed import Group
+from search.errors import TrialFailed
+from search.locks import FileLock
+from search.media import write_trial_files
+from search.objective import Evidence, Stages, run_trial
+from search.order import SlotState, WorkOrder, mlflow_lock_path, slot_folder, write_state
+from search.pace import must_wait, next_draw, stop_reason
+from search.processes import this_worker
+from search.proposal import choose_config, claim
+from search.result import TrialResult
+from search.retry import known_experiments
+from search.samplers import build_sampler, derived_seed
+from search.tracking import Tracker
+from search.trials import trial_reason, trial_result, trial_state
+from search.workbench import Workbench
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 60.0
+"""Other ranks wait for work in a collective call that times out; a sign of life is sent to them this often."""
+
+_POLL_S = 1.0
+_LOG_LINES = 20
+
+
+class Leader:
+    """One slot's rank 0 over the life of its process.
+
+    Args:
+        bench: Warm state of this rank.
+        study: The study, opened with this worker's storage.
+        order: What this slot is to do.
+        restart_count: How often torchrun has restarted this slot's workers.
+    """
+
+    def __init__(self, bench: Workbench, study: optuna.Study, order: WorkOrder, *, restart_count: int) -> None:
+        self._bench = bench
+        self._study = study
+        self._order = order
+        self._restart_count = restart_count
+        self._tracker = Tracker(order.store, order.study)
+        self._is_tracking = False
+        self._evidence: Evidence | None = None
+        self._sign_of_life = time.monotonic()
+        self._cycle_started = time.perf_counter()
+        self._stages = Stages(bench.group)
+        num_trials = len(study.get_trials(deepcopy=False))
+        self._sampler = build_sampler(bench.config.sampler, slot=order.slot, num_trials=num_trials)
+
+    def run(self) -> str:
+        """Run trials until there is a reason to stop; release the other ranks and return the reason."""
+        while (reason := self._wait_for_turn()) is None:
+            self._study.sampler = self._next_sampler()
+            self._study.optimize(self._objective, n_trials=1, catch=(TrialFailed,), callbacks=[self._finish])
+        self._bench.group.broadcast({"command": "stop"})
+        return reason
+
+    def _wait_for_turn(self) -> str | None:
+        """Wait while the trials in flight may use up the budget; return why no further trial is begun, or None."""
+        budget = self._bench.config.budget
+        while True:
+            trials = self._study.get_trials(deepcopy=False)
+            reason = stop_reason(trials, budget, self._order, now=time.time())
+            if reason is not None or not must_wait(trials, budget, self._order):
+                return reason
+            with known_experiments():
+                optuna.storages.fail_stale_trials(self._study)
+            self._keep_alive()
+            time.sleep(_POLL_S)
+
+    def _next_sampler(self) -> optuna.samplers.BaseSampler:
+        trials = self._study.get_trials(deepcopy=False)
+        if next_draw(trials, self._order) == "sampler":
+            return self._sampler
+        return RandomSampler(derived_seed(self._bench.config.sampler.seed, self._order.slot, len(trials)))
+
+    def _objective(self, trial: optuna.Trial) -> tuple[float, ...]:
+        """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
+        trial.set_user_attr("worker", this_worker(self._order.slot).model_dump())
+        self._evidence, self._stages = None, Stages(self._bench.group, lambda: self._bench.lock.waited_s)
+        self._start_tracking(trial.number)
+        with self._failures_recorded(trial):
+            config = Stages(Group()).run("suggest", lambda: choose_config(trial, self._bench.config))
+            with self._stages.timed("wait"):
+                record = claim(trial, config, self._claim_lock(), while_waiting=self._keep_alive)
+            result = self._evaluate(config) if record is None else self._reuse(trial, record)
+        for name, value in result.constraints.items():
+            trial.set_constraint(name, value)
+        trial.set_user_attr("result", result.model_dump(mode="json"))
+        if result.values is None:
+            raise optuna.TrialPruned(result.reason)
+        return result.values
+
+    def _evaluate(self, config: QuantConfig) -> TrialResult:
+        self._bench.group.broadcast({"command": "trial", "config": config.model_dump(mode="json")})
+        measurement = run_trial(self._bench, config, self._stages)
+        assert measurement is not None, "rank 0 measures"
+        self._evidence = measurement.evidence
+        return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
+
+    def _close_cycle(self) -> dict[str, float]:
+        """Return the stage times since the end of the previous measurement, and as overhead what no stage took."""
+        now = time.perf_counter()
+        seconds = dict(self._stages.seconds)
+        seconds["overhead"] = max(0.0, now - self._cycle_started - sum(seconds.values()))
+        self._cycle_started = now
+        return seconds
+
+    def _reuse(self, trial: optuna.Trial, record: FrozenTrial) -> TrialResult:
+        result = trial_result(record)
+        assert result is not None, "an evaluated trial has a result"
+        trial.set_user_attr("reused_from", record.number)
+        return result
+
+    @contextmanager
+    def _failures_recorded(self, trial: optuna.Trial) -> Iterator[None]:
+        """Write into the trial why it failed, whatever the error is, and let the error go on."""
+        try:
+            yield
+        except TrialFailed as failure:
+            _record_failure(trial, failure.stage, failure.reason, failure.log)
+            raise
+        except BaseException as bug:
+            stage = self._stages.current
+            _record_failure(trial, stage, f"{type(bug).__name__}: {bug}", traceback.format_exc())
+            self._tracker.finish_trial(trial.number, "failed", None, reason=f"stage {stage}: {bug!r}")
+            raise
+
+    def _start_tracking(self, number: int) -> None:
+        """Log that a trial begins; the first time, wait until the runner has made MLflow's database."""
+        if not self._is_tracking:
+            with FileLock(mlflow_lock_path(self._order.store)).held(shared=True):
+                self._is_tracking = True
+        self._tracker.start_trial(number)
+
+    def _finish(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Log a finished trial to MLflow, and remember that this slot is alive."""
+        result, state = trial_result(trial), trial_state(trial)
+        with tempfile.TemporaryDirectory(prefix="hyq-trial-") as name:
+            folder = Path(name)
+            if result is not None:
+                plan, report, samples = (e.plan, e.report, e.samples) if (e := self._evidence) else (None, None, [])
+                write_trial_files(folder, result, plan=plan, report=report, samples=samples)
+            files = folder if result is not None else None
+            self._tracker.finish_trial(trial.number, state, result, reason=trial_reason(trial), files=files)
+        self._evidence = None
+        state_folder = slot_folder(self._order.store, self._order.study, self._order.slot)
+        write_state(state_folder, SlotState(restarts_at_last_finish=self._restart_count))
+        logger.info("trial number=%d state=%s reason=%s", trial.number, state, trial_reason(trial))
+
+    def _claim_lock(self) -> Path:
+        return self._order.store / "locks" / f"{self._order.study}.claim.lock"
+
+    def _keep_alive(self) -> None:
+        if time.monotonic() - self._sign_of_life > KEEP_ALIVE_S:
+            self._bench.group.broadcast({"command": "idle"})
+            self._sign_of_life = time.monotonic()
+
+
+def _record_failure(trial: optuna.Trial, stage: str, reason: str, log: str) -> None:
+    trial.set_user_attr("stage", stage)
+    trial.set_user_attr("reason", f"stage {stage}: {reason}")
+    trial.set_user_attr("log", "\n".join(log.splitlines()[-_LOG_LINES:]))

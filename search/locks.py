@@ -1,0 +1,129 @@
+"""Locks between processes of one host: the kernel releases them when a process dies, so none is ever left behind.
+
+`FileLock` is one flock. `HostLock` lets every compute stage run beside others but a latency measurement run alone: a
+readers-writer lock whose turnstile keeps new readers out while a writer waits, so that a writer is not starved.
+Renderings pass the turnstile after every denoising step, so a measurement waits for one step and not for one trial.
+"""
+
+import fcntl
+import getpass
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from search.errors import StoreError
+
+
+class FileLock:
+    """An advisory lock on a file, shared or exclusive, held by this object until released or its process dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    def acquire(self, *, shared: bool = False, blocking: bool = True) -> bool:
+        """Take the lock; return False if it is held elsewhere and `blocking` is off.
+
+        Raises:
+            StoreError: If the lock file cannot be made.
+        """
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        if self._file is None:
+            self._file = _open(self.path)
+        try:
+            fcntl.flock(self._file, mode if blocking else mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the lock up; releasing one that is not held does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @contextmanager
+    def held(self, *, shared: bool = False) -> Iterator[None]:
+        """Hold the lock for a block, waiting for it as long as needed."""
+        self.acquire(shared=shared)
+        try:
+            yield
+        finally:
+            self.release()
+
+
+class HostLock:
+    """Many may compute, or one may measure.
+
+    Attributes:
+        waited_s: Seconds this object has spent waiting, so that stage times can leave them out.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = default_lock_folder() if folder is None else folder
+        self._turnstile = FileLock(folder / "turnstile.lock")
+        self._room = FileLock(folder / "room.lock")
+        self.waited_s = 0.0
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute beside others; a measurement elsewhere is waited for first."""
+        self._enter(shared=True)
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    def let_measurements_pass(self) -> None:
+        """Step aside for a waiting measurement; call it between steps inside `computing`."""
+        self._room.release()
+        self._enter(shared=True)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Measure alone: wait until every computation on this host has stepped aside, and hold them back."""
+        self._enter(shared=False)
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    def _enter(self, *, shared: bool) -> None:
+        started = time.perf_counter()
+        with self._turnstile.held():
+            self._room.acquire(shared=shared)
+        self.waited_s += time.perf_counter() - started
+
+
+class NoLock:
+    """The lock of a rank whose slot already holds the host, or of a caller who is alone: never waits."""
+
+    waited_s = 0.0
+
+    def __enter__(self) -> None:
+        """Enter at once."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave at once."""
+
+
+def default_lock_folder() -> Path:
+    """Return the folder of this host's locks: one per user, shared by all studies, because they share the devices."""
+    return Path(tempfile.gettempdir()) / f"hyq-search-{getpass.getuser()}"
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
+    except OSError as error:
+        raise StoreError(
+            f"a lock file must be writable, but {path} is not: {error.strerror}; free or move it"
+        ) from error

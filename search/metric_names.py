@@ -1,0 +1,49 @@
+"""Names a study file may use: metrics of rendered videos, how much they lost against float, and what is measured.
+
+clip_prompt, psnr_db, ...       metrics.registry; per prompt
+clip_prompt_drop, ...           how much worse than the float video of the same prompt; for metrics without reference
+latency_ratio, latency_s        loop latency over the float control's, and in seconds
+weight_bytes, peak_memory_bytes
+"""
+
+from metrics.base import MetricSpec
+from metrics.errors import MetricError, did_you_mean
+from metrics.registry import find_metric, known_metrics
+from search.study import StudyConfig
+
+MEASURED = ("latency_ratio", "latency_s", "weight_bytes", "peak_memory_bytes")
+DROP = "_drop"
+
+
+def has_drop(spec: MetricSpec) -> bool:
+    """Say whether a float video alone has a value of this metric, so that a candidate can fall behind it."""
+    return "reference" not in spec.needs
+
+
+def unknown_metrics(config: StudyConfig) -> list[str]:
+    """Return one sentence per metric of a study that nobody computes, or that is judged but not listed in `metrics`."""
+    problems = []
+    for name in config.metrics:
+        try:
+            find_metric(name)
+        except MetricError as error:
+            problems.append(f"metrics: {error}")
+    if problems:
+        return problems
+    figures = computed_figures(config.metrics)
+    wanted = [("objectives", objective.metric) for objective in config.objectives]
+    wanted += [("constraints", constraint.metric) for constraint in config.constraints]
+    return [f"{where}: {_hint(name, figures)}" for where, name in wanted if name not in figures]
+
+
+def computed_figures(metric_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return every figure a trial has if it computes these metrics."""
+    drops = [f"{name}{DROP}" for name in metric_names if has_drop(find_metric(name))]
+    return (*metric_names, *drops, *MEASURED)
+
+
+def _hint(name: str, figures: tuple[str, ...]) -> str:
+    base = name.removesuffix(DROP)
+    if name not in figures and base in known_metrics():
+        return f"{name!r} needs {base!r} in metrics; add it there"
+    return f"must be one of {', '.join(figures)}, but got {name!r}{did_you_mean(name, figures)}"

@@ -1,0 +1,242 @@
+"""One trial on all ranks: calibrate, quantize, render, score, measure latency, restore.
+
+This is the one place that catches, and it catches our own errors and out-of-memory only. A rank that fails a stage
+does not leave it alone, or the others would wait for it for ever: failures are exchanged at the end of every stage
+and all ranks raise the same `TrialFailed`. Anything else is a bug and ends the worker.
+"""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from hyquant.latency import measure_latency
+from torch import Tensor
+
+from hyquant.calibration.stats import GroupStats
+from hyquant.config import FrozenModel, QuantConfig, digest
+from hyquant.distributed import Group, merge_stats
+from hyquant.errors import HyquantError
+from hyquant.plan import QuantPlan, build_plan
+from hyquant.quantize import QuantReport, needs_smoothed_stats, quantize_, restore_
+from metrics.base import Sample
+from metrics.errors import MetricError
+from metrics.score import score_samples
+from search.errors import SearchError, TrialFailed
+from search.result import LatencyResult, MetricResult, TrialResult
+from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
+from search.workbench import Workbench, gather_videos, observe_smoothed_shard, split_pairs
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
+"""How torch's CPU allocator and back ends without an exception class of their own say it, in a RuntimeError."""
+
+_LOG_LINES = 20
+
+
+class Failure(FrozenModel):
+    """What one rank tells the others about its failed stage."""
+
+    reason: str
+    rank: int
+    log: str
+
+
+@dataclass
+class Stages:
+    """Stages that all ranks of a group enter and leave together, and their wall times without waiting for locks.
+
+    Attributes:
+        current: The stage that was entered last.
+    """
+
+    group: Group
+    waited_s: Callable[[], float] = lambda: 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    current: str = "start"
+
+    def run(self, stage: str, work: Callable[[], T]) -> T:
+        """Run this rank's part of a stage; no collective call may be inside.
+
+        Raises:
+            TrialFailed: On every rank, if one rank raised one of our errors or ran out of memory.
+        """
+        failure: Failure | None = None
+        with self.timed(stage):
+            try:
+                result = work()
+            except (HyquantError, SearchError, MetricError, MemoryError, RuntimeError) as error:
+                if not is_expected(error):
+                    raise
+                log = "".join(traceback.format_exc().splitlines(keepends=True)[-_LOG_LINES:])
+                failure = Failure(reason=_reason(error), rank=self.group.rank, log=log)
+            told = self.group.all_gather(None if failure is None else failure.model_dump())
+        failures = [Failure.model_validate(one) for one in told if one is not None]
+        if failures:
+            first = failures[0]
+            raise TrialFailed(stage, first.reason, rank=first.rank, log=first.log)
+        return result
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add a block's wall time to a stage, and what it waited for locks to "wait"."""
+        self.current = stage
+        started, waited_before = time.perf_counter(), self.waited_s()
+        try:
+            yield
+        finally:
+            waited = self.waited_s() - waited_before
+            self._add("wait", waited)
+            self._add(stage, time.perf_counter() - started - waited)
+
+    def _add(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+def is_expected(error: Exception) -> bool:
+    """Say whether an error fails a trial and not the worker: one of ours, or out-of-memory."""
+    if isinstance(error, (HyquantError, SearchError, MetricError, MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a finished trial leaves to look at, on rank 0."""
+
+    plan: QuantPlan
+    report: QuantReport
+    samples: list[Sample]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one trial found out, on rank 0."""
+
+    result: TrialResult
+    evidence: Evidence
+
+
+def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurement | None:
+    """Evaluate one config; every rank of the group calls it with the same config. The float weights are restored.
+
+    Returns:
+        The measurement on rank 0; None on other ranks.
+
+    Raises:
+        TrialFailed: On every rank, if a rank failed a stage; on rank 0 alone, after the last stage, if the outcome is
+            not
+            finite.
+    """
+    denoiser, is_first = bench.model.denoiser, bench.group.rank == 0
+    bench.device.reset_memory_peak(bench.group.local_rank)
+    try:
+        plan = stages.run("quantize", lambda: _plan(bench, config))
+        smoothed_stats = _smoothed_stats(bench, plan, stages)
+        report = stages.run(
+            "quantize",
+            lambda: quantize_(denoiser, plan, bench.stats, bench.model.clock, smoothed_stats=smoothed_stats),
+        )
+        own_videos = stages.run("render", lambda: _render_shard(bench))
+        with stages.timed("render"):
+            videos = gather_videos(bench, own_videos)
+        samples = bench.samples(videos) if is_first else []
+        metrics = stages.run("score", lambda: _score(bench, samples))
+        may_win = stages.run("score", lambda: judge(metrics, bench.config.constraints, {}).is_feasible)
+        is_timed = bench.group.broadcast(may_win)
+        latency = _measure_latency(bench, plan, stages) if is_timed else None
+    finally:
+        restore_(denoiser)
+    if not is_first:
+        return None
+    figures = measured_figures(latency, report.weight_bytes, bench.device.memory_peak_bytes(bench.group.local_rank))
+    result = _conclude(bench, config, judge(metrics, bench.config.constraints, figures), latency, figures)
+    return Measurement(result=result, evidence=Evidence(plan=plan, report=report, samples=samples))
+
+
+def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
+    num_steps = bench.config.workload.settings.num_steps
+    return build_plan(bench.model.groups(), config, num_steps=num_steps, model=bench.model.name)
+
+
+def _smoothed_stats(bench: Workbench, plan: QuantPlan, stages: Stages) -> dict[str, GroupStats] | None:
+    """Observe the records again where a range of smoothed inputs does not follow from the plain ones. Collective."""
+    if not needs_smoothed_stats(plan):
+        return None
+    own = stages.run("calibrate", lambda: observe_smoothed_shard(bench, plan))
+    with stages.timed("calibrate"):
+        return merge_stats(own, bench.group)
+
+
+def _render_shard(bench: Workbench) -> list[Tensor]:
+    prompts, seeds = split_pairs(bench.search)
+    settings = bench.config.workload.settings
+    with bench.lock.computing():
+        return bench.model.render(prompts, seeds, settings, on_step=bench.lock.let_measurements_pass)
+
+
+def _score(bench: Workbench, samples: list[Sample]) -> dict[str, MetricResult]:
+    if bench.embedder is None:
+        return {}
+    with bench.lock.computing():
+        scores = score_samples(samples, bench.config.metrics, bench.embedder)
+    return metric_results(scores, bench.float_results)
+
+
+def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyResult:
+    """Measure loop latency at the deployment shape, quantized and float in turns, alone on the host. Collective."""
+    how = bench.config.latency
+    report = stages.run(
+        "latency",
+        lambda: measure_latency(
+            bench.model,
+            plan,
+            bench.config.deployment,
+            rounds=how.rounds,
+            warmup=how.warmup,
+            compile=how.compile,
+            group=bench.group,
+            lock=bench.lock.measuring,
+        ),
+    )
+    return LatencyResult.model_validate(report.model_dump())
+
+
+def _conclude(
+    bench: Workbench,
+    config: QuantConfig,
+    judgement: Judgement,
+    latency: LatencyResult | None,
+    figures: dict[str, float],
+) -> TrialResult:
+    """Put a trial's outcome together; objective values exist only if no bound is violated."""
+    is_complete = judgement.is_feasible
+    return TrialResult(
+        config=config,
+        config_digest=digest(config),
+        outcome="complete" if is_complete else "infeasible",
+        values=objective_values(bench.config.objectives, judgement.metrics, figures) if is_complete else None,
+        metrics=judgement.metrics,
+        latency=latency,
+        constraints=judgement.constraints,
+        reason=judgement.reason,
+        weight_bytes=int(figures["weight_bytes"]),
+        peak_memory_bytes=int(figures["peak_memory_bytes"]),
+        stage_seconds={},
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return (
+        text
+        if isinstance(error, (HyquantError, SearchError, MetricError))
+        else f"out of memory: {text.splitlines()[0]}"
+    )

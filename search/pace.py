@@ -1,0 +1,60 @@
+"""When a worker may begin another trial, when it waits for others, and when a study is over: pure decisions."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from optuna.trial import FrozenTrial, TrialState
+
+from search.order import WorkOrder
+from search.study import Budget
+from search.trials import is_evaluated, trailing, trial_reason
+
+MAX_FAILURES_IN_A_ROW = 10
+DUPLICATES_BEFORE_RANDOM = 3
+MAX_DUPLICATES_IN_A_ROW = 60
+"""A sampler that has converged proposes what it knows; after a few duplicates points are drawn at random, and when even
+these are all known, the space is used up."""
+
+
+def stop_reason(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder, *, now: float) -> str | None:
+    """Return why no further trial is to be begun, or None.
+
+    Args:
+        trials: All trials of the study.
+        budget: Evaluated trials to reach.
+        order: What this run was started for.
+        now: Unix time.
+    """
+    if order.until_trial is not None:
+        is_done = any(trial.number == order.until_trial and trial.state.is_finished() for trial in trials)
+        return f"trial {order.until_trial} has finished" if is_done else None
+    if sum(map(is_evaluated, trials)) >= budget.trials:
+        return f"the budget of {budget.trials} evaluated trials is used"
+    if order.deadline is not None and now >= order.deadline:
+        return f"the budget of {budget.time_s:g} s is used"
+    return trouble(trials, order)
+
+
+def trouble(trials: Sequence[FrozenTrial], order: WorkOrder) -> str | None:
+    """Return why a study cannot go on although its budget is not used, or None."""
+    of_this_run = [trial for trial in trials if trial.number >= order.first_trial]
+    if trailing(of_this_run, "failed") >= MAX_FAILURES_IN_A_ROW:
+        last = next(trial for trial in reversed(of_this_run) if trial.state == TrialState.FAIL)
+        return f"{MAX_FAILURES_IN_A_ROW} trials in a row failed, the last because {trial_reason(last)}"
+    if trailing(of_this_run, "reused") >= MAX_DUPLICATES_IN_A_ROW:
+        return f"the space seems used up: {MAX_DUPLICATES_IN_A_ROW} points in a row had been evaluated before"
+    return None
+
+
+def must_wait(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder) -> bool:
+    """Say whether the trials in flight may use the budget up, so that one more might be one too many."""
+    if order.until_trial is not None:
+        return False
+    in_flight = sum(trial.state == TrialState.RUNNING for trial in trials)
+    return in_flight > 0 and sum(map(is_evaluated, trials)) + in_flight >= budget.trials
+
+
+def next_draw(trials: Sequence[FrozenTrial], order: WorkOrder) -> Literal["sampler", "random"]:
+    """Say who draws the next point: the study's sampler, or chance after several duplicates in a row."""
+    of_this_run = [trial for trial in trials if trial.number >= order.first_trial]
+    return "random" if trailing(of_this_run, "reused") >= DUPLICATES_BEFORE_RANDOM else "sampler"

@@ -1,0 +1,72 @@
+"""The prompts of a study: read from files once, checked, and stored with the study.
+
+Calibration must not see what the search is judged on, so the two sets are disjoint.
+"""
+
+from pathlib import Path
+
+from hyquant.config import FrozenModel
+from hyquant.errors import ConfigError
+from hyquant.models.mini import PROMPTS
+from search.study import Workload
+from spaces.space import did_you_mean
+
+_SHIPPED = "mini:"
+
+
+class StudyPrompts(FrozenModel):
+    """What a study calibrates on and what it renders in every trial, disjoint, in file order."""
+
+    calibration: tuple[str, ...]
+    search: tuple[str, ...]
+
+
+def load_prompts(workload: Workload, folder: Path) -> StudyPrompts:
+    """Read the prompts of a workload; relative paths are relative to `folder`, where the study file is.
+
+    Raises:
+        ConfigError: If a file is missing, holds too few prompts or repeats one, or the two sets overlap.
+    """
+    calibration = _first(workload.calibration_prompts, workload.num_calibration_prompts, folder)
+    search = _first(workload.search_prompts, workload.num_search_prompts, folder)
+    if shared := sorted(set(calibration) & set(search)):
+        raise ConfigError(
+            f"calibration and search prompts must be disjoint, but share {len(shared)}, the first {shared[0]!r}; take "
+            f"them out of one file"
+        )
+    return StudyPrompts(calibration=calibration, search=search)
+
+
+def read_prompts(source: str, folder: Path) -> tuple[str, ...]:
+    """Return the prompts of a file or of a shipped set ("mini:heldout"), one a line, empty lines left out.
+
+    Raises:
+        ConfigError: If there is no such file or set, or a prompt stands there twice.
+    """
+    path = _shipped(source.removeprefix(_SHIPPED)) if source.startswith(_SHIPPED) else folder / source
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"a prompt file must be readable text, but {path} cannot be read: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if repeated := next((prompt for prompt in prompts if prompts.count(prompt) > 1), None):
+        raise ConfigError(
+            f"prompt file {path} must not repeat a prompt, but {repeated!r} stands there twice; delete one"
+        )
+    return prompts
+
+
+def _first(source: str, count: int, folder: Path) -> tuple[str, ...]:
+    prompts = read_prompts(source, folder)
+    if len(prompts) < count:
+        raise ConfigError(
+            f"{count} prompts are asked of {source}, but it holds {len(prompts)}; ask for fewer or add some"
+        )
+    return prompts[:count]
+
+
+def _shipped(name: str) -> Path:
+    if name not in PROMPTS:
+        known = tuple(PROMPTS)
+        raise ConfigError(f"a shipped prompt set is one of {list(known)}, but got {name!r}{did_you_mean(name, known)}")
+    return PROMPTS[name]

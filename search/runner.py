@@ -1,0 +1,266 @@
+"""Run a study: own its databases, start its slots, watch, tidy up. `run_study` and `run_point` are what the commands
+call.
+
+One runner per study at a time (a file lock). The runner creates databases before a worker needs them, takes lost
+trials back, makes MLflow agree with Optuna at the start and at the end, and leaves no process behind.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import optuna
+
+from hyquant.config import QuantConfig
+from search.errors import SearchError
+from search.locks import FileLock
+from search.order import WorkOrder, mlflow_lock_path
+from search.prompts import load_prompts
+from search.proposal import enqueue_point, enqueue_presets
+from search.resume import reclaim_lost_trials, require_same_study
+from search.slots import RunningSlot, start_slots, stop_slots
+from search.storage import create_study, require_space, store_errors, stored_config
+from search.study import Slot, StudyConfig
+from search.trials import count_states, front, num_evaluated, trial_reason, trial_state
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+
+EventKind = Literal["created", "resumed", "note", "progress", "trial", "slot_stopped", "finished"]
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something a watcher may show.
+
+    Attributes:
+        kind: What happened.
+        message: One sentence; empty for "progress".
+        counts: Trials by state, as `search.trials.count_states` gives them.
+        budget: Evaluated trials to reach.
+        trial: Number of the trial a "trial" event is about.
+    """
+
+    kind: EventKind
+    message: str
+    counts: dict[str, int] = field(default_factory=dict)
+    budget: int = 0
+    trial: int | None = None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended."""
+
+    study: str
+    counts: dict[str, int]
+    evaluated: int
+    front_size: int
+    message: str
+
+
+OnEvent = Callable[[RunEvent], None]
+
+
+def run_study(config: StudyConfig, *, study_file: Path, on_event: OnEvent) -> RunSummary:
+    """Create a study or go on with it until its budget is used.
+
+    Args:
+        config: The study, from `load_study`.
+        study_file: Where it was read from; prompt files are relative to it.
+        on_event: Told about everything worth showing, on the calling thread.
+
+    Raises:
+        SearchError: If the study cannot start, belongs to another file, is being run by somebody else, or cannot go on.
+        ConfigError: If prompts are missing or overlap.
+        KeyboardInterrupt: On Ctrl-C, after the slots were stopped and the running trials were queued again.
+    """
+    with _opened(config, study_file, on_event) as study:
+        added = enqueue_presets(study, config)
+        if added:
+            on_event(_event("note", f"queued the {added} presets of space {config.space.name}", study, config))
+        if _is_used_up(study, config):
+            return _summary(study, f"the budget of {config.budget.trials} evaluated trials was already used")
+        _run_slots(study, config, config.slots, until_trial=None, on_event=on_event)
+        return _summary(study, "done")
+
+
+def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path, on_event: OnEvent) -> int:
+    """Evaluate one hand-written config as a trial of the study and return its number; presets are not queued.
+
+    Raises:
+        SearchError: As `run_study`.
+        ConfigError: As `run_study`.
+    """
+    with _opened(config, study_file, on_event) as study:
+        number = enqueue_point(study, point)
+        on_event(_event("note", f"queued the config as trial {number}", study, config))
+        _run_slots(study, config, config.slots[:1], until_trial=number, on_event=on_event)
+        return number
+
+
+@contextmanager
+def _opened(config: StudyConfig, study_file: Path, on_event: OnEvent) -> Iterator[optuna.Study]:
+    """Hold the study as its only runner, created or taken up again."""
+    prompts = load_prompts(config.workload, study_file.parent)
+    store = Path(config.store)
+    require_space(store)
+    lock = FileLock(store / "locks" / f"{config.name}.runner.lock")
+    if not lock.acquire(blocking=False):
+        raise SearchError(
+            f"a study has one runner at a time, but study {config.name!r} in {store} is being run by another process; "
+            f"wait for it or stop it"
+        )
+    try:
+        with store_errors(store):
+            study, is_new = create_study(store, config, prompts, url=config.storage)
+            if is_new:
+                on_event(_event("created", f"created study {config.name} in {store}", study, config))
+            else:
+                require_same_study(study, config, prompts)
+                _take_up(study, config, on_event)
+            yield study
+    finally:
+        lock.release()
+
+
+def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
+    """Go on with a stored study: take over a changed budget, and take back trials whose worker is dead."""
+    if stored_config(study) != config:
+        study.set_user_attr("study_config", config.model_dump(mode="json"))
+    lost = reclaim_lost_trials(study, nameless_grace=timedelta(0))
+    evaluated = num_evaluated(count_states(study))
+    message = f"resumed study {config.name} with {evaluated} of {config.budget.trials} trials evaluated"
+    if lost:
+        message += f"; {_numbers(lost)} lost with a worker, queued again"
+    on_event(_event("resumed", message, study, config))
+
+
+def _run_slots(
+    study: optuna.Study, config: StudyConfig, slots: Sequence[Slot], *, until_trial: int | None, on_event: OnEvent
+) -> None:
+    """Start slots, watch them to their end, and tidy up however it comes."""
+    store = Path(config.store)
+    order = WorkOrder(
+        store=store.resolve(),
+        url=config.storage,
+        study=config.name,
+        slot=0,
+        first_trial=len(study.get_trials(deepcopy=False)),
+        deadline=None if config.budget.time_s is None else time.time() + config.budget.time_s,
+        until_trial=until_trial,
+    )
+    running: list[RunningSlot] = []
+    status = "FAILED"
+    try:
+        with FileLock(mlflow_lock_path(store)).held():
+            running = start_slots(slots, order, device=config.model.device)
+            _open_tracking(study, config, on_event)
+        _watch(study, config, running, on_event)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        stop_slots(running)
+        _tidy_up(study, config, status, on_event)
+    _require_progress(study, config, running, until_trial)
+
+
+def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
+    """Make MLflow's database ready while the workers start; mlflow is imported here, when they are under way."""
+    from search.repair import repair
+    from search.tracking import Tracker, prepare_store
+
+    store = Path(config.store)
+    prepare_store(store)
+    Tracker(store, config.name).open_study(config)
+    for sentence in repair(store, study):
+        on_event(_event("note", sentence, study, config))
+
+
+def _watch(study: optuna.Study, config: StudyConfig, slots: list[RunningSlot], on_event: OnEvent) -> None:
+    """Report progress until every slot has ended; take back the trials of workers that died."""
+    seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    ended: set[int] = set()
+    while len(ended) < len(slots):
+        for slot in slots:
+            if slot.index not in ended and not slot.is_running:
+                ended.add(slot.index)
+                if failure := slot.failure():
+                    on_event(_event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
+        reclaim_lost_trials(study)
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.number not in seen:
+                seen.add(trial.number)
+                on_event(_event("trial", _sentence(trial), study, config, trial=trial.number))
+        on_event(_event("progress", "", study, config))
+        if len(ended) < len(slots):
+            time.sleep(POLL_S)
+
+
+def _tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:
+    """Take back what was running, make MLflow agree, and log the study's report."""
+    from search.repair import repair
+    from search.report import write_study_report
+    from search.tracking import Tracker
+
+    if lost := reclaim_lost_trials(study, nameless_grace=timedelta(0)):
+        on_event(_event("note", f"{_numbers(lost)} interrupted; queued again for the next run", study, config))
+    store = Path(config.store)
+    for sentence in repair(store, study):
+        on_event(_event("note", sentence, study, config))
+    with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
+        write_study_report(Path(name), config, study)
+        Tracker(store, config.name).finish_study(status, Path(name))
+
+
+def _require_progress(
+    study: optuna.Study, config: StudyConfig, slots: Sequence[RunningSlot], until_trial: int | None
+) -> None:
+    """Refuse to call a study done whose slots all stopped before the budget was used."""
+    failures = [failure for slot in slots if (failure := slot.failure())]
+    if until_trial is None and failures and not _is_used_up(study, config):
+        raise SearchError(f"study {config.name} stopped early: {failures[0]}")
+    if until_trial is not None and failures:
+        raise SearchError(f"trial {until_trial} was not run: {failures[0]}")
+
+
+def _is_used_up(study: optuna.Study, config: StudyConfig) -> bool:
+    return num_evaluated(count_states(study)) >= config.budget.trials
+
+
+def _summary(study: optuna.Study, message: str) -> RunSummary:
+    counts = count_states(study)
+    return RunSummary(
+        study=study.study_name,
+        counts=counts,
+        evaluated=num_evaluated(counts),
+        front_size=len(front(study)),
+        message=message,
+    )
+
+
+def _event(
+    kind: EventKind, message: str, study: optuna.Study, config: StudyConfig, *, trial: int | None = None
+) -> RunEvent:
+    counts = count_states(study)
+    return RunEvent(kind=kind, message=message, counts=counts, budget=config.budget.trials, trial=trial)
+
+
+def _sentence(trial: optuna.trial.FrozenTrial) -> str:
+    """Return one line on a finished trial."""
+    state, reason = trial_state(trial), trial_reason(trial)
+    values = " ".join(f"{value:.4g}" for value in trial.values or ())
+    return f"trial {trial.number} {state}" + (f" ({values})" if values else "") + (f": {reason}" if reason else "")
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return f"trial{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} {'were' if len(numbers) > 1 else 'was'}"

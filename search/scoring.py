@@ -1,0 +1,113 @@
+"""From per-prompt scores and a latency to objective values and constraints: pure functions.
+
+Values that are not finite never reach Optuna: if a constraint on a finite value is violated (a collapsed video), the
+trial is infeasible and they are left out; otherwise the trial fails.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from metrics.registry import find_metric
+from metrics.score import summarize
+from search.errors import TrialFailed
+from search.metric_names import DROP, has_drop
+from search.result import LatencyResult, MetricResult
+from search.study import Constraint, Objective
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the scores of one trial amount to.
+
+    Attributes:
+        metrics: Finite metrics over the prompts.
+        constraints: By metric, how far its bound is exceeded.
+        reason: In words which bounds are violated; None if none is.
+    """
+
+    metrics: dict[str, MetricResult]
+    constraints: dict[str, float]
+    reason: str | None
+
+    @property
+    def is_feasible(self) -> bool:
+        """Say whether no bound is violated."""
+        return self.reason is None
+
+
+def metric_results(
+    scores: Mapping[str, Sequence[float]], float_results: Mapping[str, MetricResult]
+) -> dict[str, MetricResult]:
+    """Return every metric with mean and deviation over prompts, and how much it dropped against the float videos.
+
+    Args:
+        scores: Values per prompt by metric.
+        float_results: The same of the float videos, in the same prompt order, for metrics that need no reference.
+    """
+    results = {name: _result(values) for name, values in scores.items()}
+    for name, values in scores.items():
+        if has_drop(find_metric(name)) and name in float_results:
+            sign = 1.0 if find_metric(name).direction == "maximize" else -1.0
+            pairs = zip(float_results[name].values, values, strict=True)
+            results[f"{name}{DROP}"] = _result([sign * (reference - value) for reference, value in pairs])
+    return results
+
+
+def judge(
+    results: Mapping[str, MetricResult], constraints: Sequence[Constraint], figures: Mapping[str, float]
+) -> Judgement:
+    """Hold a trial against its constraints.
+
+    Args:
+        results: Metrics over prompts; they may be not finite.
+        constraints: The study's bounds; those on figures that were not measured yet are left out.
+        figures: Single numbers such as latency_ratio, by name.
+
+    Raises:
+        TrialFailed: If a metric is not finite while no constraint is violated.
+    """
+    values = {**{name: result.mean for name, result in results.items()}, **figures}
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    violations = {
+        bound.metric: bound.violation(finite[bound.metric]) for bound in constraints if bound.metric in finite
+    }
+    violated = [bound for bound in constraints if violations.get(bound.metric, 0.0) > 0.0]
+    if not violated and len(finite) < len(values):
+        names = ", ".join(sorted(values.keys() - finite.keys()))
+        raise TrialFailed("score", f"scores must be finite, but {names} are not; look at the rendered videos")
+    return Judgement(
+        metrics={name: result for name, result in results.items() if name in finite},
+        constraints=violations,
+        reason="; ".join(_sentence(bound, finite[bound.metric]) for bound in violated) or None,
+    )
+
+
+def measured_figures(latency: LatencyResult | None, weight_bytes: int, peak_memory_bytes: int) -> dict[str, float]:
+    """Return the figures that are measured and not scored, by the name a study file uses."""
+    figures = {"weight_bytes": float(weight_bytes), "peak_memory_bytes": float(peak_memory_bytes)}
+    if latency is not None:
+        figures |= {"latency_ratio": latency.ratio, "latency_s": latency.loop_latency_s}
+    return figures
+
+
+def objective_values(
+    objectives: Sequence[Objective], metrics: Mapping[str, MetricResult], figures: Mapping[str, float]
+) -> tuple[float, ...]:
+    """Return the values of the objectives in the study's order."""
+    values = {**{name: result.mean for name, result in metrics.items()}, **figures}
+    return tuple(values[objective.metric] for objective in objectives)
+
+
+def _result(values: Sequence[float]) -> MetricResult:
+    summary = summarize(values) if all(map(math.isfinite, values)) else None
+    if summary is None:
+        return MetricResult(values=tuple(values), mean=math.nan, std=math.nan)
+    return MetricResult(values=tuple(values), mean=summary.mean, std=summary.std)
+
+
+def _sentence(bound: Constraint, value: float) -> str:
+    limits = [f"at least {bound.min:g}"] * (bound.min is not None) + [f"at most {bound.max:g}"] * (
+        bound.max is not None
+    )
+    return f"{bound.metric} must be {' and '.join(limits)}, but is {value:.4g}"

@@ -1,0 +1,111 @@
+"""From a study file to a `StudyConfig`: YAML read once, and every problem of the file in one sentence each.
+
+`space` in the file is the name of a shipped space, the path of a YAML file relative to the study file, or the space
+itself.
+"""
+
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from hyquant.errors import ConfigError
+from search.metric_names import unknown_metrics
+from search.study import StudyConfig
+from spaces.space import SearchSpace, did_you_mean, load_space
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read a study file.
+
+    Raises:
+        ConfigError: If the file is missing, is not YAML or breaks rules; the message lists every problem.
+    """
+    content = _read_mapping(path)
+    problems: list[str] = []
+    space = _read_space(content.get("space"), path, problems)
+    if space is not None:
+        content["space"] = space.model_dump()
+    try:
+        config = StudyConfig.model_validate(content)
+    except ValidationError as error:
+        problems += [line for line in _sentences(error) if space is not None or not line.startswith("space:")]
+    else:
+        problems += unknown_metrics(config)
+        if not problems:
+            return config
+    listed = "".join(f"\n  - {problem}" for problem in problems)
+    raise ConfigError(f"study file {path} breaks {len(problems)} rule{'s' * (len(problems) > 1)}:{listed}")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"a study file must exist, but {path} does not; correct the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"study file {path} must be readable text, but cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"study file {path} must be YAML, but cannot be parsed: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"study file {path} must be a mapping of fields, but holds {type(content).__name__}")
+    return content
+
+
+def _read_space(value: object, path: Path, problems: list[str]) -> SearchSpace | None:
+    """Return the space a file names or holds; a broken one is added to `problems`."""
+    try:
+        if isinstance(value, str):
+            is_file = value.endswith((".yaml", ".yml"))
+            return load_space(path.parent / value if is_file else value)
+        if isinstance(value, Mapping):
+            return SearchSpace.model_validate(value)
+    except ConfigError as error:
+        problems.append(f"space: {error}")
+    except ValidationError as error:
+        problems += _sentences(error, "space")
+    else:
+        problems.append(
+            "space must be a shipped name, a path to a .yaml file or a mapping; add `space: mini`, for example"
+        )
+    return None
+
+
+def _sentences(error: ValidationError, *prefix: str) -> list[str]:
+    """Return one sentence per problem; a problem that only follows from one inside it is left out."""
+    found = error.errors()
+    inner = {problem["loc"][:length] for problem in found for length in range(len(problem["loc"]))}
+    return [_sentence((*prefix, *problem["loc"]), problem) for problem in found if problem["loc"] not in inner]
+
+
+def _sentence(location: tuple[int | str, ...], problem: ErrorDetails) -> str:
+    """Return one problem of pydantic as `where: what`, with the closest known field for an unknown one."""
+    where = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        return f"{where}: unknown field; known are {', '.join(known)}{did_you_mean(str(location[-1]), known)}"
+    if problem["type"] == "missing":
+        return f"{where}: required field is missing; add it"
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] != "value_error":
+        text = f"{text[:1].lower()}{text[1:]}, but got {problem['input']!r}"
+    return f"{where}: {text}" if where else text
+
+
+def _fields_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    model: type[BaseModel] = StudyConfig
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return tuple(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the first pydantic model inside an annotation such as `tuple[Slot, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in typing.get_args(annotation) if (found := _model_in(inner)) is not None), None)

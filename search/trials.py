@@ -1,0 +1,103 @@
+"""What a stored trial is in our words; Optuna's states, attributes and constraints read in one place.
+
+    complete    COMPLETE with objective values          infeasible  PRUNED, a constraint is violated
+    stopped     PRUNED for another reason               reused      answered from the record of an equal config
+    failed      FAIL                                    running, waiting as in Optuna
+
+Complete and infeasible trials are *evaluated*: they cost a rendering and count towards the budget.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from hyquant.config import QuantConfig
+from search.result import TrialResult
+
+State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiting", "reused"]
+
+STATES: tuple[State, ...] = ("complete", "infeasible", "stopped", "failed", "running", "waiting", "reused")
+LOST = "its worker was killed or lost; a trial with the same parameters was queued in its place"
+
+
+def trial_state(trial: FrozenTrial) -> State:
+    """Return the state of a trial in our words."""
+    if trial.state == TrialState.COMPLETE:
+        return "complete" if reused_from(trial) is None else "reused"
+    if trial.state == TrialState.PRUNED:
+        if reused_from(trial) is not None:
+            return "reused"
+        return "infeasible" if any(value > 0 for value in trial.constraints.values()) else "stopped"
+    if trial.state == TrialState.FAIL:
+        return "failed"
+    return "running" if trial.state == TrialState.RUNNING else "waiting"
+
+
+def trial_result(trial: FrozenTrial) -> TrialResult | None:
+    """Return what a trial found out, or None if it has not finished or failed."""
+    stored = trial.user_attrs.get("result")
+    return None if stored is None else TrialResult.model_validate(stored)
+
+
+def trial_config(trial: FrozenTrial) -> QuantConfig | None:
+    """Return the config of a trial, or None before it was chosen."""
+    stored = trial.user_attrs.get("config")
+    return None if stored is None else QuantConfig.model_validate(stored)
+
+
+def trial_reason(trial: FrozenTrial) -> str | None:
+    """Return in words why a trial failed, may not win or was not run; None for a complete one."""
+    state = trial_state(trial)
+    if state == "failed":
+        return str(trial.user_attrs.get("reason", LOST))
+    if state == "reused":
+        return f"the same config as trial {reused_from(trial)}"
+    result = trial_result(trial)
+    return None if result is None else result.reason
+
+
+def reused_from(trial: FrozenTrial) -> int | None:
+    """Return the number of the trial whose record answered this one, if it was not run itself."""
+    number = trial.user_attrs.get("reused_from")
+    return None if number is None else int(number)
+
+
+def is_evaluated(trial: FrozenTrial) -> bool:
+    """Say whether a trial counts towards the budget."""
+    return trial_state(trial) in ("complete", "infeasible")
+
+
+def count_states(trials: optuna.Study | Iterable[FrozenTrial]) -> dict[str, int]:
+    """Return how many trials of a study are in each state."""
+    found = trials.get_trials(deepcopy=False) if isinstance(trials, optuna.Study) else trials
+    states = [trial_state(trial) for trial in found]
+    return {state: states.count(state) for state in STATES}
+
+
+def num_evaluated(counts: dict[str, int]) -> int:
+    """Return how many trials count towards the budget."""
+    return counts["complete"] + counts["infeasible"]
+
+
+def front(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the complete trials that no other dominates, by number; each config once."""
+    if not any(trial_state(trial) == "complete" for trial in study.get_trials(deepcopy=False)):
+        return []
+    return [trial for trial in study.best_trials if trial_state(trial) == "complete"]
+
+
+def find_record(trials: Sequence[FrozenTrial], config_digest: str) -> FrozenTrial | None:
+    """Return the evaluated trial of an equal config, if there is one."""
+    return next((t for t in trials if t.user_attrs.get("config_digest") == config_digest and is_evaluated(t)), None)
+
+
+def trailing(trials: Sequence[FrozenTrial], state: State) -> int:
+    """Return how many of the last finished trials in a row are in a state."""
+    count = 0
+    for trial in reversed([trial for trial in trials if trial.state.is_finished()]):
+        if trial_state(trial) != state:
+            break
+        count += 1
+    return count

@@ -1,0 +1,187 @@
+"""What one rank keeps warm between trials: model, calibration statistics, float videos, judge.
+
+A trial then pays for quantization, rendering, scores and latency and for nothing else. Prompts are cut over the ranks;
+statistics are merged and known to every rank, videos are gathered on rank 0, which alone holds the judge.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+from torch import Tensor
+
+from hyquant.calibration.capture import capture_records, reference_videos
+from hyquant.calibration.observe import observe
+from hyquant.calibration.packing import pack_stats, unpack_stats
+from hyquant.calibration.stats import GroupStats
+from hyquant.calibration.store import Entry, Store
+from hyquant.config import digest
+from hyquant.devices.base import Device
+from hyquant.distributed import Group, merge_stats, shard
+from hyquant.models import load_model
+from hyquant.models.base import Record, VideoModel
+from hyquant.plan import QuantPlan
+from hyquant.quantize import smoothing_multipliers
+from metrics.base import Sample
+from metrics.embedders import Embedder, load_embedder
+from metrics.registry import find_metric
+from metrics.score import score_samples
+from search.locks import HostLock
+from search.metric_names import has_drop
+from search.prompts import StudyPrompts
+from search.result import MetricResult
+from search.scoring import metric_results
+from search.study import StudyConfig
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_SEED_OFFSET = 1_000_000
+"""Calibration and search draw different noise, as they use different prompts."""
+
+
+@dataclass
+class Workbench:
+    """One rank's warm state.
+
+    Attributes:
+        calibration: This rank's (prompt, seed) pairs to calibrate on.
+        search: This rank's (prompt, seed) pairs to render in a trial.
+        stats: Statistics over the calibration prompts of all ranks.
+        references: Float videos of all search prompts on rank 0; none elsewhere.
+        embedder: The judge on rank 0; None elsewhere.
+        float_results: Metrics of the float videos that need no reference, on rank 0.
+    """
+
+    config: StudyConfig
+    prompts: StudyPrompts
+    group: Group
+    device: Device
+    model: VideoModel
+    cache: Store
+    lock: HostLock
+    calibration: list[tuple[str, int]]
+    search: list[tuple[str, int]]
+    stats: dict[str, GroupStats] = field(default_factory=dict)
+    references: list[Tensor] = field(default_factory=list)
+    embedder: Embedder | None = None
+    float_results: dict[str, MetricResult] = field(default_factory=dict)
+
+    def records(self) -> list[Record]:
+        """Return this rank's captured denoiser inputs, cached if they are there; the denoiser must be in float."""
+        prompts, seeds = split_pairs(self.calibration)
+        return capture_records(self.model, prompts, seeds, self.config.workload.settings, self.cache)
+
+    def samples(self, videos: Sequence[Tensor]) -> list[Sample]:
+        """Pair the videos of all search prompts with their prompts and float videos."""
+        return [
+            Sample(prompt=prompt, video=video, reference=reference)
+            for prompt, video, reference in zip(self.prompts.search, videos, self.references, strict=True)
+        ]
+
+
+def build_workbench(
+    config: StudyConfig, prompts: StudyPrompts, *, group: Group, device: Device, cache: Path, lock: HostLock
+) -> Workbench:
+    """Load the model, and cut calibration and search prompts over the ranks. No collective call."""
+    model_config, seed = config.model, config.workload.seed
+    model = load_model(model_config.kind, model_config.source, device=model_config.device, dtype=model_config.dtype)
+    calibration = list(zip(prompts.calibration, calibration_seeds(seed, len(prompts.calibration)), strict=True))
+    search = list(zip(prompts.search, search_seeds(seed, len(prompts.search)), strict=True))
+    return Workbench(
+        config=config,
+        prompts=prompts,
+        group=group,
+        device=device,
+        model=model,
+        cache=Store(cache),
+        lock=lock,
+        calibration=shard(calibration, group.rank, group.world_size),
+        search=shard(search, group.rank, group.world_size),
+    )
+
+
+def calibration_seeds(seed: int, count: int) -> list[int]:
+    """Return the seed of each calibration prompt."""
+    return [seed + CALIBRATION_SEED_OFFSET + index for index in range(count)]
+
+
+def search_seeds(seed: int, count: int) -> list[int]:
+    """Return the seed of each search prompt; every trial and the float video of a prompt use the same."""
+    return [seed + index for index in range(count)]
+
+
+def stored_stats(bench: Workbench) -> dict[str, GroupStats] | None:
+    """Return the statistics of this model and these prompts from the cache, if they are there."""
+    entry = bench.cache.get(_stats_key(bench))
+    return None if entry is None else unpack_stats(entry)
+
+
+def observe_shard(bench: Workbench) -> dict[str, GroupStats]:
+    """Return statistics over this rank's records: one float pass. No collective call."""
+    groups = bench.model.groups()
+    if not bench.calibration:
+        return {}
+    with bench.lock.computing():
+        return observe(bench.model.denoiser, groups, bench.records(), bench.model.clock)
+
+
+def merge_shards(bench: Workbench, own: dict[str, GroupStats]) -> None:
+    """Set the statistics of all ranks, and store them. Collective."""
+    bench.stats = merge_stats(own, bench.group)
+    if bench.group.rank == 0:
+        entry: Entry = pack_stats(bench.stats)
+        bench.cache.put(_stats_key(bench), entry.tensors, entry.meta)
+
+
+def observe_smoothed_shard(bench: Workbench, plan: QuantPlan) -> dict[str, GroupStats]:
+    """Return statistics of the inputs a plan has smoothed, over this rank's records. No collective call."""
+    if not bench.calibration:
+        return {}
+    multipliers = smoothing_multipliers(bench.model.denoiser, plan, bench.stats)
+    smoothed = {layer.name for layer in plan.smoothed}
+    groups = [group for group in bench.model.groups() if group.name in smoothed]
+    with bench.lock.computing():
+        return observe(bench.model.denoiser, groups, bench.records(), bench.model.clock, mul=multipliers)
+
+
+def render_references(bench: Workbench) -> list[Tensor]:
+    """Return the float videos of this rank's search prompts, from the cache if they are there. No collective call."""
+    prompts, seeds = split_pairs(bench.search)
+    with bench.lock.computing():
+        return reference_videos(bench.model, prompts, seeds, bench.config.workload.settings, bench.cache)
+
+
+def gather_videos(bench: Workbench, own: Sequence[Tensor]) -> list[Tensor]:
+    """Return the videos of all search prompts in their order, on every rank. Collective."""
+    parts = bench.group.all_gather_tensors({f"{index:06d}": video for index, video in enumerate(own)})
+    return [part[name] for part in parts for name in sorted(part)]
+
+
+def load_judge(bench: Workbench) -> None:
+    """Load the judge and score the float videos, on rank 0. No collective call."""
+    if bench.group.rank == 0:
+        judge = bench.config.judge
+        bench.embedder = load_embedder(judge.model, judge.pretrained, view=judge.view, device=bench.model.device)
+        names = [name for name in bench.config.metrics if has_drop(find_metric(name))]
+        scores = score_samples(bench.samples(bench.references), names, bench.embedder)
+        bench.float_results = metric_results(scores, {})
+
+
+def _stats_key(bench: Workbench) -> str:
+    workload = bench.config.workload
+    seeds = calibration_seeds(workload.seed, len(bench.prompts.calibration))
+    identity: dict[str, JsonValue] = {
+        "model": bench.model.fingerprint(),
+        "device": str(bench.model.device.type),
+        "prompts": list(bench.prompts.calibration),
+        "seeds": list(seeds),
+        "settings": workload.settings.model_dump(mode="json", exclude={"batch_size"}),
+    }
+    return f"stats-{digest(identity, length=32)}"
+
+
+def split_pairs(pairs: Sequence[tuple[str, int]]) -> tuple[list[str], list[int]]:
+    """Return the prompts and the seeds of pairs."""
+    return [prompt for prompt, _ in pairs], [seed for _, seed in pairs]
