@@ -21,7 +21,7 @@ from torch import Tensor
 
 KernelKind = Literal["native", "simulated"]
 
-_TINY = float(torch.finfo(torch.float32).tiny)
+TINY = float(torch.finfo(torch.float32).tiny)
 
 
 class Int8Linear(Protocol):
@@ -105,7 +105,7 @@ class MatmulKernel:
         """Apply a Linear that takes the range of each token; see the module's second formula."""
         rows = _rows(x, mul_scale)
         # An all-zero row gets the smallest normal scale: its codes are 0 and nothing is divided by 0.
-        row_scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=_TINY * 127) / 127
+        row_scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=TINY * 127) / 127
         q = (rows / row_scale).round().to(torch.int8)
         num_outputs = weight_scale.shape[0]
         y = self.int_mm(q, operand, num_outputs).float() * row_scale * weight_scale[:, 0]
