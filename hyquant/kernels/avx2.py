@@ -1,9 +1,9 @@
 """The AVX2 kernel: an exact int8 Linear for x86-64 CPUs without VNNI, built from C on first use.
 
-There PyTorch has nothing to offer: `torch._int_mm` runs scalar loops, and oneDNN's byte product (vpmaddubsw) saturates its
-16-bit sums, which on full-range operands is wrong by 18 % in relative L2. `int8_linear_avx2.c` widens to 16 bits instead.
-It is compiled once per machine with the C compiler found in PATH (the one `torch.compile` needs as well) and kept in the
-user's cache folder; without a compiler the reference kernel gives the same integers.
+There PyTorch has nothing to offer: `torch._int_mm` runs scalar loops, and oneDNN's byte product (vpmaddubsw) saturates
+its 16-bit sums, which on full-range operands is wrong by 18 % in relative L2. `int8_linear_avx2.c` widens to 16 bits.
+It is compiled once per machine with the C compiler found in PATH (the one `torch.compile` needs as well) and kept in
+the user's cache folder; without a compiler the reference kernel gives the same integers.
 
 M rows   K input channels   N output channels
 """

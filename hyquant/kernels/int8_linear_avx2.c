@@ -84,6 +84,7 @@ static void quantize_row(const float *x, const float *mul, int64_t k, float scal
 
 static void multiply_tile(const int16_t *q, int64_t stride, const int16_t *panel, int64_t pairs, int32_t *tile) {
     START(0) START(1) START(2) START(3) START(4) START(5)
+#pragma GCC unroll 2
     for (int64_t p = 0; p < pairs; p++) {
         const __m256i w_left = _mm256_loadu_si256((const __m256i *)(panel + p * COLUMNS * 2));
         const __m256i w_right = _mm256_loadu_si256((const __m256i *)(panel + p * COLUMNS * 2 + COLUMNS));
