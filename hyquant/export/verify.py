@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyquant.config import FrozenModel
 from hyquant.errors import ExportError, HyquantError
 from hyquant.export.checks import read_checked
 from hyquant.export.manifest import ExportManifest, find_manifest, model_info, read_manifest
 from hyquant.export.reader import load_quantized
-from hyquant.models.base import DeploymentShape, VideoModel
+from hyquant.models.base import Record, RenderSettings, VideoModel
 from hyquant.numerics.error import cosine
 from hyquant.quantize import restore_
 
@@ -23,7 +23,8 @@ MIN_COSINE = 0.9
 MAX_GAIN_ERROR = 0.1
 """Far beyond what any useful 8-bit quantization does to one denoiser call: what fails here is broken, not coarse."""
 
-_SMALL = {"height": 64, "width": 64, "num_frames": 5}
+PROBE_PROMPT = "a red square moving left on a black background"
+"""In the small vocabulary of the shipped mini model, and plain English for every other."""
 
 
 class ForwardCheck(FrozenModel):
@@ -61,16 +62,16 @@ class VerifyReport(FrozenModel):
 
 
 def verify_export(
-    export_dir: str | Path, model: VideoModel | None = None, *, shape: DeploymentShape | None = None
+    export_dir: str | Path, model: VideoModel | None = None, *, prompt: str = PROBE_PROMPT
 ) -> VerifyReport:
-    """Check an export: files, description, tensors, layer counts and, with a model, one call in every step mode.
+    """Check an export: files, description, tensors, layer counts and, with a model, calls in every step mode.
 
     A bad export gives a report with problems, not an exception.
 
     Args:
         export_dir: The folder.
-        model: The float model it was made from; it is in float again afterwards.
-        shape: Shape of the compared calls; a small clip by default.
+        model: The model it was made from; it is in float afterwards.
+        prompt: What the compared calls denoise; the model must know its words.
 
     Raises:
         ExportError: If the folder is no export at all.
@@ -84,9 +85,8 @@ def verify_export(
     _, problems = read_checked(folder, manifest)
     forward: tuple[ForwardCheck, ...] = ()
     if model is not None and not problems:
-        small = DeploymentShape(**_SMALL, num_steps=manifest.num_steps)
         try:
-            forward = _compare(folder, manifest, model, shape or small)
+            forward = _compare(folder, manifest, model, prompt)
         except HyquantError as error:
             problems.append(str(error))
     problems.extend(_forward_problems(forward))
@@ -101,10 +101,11 @@ def verify_export(
     )
 
 
-def _compare(
-    folder: Path, manifest: ExportManifest, model: VideoModel, shape: DeploymentShape
-) -> tuple[ForwardCheck, ...]:
-    """Run the float and the loaded denoiser on equal inputs, at the first and the last step."""
+def _compare(folder: Path, manifest: ExportManifest, model: VideoModel, prompt: str) -> tuple[ForwardCheck, ...]:
+    """Run the float and the loaded denoiser on the float model's own inputs: first step, first static step, last step.
+
+    Stored ranges belong to a step, so inputs that are not that step's would be clamped in a perfect export too.
+    """
     expected, given = manifest.model, model_info(model)
     if given.fingerprint != expected.fingerprint:
         raise ExportError(
@@ -112,20 +113,20 @@ def _compare(
             f"{expected.fingerprint}, but the model is {given.kind} {given.source} in {given.dtype} with "
             f"{given.fingerprint}; load the model it was made from"
         )
-    inputs = model.deployment_inputs(shape)
-    reference = _call(model.denoiser, inputs)
+    steps = {0, manifest.num_steps - 1, *(manifest.static_steps or (0,))[:1]}
+    clip = RenderSettings(height=64, width=64, num_frames=5, num_steps=manifest.num_steps)
+    restore_(model.denoiser)
+    records = [record for record in model.capture([prompt], [0], clip) if record.step_index in steps]
+    references = [_call(model, record) for record in records]
     load_quantized(model.denoiser, folder, model.clock)
     try:
-        checks = []
-        for step_index in sorted({0, manifest.num_steps - 1}):
-            model.clock.set(step_index)
-            output = _call(model.denoiser, inputs)
-            checks.append(
-                ForwardCheck(step_index=step_index, cosine=cosine(reference, output), gain=_gain(output, reference))
-            )
+        outputs = [_call(model, record) for record in records]
     finally:
         restore_(model.denoiser)
-    return tuple(checks)
+    return tuple(
+        ForwardCheck(step_index=record.step_index, cosine=cosine(reference, output), gain=_gain(output, reference))
+        for record, reference, output in zip(records, references, outputs, strict=True)
+    )
 
 
 def _forward_problems(checks: tuple[ForwardCheck, ...]) -> Iterator[str]:
@@ -143,8 +144,10 @@ def _forward_problems(checks: tuple[ForwardCheck, ...]) -> Iterator[str]:
 
 
 @torch.no_grad()
-def _call(denoiser: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    (output,) = denoiser(**inputs, return_dict=False)
+def _call(model: VideoModel, record: Record) -> Tensor:
+    model.clock.set(record.step_index)
+    inputs = {name: tensor.to(model.device) for name, tensor in record.inputs.items()}
+    (output,) = model.denoiser(**inputs, return_dict=False)
     assert isinstance(output, Tensor)
     return output.double().flatten()
 
