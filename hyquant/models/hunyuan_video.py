@@ -251,6 +251,12 @@ def split_pipeline(pipe: "HunyuanVideoPipeline") -> tuple["HunyuanVideoPipeline"
 
 def pipeline_fingerprint(pipe: "HunyuanVideoPipeline", template: dict[str, Any]) -> str:
     """Return `DENOISER-REST`: the denoiser's digest, and that of encoders, decoder, scheduler and prompt template."""
-    rest: list[JsonValue] = [tensors_digest(module.state_dict(), None) for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae)]
-    calling: dict[str, JsonValue] = {"parts": rest, "scheduler": plain_config(pipe.scheduler.config), "template": template}
+    rest: list[JsonValue] = [
+        tensors_digest(module.state_dict(), None) for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
+    ]
+    calling: dict[str, JsonValue] = {
+        "parts": rest,
+        "scheduler": plain_config(pipe.scheduler.config),
+        "template": template,
+    }
     return f"{denoiser_digest(pipe.transformer)}-{digest(calling)}"
