@@ -54,7 +54,7 @@ def test_static_constants_of_a_hand_worked_row():
 
 
 def test_the_zero_point_term_is_exact_beyond_float32s_integers():
-    """z * sum_k W_q is about 2^28 here and float32 would round it; Python integers do not."""
+    """The term z * sum_k W_q is about 2^28 here and float32 would round it; Python integers do not."""
     weight = torch.full((1, 15361), 127, dtype=torch.int8)
     weight[0, 0] = 126
     input_qparams = QParams(torch.tensor([1.0]), torch.tensor([-127.0]))
