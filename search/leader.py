@@ -99,7 +99,8 @@ class Leader:
         """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
         trial.set_user_attr("worker", this_worker(self._order.slot).model_dump())
         self._evidence, self._stages = None, Stages(self._bench.group, lambda: self._bench.lock.waited_s)
-        self._start_tracking(trial.number)
+        if self._may_track(wait=False):
+            self._tracker.start_trial(trial.number)
         with self._failures_recorded(trial):
             config = Stages(Group()).run("suggest", lambda: choose_config(trial, self._bench.config))
             with self._stages.timed("wait"):
@@ -144,19 +145,22 @@ class Leader:
         except BaseException as bug:
             stage = self._stages.current
             _record_failure(trial, stage, f"{type(bug).__name__}: {bug}", traceback.format_exc())
-            self._tracker.finish_trial(trial.number, "failed", None, reason=f"stage {stage}: {bug!r}")
+            if self._may_track(wait=True):
+                self._tracker.finish_trial(trial.number, "failed", None, reason=f"stage {stage}: {bug!r}")
             raise
 
-    def _start_tracking(self, number: int) -> None:
-        """Log that a trial begins; the first time, wait until the runner has made MLflow's database."""
+    def _may_track(self, *, wait: bool) -> bool:
+        """Say whether the runner has made MLflow's database, which it does under a lock while the workers start."""
         if not self._is_tracking:
-            with FileLock(mlflow_lock_path(self._order.store)).held(shared=True):
-                self._is_tracking = True
-        self._tracker.start_trial(number)
+            lock = FileLock(mlflow_lock_path(self._order.store))
+            self._is_tracking = lock.acquire(shared=True, blocking=wait)
+            lock.release()
+        return self._is_tracking
 
     def _finish(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Log a finished trial to MLflow, and remember that this slot is alive."""
         result, state = trial_result(trial), trial_state(trial)
+        self._may_track(wait=True)
         with tempfile.TemporaryDirectory(prefix="hyq-trial-") as name:
             folder = Path(name)
             if result is not None:

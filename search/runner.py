@@ -25,7 +25,7 @@ from search.prompts import load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.resume import reclaim_lost_trials, require_same_study
 from search.slots import RunningSlot, start_slots, stop_slots
-from search.storage import create_study, require_space, store_errors, stored_config
+from search.storage import create_study, open_study, require_space, store_errors, stored_config, stored_prompts
 from search.study import Slot, StudyConfig
 from search.trials import count_states, front, num_evaluated, trial_reason, trial_state
 
@@ -69,12 +69,13 @@ class RunSummary:
 OnEvent = Callable[[RunEvent], None]
 
 
-def run_study(config: StudyConfig, *, study_file: Path, on_event: OnEvent) -> RunSummary:
+def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent) -> RunSummary:
     """Create a study or go on with it until its budget is used.
 
     Args:
         config: The study, from `load_study`.
-        study_file: Where it was read from; prompt files are relative to it.
+        study_file: Where it was read from; prompt files are relative to it. None goes on with a stored study by its
+            name, with the prompts that are stored.
         on_event: Told about everything worth showing, on the calling thread.
 
     Raises:
@@ -92,7 +93,7 @@ def run_study(config: StudyConfig, *, study_file: Path, on_event: OnEvent) -> Ru
         return _summary(study, "done")
 
 
-def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path, on_event: OnEvent) -> int:
+def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | None, on_event: OnEvent) -> int:
     """Evaluate one hand-written config as a trial of the study and return its number; presets are not queued.
 
     Raises:
@@ -107,10 +108,14 @@ def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path, on_e
 
 
 @contextmanager
-def _opened(config: StudyConfig, study_file: Path, on_event: OnEvent) -> Iterator[optuna.Study]:
+def _opened(config: StudyConfig, study_file: Path | None, on_event: OnEvent) -> Iterator[optuna.Study]:
     """Hold the study as its only runner, created or taken up again."""
-    prompts = load_prompts(config.workload, study_file.parent)
+    optuna.logging.disable_default_handler()
     store = Path(config.store)
+    if study_file is None:
+        prompts = stored_prompts(open_study(store, config.name, url=config.storage))
+    else:
+        prompts = load_prompts(config.workload, study_file.parent)
     require_space(store)
     lock = FileLock(store / "locks" / f"{config.name}.runner.lock")
     if not lock.acquire(blocking=False):

@@ -107,7 +107,6 @@ def _result(values: Sequence[float]) -> MetricResult:
 
 
 def _sentence(bound: Constraint, value: float) -> str:
-    limits = [f"at least {bound.min:g}"] * (bound.min is not None) + [f"at most {bound.max:g}"] * (
-        bound.max is not None
-    )
-    return f"{bound.metric} must be {' and '.join(limits)}, but is {value:.4g}"
+    limits = [("at least", bound.min), ("at most", bound.max)]
+    allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+    return f"{bound.metric} must be {allowed}, but is {value:.4g}"

@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+import optuna
+
 from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import init_group
@@ -35,6 +37,8 @@ def main(argument: str) -> None:
     restart_count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank{rank} %(name)s %(message)s", stream=sys.stderr)
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
     folder = slot_folder(order.store, order.study, order.slot)
     deaths = restart_count - read_state(folder).restarts_at_last_finish
     if deaths >= MAX_DEATHS_IN_A_ROW:

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from search.order import SlotState, WorkOrder, read_state, write_state
+from search.pace import (
+    DUPLICATES_BEFORE_RANDOM,
+    MAX_DUPLICATES_IN_A_ROW,
+    MAX_FAILURES_IN_A_ROW,
+    must_wait,
+    next_draw,
+    stop_reason,
+    trouble,
+)
+from search.study import Budget
+
+ORDER = WorkOrder(store=Path("s"), url=None, study="x", slot=0, first_trial=0, deadline=None, until_trial=None)
+
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "reused": TrialState.COMPLETE,
+    "infeasible": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "running": TrialState.RUNNING,
+    "waiting": TrialState.WAITING,
+}
+
+
+def trials_of(*states):
+    """Frozen trials numbered from 0, in our words for their states."""
+    found = []
+    for number, state in enumerate(states):
+        trial = optuna.create_trial(
+            state=STATES[state],
+            values=[0.5, 0.5] if STATES[state] == TrialState.COMPLETE else None,
+            user_attrs={"reused_from": 0} if state == "reused" else {},
+            system_attrs={"constraints:c": 1.0} if state == "infeasible" else {},
+        )
+        trial.number = number
+        found.append(trial)
+    return found
+
+
+def test_a_study_stops_when_complete_and_infeasible_trials_use_up_the_budget():
+    trials = trials_of("complete", "infeasible", "failed", "reused")
+
+    assert stop_reason(trials, Budget(trials=3), ORDER, now=0) is None
+    assert "budget of 2" in stop_reason(trials, Budget(trials=2), ORDER, now=0)
+
+
+def test_a_study_stops_at_its_deadline():
+    order = ORDER.model_copy(update={"deadline": 100.0})
+
+    assert stop_reason([], Budget(time_s=60), order, now=99.0) is None
+    assert "60 s" in stop_reason([], Budget(time_s=60), order, now=100.0)
+
+
+def test_a_single_point_runs_whatever_the_budget_and_then_stops():
+    order = ORDER.model_copy(update={"until_trial": 1})
+
+    assert stop_reason(trials_of("complete", "waiting"), Budget(trials=1), order, now=0) is None
+    assert "trial 1" in stop_reason(trials_of("complete", "complete"), Budget(trials=9), order, now=0)
+
+
+@pytest.mark.parametrize(
+    ("states", "waits"),
+    [(("complete",), False), (("complete", "running"), True), (("running",), False), (("running", "running"), True)],
+    ids=["none in flight", "the last one in flight", "room for one more", "two in flight"],
+)
+def test_a_worker_waits_while_the_trials_in_flight_may_use_up_the_budget(states, waits):
+    assert must_wait(trials_of(*states), Budget(trials=2), ORDER) is waits
+
+
+def test_failures_in_a_row_end_a_run_but_are_not_held_against_the_next():
+    trials = trials_of("complete", *["failed"] * MAX_FAILURES_IN_A_ROW)
+
+    assert "trials in a row failed" in trouble(trials, ORDER)
+    assert trouble(trials, ORDER.model_copy(update={"first_trial": len(trials)})) is None
+    assert trouble([*trials, *trials_of("complete")], ORDER) is None
+
+
+def test_after_some_duplicates_points_are_drawn_at_random_and_after_many_the_space_is_used_up():
+    assert next_draw(trials_of("complete", "reused"), ORDER) == "sampler"
+    assert next_draw(trials_of("complete", *["reused"] * DUPLICATES_BEFORE_RANDOM), ORDER) == "random"
+    assert "space seems used up" in trouble(trials_of("complete", *["reused"] * MAX_DUPLICATES_IN_A_ROW), ORDER)
+
+
+def test_the_state_of_a_slot_survives_its_workers(tmp_path):
+    assert read_state(tmp_path) == SlotState()
+    write_state(tmp_path, SlotState(restarts_at_last_finish=3))
+
+    assert read_state(tmp_path).restarts_at_last_finish == 3

@@ -1,0 +1,235 @@
+"""Trials of the tiny model in this process: the recipe, and what rank 0 makes of its outcome in Optuna and MLflow."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.devices import resolve_device
+from hyquant.distributed import Group
+from hyquant.errors import ConfigError
+from search.errors import TrialFailed
+from search.leader import Leader
+from search.locks import HostLock
+from search.objective import Stages, is_expected, run_trial
+from search.order import WorkOrder, read_state, slot_folder
+from search.pace import DUPLICATES_BEFORE_RANDOM
+from search.prepare import prepare_workbench
+from search.prompts import StudyPrompts
+from search.proposal import enqueue_point
+from search.repair import agreement
+from search.storage import create_study
+from search.study import Budget, Constraint
+from search.tracking import Tracker
+from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
+from search.workbench import stored_stats
+
+PROMPTS = StudyPrompts(calibration=("one red cube", "two blue balls"), search=("a green cone", "a grey ring"))
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory, study_config):
+    """One rank's warm state, alone in its group."""
+    folder = tmp_path_factory.mktemp("bench")
+    return prepare_workbench(
+        study_config,
+        PROMPTS,
+        group=Group(),
+        device=resolve_device("cpu"),
+        cache=folder / "cache",
+        lock=HostLock(folder / "locks"),
+    )
+
+
+def with_config(bench, **changes):
+    return dataclasses.replace(bench, config=bench.config.model_copy(update=changes))
+
+
+def test_the_float_control_scores_as_its_own_reference(bench):
+    measurement = run_trial(bench, QuantConfig(linear=None), Stages(Group()))
+
+    metrics = measurement.result.metrics
+    assert metrics["psnr_db"].values == (100.0, 100.0)
+    assert metrics["clip_reference"].mean == pytest.approx(1.0, abs=1e-6)
+    assert metrics["clip_prompt_drop"].mean == pytest.approx(0.0, abs=1e-6)
+    assert metrics["motion_energy_ratio"].mean == pytest.approx(1.0, abs=1e-6)
+    assert metrics["collapsed"].mean == 0.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantConfig(linear=W8A8Dynamic()),
+        QuantConfig(linear=W8A8Timestep(timestep_sep=1)),
+        QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4()),
+    ],
+    ids=["dynamic", "timestep", "smoothed ranges observed anew"],
+)
+def test_a_trial_scores_its_config_and_leaves_the_float_weights_as_they_were(bench, config):
+    before = {name: tensor.clone() for name, tensor in bench.model.denoiser.state_dict().items()}
+
+    result = run_trial(bench, config, Stages(Group())).result
+
+    after = bench.model.denoiser.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert result.outcome == "complete"
+    assert result.config_digest == digest(config)
+    assert result.values == (result.metrics["clip_reference"].mean, result.latency.ratio)
+    assert result.metrics["psnr_db"].mean < 100.0
+    assert result.weight_bytes < sum(t.numel() * t.element_size() for t in before.values())
+
+
+def test_a_trial_that_breaks_a_bound_has_constraints_but_no_values_and_is_not_timed(bench):
+    strict = with_config(bench, constraints=(Constraint(metric="psnr_db", min=99.0),))
+
+    result = run_trial(strict, QuantConfig(linear=W8A8Dynamic()), Stages(Group())).result
+
+    assert result.outcome == "infeasible"
+    assert result.values is None
+    assert result.latency is None
+    assert result.constraints["psnr_db"] == pytest.approx(99.0 - result.metrics["psnr_db"].mean)
+    assert "psnr_db must be at least 99" in result.reason
+
+
+def test_a_layer_pattern_that_matches_nothing_fails_the_stage_with_its_sentence(bench):
+    config = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=("*nothing*",)))
+
+    with pytest.raises(TrialFailed, match=r"stage quantize on rank 0: .*nothing") as caught:
+        run_trial(bench, config, Stages(Group()))
+
+    assert caught.value.stage == "quantize"
+    assert "LayerMatchError" in caught.value.log
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConfigError("x"), True),
+        (torch.OutOfMemoryError("x"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (KeyError("x"), False),
+    ],
+    ids=["ours", "accelerator memory", "host memory", "another RuntimeError", "a bug"],
+)
+def test_only_our_errors_and_out_of_memory_fail_a_trial(error, expected):
+    assert is_expected(error) is expected
+
+
+def test_out_of_memory_of_a_real_allocation_fails_the_stage():
+    with pytest.raises(TrialFailed, match="stage render on rank 0: out of memory"):
+        Stages(Group()).run("render", lambda: torch.empty(2**60, dtype=torch.uint8))
+
+
+def test_a_bug_leaves_a_stage_as_it_is():
+    with pytest.raises(ZeroDivisionError):
+        Stages(Group()).run("render", lambda: 1 / 0)
+
+
+def test_statistics_are_stored_for_the_next_worker(bench):
+    stored = stored_stats(bench)
+
+    assert stored.keys() == bench.stats.keys()
+    assert all(torch.equal(stored[name].lo, bench.stats[name].lo) for name in stored)
+
+
+@pytest.fixture
+def make_leader(bench, mlflow_store):
+    """A leader of a fresh study; keyword arguments change the study's config."""
+
+    def make(embedder=bench.embedder, **changes):
+        config = bench.config.model_copy(update={"store": str(mlflow_store), **changes})
+        study, _ = create_study(mlflow_store, config, PROMPTS)
+        Tracker(mlflow_store, config.name).open_study(config)
+        order = WorkOrder(
+            store=mlflow_store, url=None, study=config.name, slot=0, first_trial=0, deadline=None, until_trial=None
+        )
+        own_bench = dataclasses.replace(bench, config=config, embedder=embedder)
+        leader = Leader(own_bench, study, order, restart_count=4)
+        return leader, study, order
+
+    return make
+
+
+def test_a_leader_runs_the_budget_answers_duplicates_and_logs_all_to_mlflow(make_leader):
+    leader, study, order = make_leader(budget=Budget(trials=2))
+    for strategy in ("dynamic", "dynamic", "static"):
+        act_method = {"act_method": "minmax"} if strategy == "static" else {}
+        study.enqueue_trial({"strategy": strategy, "exclusion": "none", **act_method})
+
+    reason = leader.run()
+
+    assert "budget of 2" in reason
+    assert [trial_state(trial) for trial in study.trials] == ["complete", "reused", "complete"]
+    first, again, _ = study.trials
+    assert again.values == first.values
+    assert trial_config(again) == trial_config(first)
+    assert again.constraints == first.constraints
+    assert trial_reason(again) == "the same config as trial 0"
+    assert agreement(order.store, study) == ()
+    assert read_state(slot_folder(order.store, order.study, 0)).restarts_at_last_finish == 4
+
+
+def test_the_stage_times_of_a_run_add_up_to_its_wall_time(make_leader):
+    leader, study, _ = make_leader(budget=Budget(trials=1))
+
+    leader.run()
+
+    seconds = trial_result(study.trials[0]).stage_seconds
+    assert {"quantize", "render", "score", "latency", "wait", "overhead"} <= seconds.keys()
+    assert all(value >= 0 and math.isfinite(value) for value in seconds.values())
+
+
+def test_a_failed_trial_says_where_and_why_and_the_study_goes_on(make_leader):
+    leader, study, order = make_leader(budget=Budget(trials=1))
+    enqueue_point(study, QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=("*nothing*",))))
+
+    leader.run()
+
+    failed, complete = study.trials
+    assert (trial_state(failed), trial_state(complete)) == ("failed", "complete")
+    assert failed.user_attrs["stage"] == "quantize"
+    assert "'*nothing*'" in trial_reason(failed)
+    assert agreement(order.store, study) == ()
+
+
+def test_an_infeasible_trial_counts_and_keeps_its_result(make_leader):
+    leader, study, _ = make_leader(budget=Budget(trials=1), constraints=(Constraint(metric="psnr_db", min=99.0),))
+
+    leader.run()
+
+    (trial,) = study.trials
+    assert trial_state(trial) == "infeasible"
+    assert trial.values is None
+    assert trial.constraints["psnr_db"] > 0
+    assert "psnr_db" in trial_reason(trial)
+
+
+def test_a_bug_is_written_into_the_trial_and_ends_the_worker(make_leader):
+    leader, study, order = make_leader(budget=Budget(trials=1), embedder=object())
+
+    with pytest.raises(AttributeError):
+        leader.run()
+
+    (trial,) = study.trials
+    assert trial_state(trial) == "failed"
+    assert trial.user_attrs["stage"] == "score"
+    assert "AttributeError" in trial_reason(trial)
+    assert "score_samples" in trial.user_attrs["log"]
+    assert agreement(order.store, study) == ()
+
+
+def test_duplicates_in_a_row_are_broken_by_random_points(make_leader):
+    """A queue of equal points stands for a sampler that has converged."""
+    leader, study, _ = make_leader(budget=Budget(trials=2))
+    for _ in range(DUPLICATES_BEFORE_RANDOM + 1):
+        study.enqueue_trial({"strategy": "dynamic", "exclusion": "none"})
+
+    leader.run()
+
+    counts = count_states(study)
+    assert counts["complete"] + counts["infeasible"] == 2
+    assert counts["reused"] >= DUPLICATES_BEFORE_RANDOM
