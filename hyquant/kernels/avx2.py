@@ -27,7 +27,7 @@ from hyquant.kernels.base import TINY, KernelKind
 _SOURCE = "int8_linear_avx2.c"
 _FLAGS = ("-O3", "-mavx2", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
-_OPERATORS = torch.library.Library("hyquant", "DEF")  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+_OPERATORS = torch.library.Library("hyquant", "DEF")  # type: ignore[no-untyped-call]
 _OPERATORS.define(  # type: ignore[no-untyped-call]
     "int8_linear_avx2(Tensor x, Tensor packed, Tensor out_scale, Tensor? input_scale, Tensor? input_offset,"
     " Tensor? quant_bias, Tensor? bias, Tensor? mul_scale) -> Tensor"
@@ -61,7 +61,7 @@ def _int8_linear(
     return y
 
 
-@torch.library.register_fake("hyquant::int8_linear_avx2")  # type: ignore[untyped-decorator]  # type: ignore[untyped-decorator]
+@torch.library.register_fake("hyquant::int8_linear_avx2")  # type: ignore[untyped-decorator]
 def _int8_linear_fake(
     x: Tensor,
     packed: Tensor,
