@@ -11,7 +11,6 @@ import optuna
 from search.overview import Overview, read_overview
 from search.storage import open_study, store_errors, stored_config
 from search.study import StudyConfig
-from search.study_file import load_study
 
 DEFAULT_STORE = Path("mlruns")
 
@@ -43,6 +42,8 @@ def locate_study(text: str, store: Path | None = None) -> StudyRef:
     path = Path(text)
     if path.suffix not in (".yaml", ".yml") and "/" not in text and not path.is_file():
         return StudyRef(name=text, store=store or DEFAULT_STORE)
+    from search.study_file import load_study  # loads the metrics to check their names
+
     config = load_study(path)
     if store is not None:
         config = config.model_copy(update={"store": str(store)})
@@ -71,20 +72,20 @@ def overview_of(ref: StudyRef) -> Overview:
         return read_overview(study)
 
 
-def config_to_run(ref: StudyRef) -> tuple[StudyConfig, Path]:
-    """Return the config to create or resume a study with, and the file that prompt files are relative to.
+def config_to_run(ref: StudyRef) -> tuple[StudyConfig, Path | None]:
+    """Return the config to create or resume a study with, and its study file.
 
-    A study given by name is resumed with what is stored of it; its prompt files are looked for in the current folder.
+    A study given by name has no file; it is resumed with the config and the prompts that are stored of it.
 
     Raises:
         StoreError: If a name is not in the store.
     """
     quiet_optuna()
-    if ref.config is not None and ref.file is not None:
+    if ref.config is not None:
         return ref.config, ref.file
     with opened_study(ref) as study:
         config = stored_config(study)
-    return config.model_copy(update={"store": str(ref.store)}), Path(f"{ref.name}.yaml")
+    return config.model_copy(update={"store": str(ref.store)}), None
 
 
 def quiet_optuna() -> None:

@@ -1,24 +1,22 @@
 """What a trial leaves to look at: videos and frames, float and quantized side by side; and its values as JSON."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
 from PIL import Image
-from pydantic import BaseModel
 
 from search.errors import InstallError
 from search.frames import Pixels, comparison_frames, strip_image
+from search.plain import plain
 
 if TYPE_CHECKING:
-    from hyquant.quantize import QuantReport
-
     from hyquant.plan import QuantPlan
+    from hyquant.quantize import QuantReport
     from metrics.base import Sample
     from search.result import TrialResult
 
@@ -98,16 +96,3 @@ def write_mp4(path: Path, frames: Pixels, *, fps: int) -> None:
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
-
-
-def plain(value: Any) -> Any:
-    """Return frozen values as what JSON knows; numbers that are not finite become null."""
-    if isinstance(value, BaseModel):
-        return plain(value.model_dump(mode="json"))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

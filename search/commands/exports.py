@@ -24,10 +24,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Quantize the model as a trial did, and write the weights."""
+    from search.answers import report_json, trial_json
     from search.exporting import export_config, find_pick
     from search.locate import locate_study, opened_study, overview_of
     from search.mindie import hyquant_snippet, mindie_snippet
-    from search.report import report_json, trial_json
     from search.storage import stored_prompts
 
     ref = locate_study(study, store)
@@ -60,8 +60,8 @@ def verify(folder: Export, model: Source = None, as_json: AsJson = False) -> Non
     """Check that an export is whole and does what the float model does; exit code 3 if not."""
     from hyquant.errors import HyquantError
     from hyquant.export import read_manifest, verify_export
+    from search.answers import report_json
     from search.rendering import load_float_model
-    from search.report import report_json
 
     float_model, compared = None, "compared with the float model"
     read_manifest(folder)

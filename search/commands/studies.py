@@ -14,8 +14,8 @@ from search.progress import RunProgress, in_words
 
 def run(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     """Create a study, or resume it, and evaluate trials until its budget is used."""
+    from search.answers import status_json
     from search.locate import config_to_run, locate_study, overview_of
-    from search.report import status_json
     from search.runner import run_study
 
     ref = locate_study(study, store)
@@ -56,8 +56,8 @@ def trial(
 
 def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     """Say how far a study is."""
+    from search.answers import status_json
     from search.locate import locate_study, overview_of
-    from search.report import status_json
 
     overview = overview_of(locate_study(study, store))
     answer = status_json(overview)
@@ -75,8 +75,8 @@ def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
 
 def front(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     """List the trials that no other trial beats, best quality first."""
+    from search.answers import front_json, table_row
     from search.locate import locate_study, overview_of
-    from search.report import front_json, table_row
 
     overview = overview_of(locate_study(study, store))
     if as_json:
@@ -98,8 +98,8 @@ def show(
 
 
 def _show(study: str, number: int, store: Path | None, as_json: bool) -> None:
+    from search.answers import trial_json, trial_lines
     from search.locate import locate_study, overview_of
-    from search.report import trial_json, trial_lines
 
     overview = overview_of(locate_study(study, store))
     row = overview.row(number)

@@ -9,7 +9,9 @@ from optuna.trial import TrialState, create_trial
 
 from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
 from hyquant.models.base import DeploymentShape, RenderSettings
+from search.prompts import StudyPrompts
 from search.result import LatencyResult, MetricResult, TrialResult
+from search.storage import create_study
 from search.study import Budget, JudgeConfig, LatencyConfig, ModelConfig, StudyConfig, Workload
 from search.tracking import prepare_store
 from spaces.space import load_space
@@ -43,7 +45,7 @@ def small_study() -> StudyConfig:
     """A study over the tiny model that the hashing judge scores."""
     return StudyConfig(
         name="demo",
-        model=ModelConfig(kind="tiny", source="tiny", device="cpu"),
+        model=ModelConfig(kind="tiny", source="0", device="cpu"),
         space=load_space("mini"),
         workload=Workload(
             calibration_prompts="mini:calibration",
@@ -152,3 +154,14 @@ def study_config() -> StudyConfig:
         deployment=DeploymentShape(height=32, width=32, num_frames=5, num_steps=2),
         judge=JudgeConfig(model="hashing"),
     )
+
+
+@pytest.fixture
+def stored_store(tmp_path, small_study, filled_study) -> Path:
+    """A store on disk that holds the study of `filled_study` under the name demo."""
+    store = tmp_path / "store"
+    store.mkdir()
+    prompts = StudyPrompts(calibration=("a red circle",), search=("a blue square", "a green ring"))
+    study, _ = create_study(store, small_study.model_copy(update={"store": str(store)}), prompts)
+    study.add_trials(filled_study.get_trials())
+    return store

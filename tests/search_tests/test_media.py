@@ -8,7 +8,8 @@ import yaml
 from PIL import Image
 
 from search.frames import comparison_frames, frame_indices, strip_image, to_pixels
-from search.media import frame_rate, plain, write_mp4, write_trial_files
+from search.media import frame_rate, write_mp4, write_trial_files
+from search.plain import plain
 
 
 @dataclass(frozen=True)

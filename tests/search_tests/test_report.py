@@ -6,10 +6,11 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
+from search.answers import front_json, status_json, table_row, trial_json
 from search.importances import importances
 from search.overview import read_overview
 from search.plot_data import front_plot
-from search.report import as_markdown, front_json, status_json, table_row, trial_json, write_study_report
+from search.report import as_markdown, write_study_report
 
 
 @pytest.fixture
