@@ -1,0 +1,69 @@
+"""Compiling a denoiser block by block, each denoiser with a compilation cache of its own.
+
+Blocks of one class share one compiled graph as long as they look alike, so a denoiser of 60 blocks compiles a handful
+of graphs. `torch.compile` keeps its cache on the code object of the function it compiles, which all instances of a
+class share: a search that compiles one quantization after another would run into the recompile limit, and slow every
+call down by checking the guards of long-dead variants. Hence each denoiser gets its own copy of its blocks' code.
+"""
+
+import functools
+import shutil
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+_CPU_COMPILERS = ("g++", "clang++")
+
+
+def can_compile(device: torch.device) -> bool:
+    """Return whether `torch.compile` has what it needs here; on the CPU that is a C++ compiler in PATH."""
+    return device.type != "cpu" or any(shutil.which(name) for name in _CPU_COMPILERS)
+
+
+def blocks_of(denoiser: nn.Module) -> Iterator[nn.Module]:
+    """Yield the repeated blocks of a denoiser: the members of its top-level ModuleLists."""
+    for child in denoiser.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+
+
+def compile_blocks_(denoiser: nn.Module) -> None:
+    """Compile every block of a denoiser for fixed shapes; nothing is compiled before the first call.
+
+    Inputs are made contiguous before each block: the first block of a kind often gets a view of another stride than the
+    later ones, which would compile the same arithmetic twice.
+    """
+    copies: dict[type[nn.Module], Callable[..., Any]] = {}
+    for block in blocks_of(denoiser):
+        kind = type(block)
+        if kind not in copies:
+            copies[kind] = _with_own_code(kind.forward)
+        block.register_forward_pre_hook(_contiguous_inputs, with_kwargs=True)
+        block.forward = torch.compile(types.MethodType(copies[kind], block), dynamic=False)
+
+
+def _contiguous_inputs(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(map(_contiguous, args)), {name: _contiguous(value) for name, value in kwargs.items()}
+
+
+def _contiguous(value: Any) -> Any:
+    return value.contiguous() if isinstance(value, torch.Tensor) else value
+
+
+def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does the same but whose code object is a copy."""
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(copy, function)

@@ -1,0 +1,108 @@
+"""Loop latency: modes are counted by their steps, both sides are timed in turns, and timing changes nothing."""
+
+import pytest
+import torch
+
+from hyquant.calibration.observe import observe
+from hyquant.compiling import can_compile, compile_blocks_
+from hyquant.config import LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
+from hyquant.latency import LatencyBench, loop_latency, steps_by_mode
+from hyquant.models import load_model
+from hyquant.models.base import DeploymentShape, RenderSettings
+from hyquant.plan import build_plan
+from hyquant.quantize import quantize_, restore_, structural_twin
+
+SHAPE = DeploymentShape(height=32, width=32, num_frames=5, num_steps=8)
+NUM_STEPS = 4
+
+
+def plan_of(model, linear):
+    return build_plan(model.groups(), QuantConfig(linear=linear), num_steps=NUM_STEPS)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("tiny", "0", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def stats(model):
+    settings = RenderSettings(height=32, width=32, num_frames=5, num_steps=NUM_STEPS)
+    records = model.capture(["a red circle"], [0], settings)
+    return observe(model.denoiser, model.groups(), records, model.clock)
+
+
+@pytest.mark.parametrize(
+    ("linear", "expected"),
+    [
+        (None, {"float": 8}),
+        (W8A8Static(), {"static": 8}),
+        (W8A8Dynamic(), {"dynamic": 8}),
+        (W8A8Timestep(timestep_sep=1), {"dynamic": 2, "static": 6}),
+        (W8A8Timestep(timestep_sep=0), {"static": 8}),
+        (W8A8Timestep(timestep_sep=4), {"dynamic": 8}),
+        (W8A8Timestep(timestep_sep=9), {"dynamic": 8}),
+    ],
+    ids=["float", "static", "dynamic", "timestep-1", "timestep-0", "timestep-all", "timestep-beyond"],
+)
+def test_timestep_sep_keeps_its_share_of_the_deployment_loop(model, linear, expected):
+    assert steps_by_mode(plan_of(model, linear), 8) == expected
+
+
+def test_a_loop_is_the_sum_of_its_steps():
+    assert loop_latency({"dynamic": 2, "static": 6}, {"dynamic": 0.5, "static": 0.25}) == 2 * 0.5 + 6 * 0.25
+
+
+def test_every_mode_of_a_plan_is_timed_beside_the_float_control(model, stats):
+    plan = plan_of(model, W8A8Timestep(timestep_sep=2))
+    quantize_(model.denoiser, plan, stats, model.clock)
+    bench = LatencyBench(model, SHAPE, compile=False)
+
+    report = bench.measure(bench.prepare(plan, warmup=1), rounds=3)
+    restore_(model.denoiser)
+
+    step = report.step_latency_s
+    assert set(step) == {"control", "dynamic", "static"}
+    assert report.loop_latency_s == pytest.approx(4 * step["dynamic"] + 4 * step["static"])
+    assert report.control_loop_latency_s == pytest.approx(8 * step["control"])
+    assert report.ratio == pytest.approx(report.loop_latency_s / report.control_loop_latency_s)
+    assert not report.compiled
+
+
+def test_timing_leaves_the_denoiser_and_its_clock_as_they_were(model, stats):
+    plan = plan_of(model, W8A8Timestep(timestep_sep=2))
+    quantize_(model.denoiser, plan, stats, model.clock)
+    model.clock.set(1)
+    inputs = model.deployment_inputs(SHAPE)
+    with torch.inference_mode():
+        before = model.denoiser(**inputs)
+        bench = LatencyBench(model, SHAPE, compile=False)
+        bench.measure(bench.prepare(plan, warmup=1), rounds=1)
+        after = model.denoiser(**inputs)
+    restore_(model.denoiser)
+
+    assert model.clock.step_index == 1
+    assert torch.equal(before[0], after[0])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_twin_computes_what_the_denoiser_computes_and_does_not_disturb_others(model, stats):
+    selection = LayerSelection(include=("*single_blocks.0*",))
+    config = QuantConfig(linear=W8A8Dynamic(), layers=selection)
+    plan = build_plan(model.groups(), config, num_steps=NUM_STEPS)
+    inputs = model.deployment_inputs(SHAPE)
+    with torch.inference_mode():
+        float_output = model.denoiser(**inputs)[0]
+        quantize_(model.denoiser, plan, stats, model.clock)
+        quantized_output = model.denoiser(**inputs)[0]
+        twin = structural_twin(model.denoiser, model.clock)
+        compile_blocks_(twin)
+        compiled_output = twin(**inputs)[0]
+        restore_(model.denoiser)
+        restored_output = model.denoiser(**inputs)[0]
+
+    # The compiler reorders float32 additions, and an activation that sits on a rounding tie may move by one step.
+    assert (compiled_output - quantized_output).norm() < 1e-3 * quantized_output.norm()
+    assert torch.equal(restored_output, float_output)
+    assert not torch.equal(quantized_output, float_output)
