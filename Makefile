@@ -1,0 +1,44 @@
+# Two commands do everything: `make study` and `make test`. Both create .venv first if it is not there.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install study test check format clean
+
+help: ## Show what each target does.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/'
+
+install: $(STAMP) ## Create .venv and install the project with everything needed to work on it.
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+study: $(STAMP) ## Search the shipped mini model, export the winner to exports/mini and verify it.
+	$(BIN)/hyq-search run studies/mini.yaml
+	$(BIN)/hyq-search front studies/mini.yaml
+	$(BIN)/hyq-search export studies/mini.yaml --pick balanced --out exports/mini --overwrite
+	$(BIN)/hyq-search verify exports/mini
+	@echo
+	@echo "Compare the trials:   $(BIN)/hyq-search ui studies/mini.yaml"
+	@echo "Render the winner:    $(BIN)/hyq-search render exports/mini --prompt 'a red circle moving left on a black background'"
+
+test: $(STAMP) ## Run the tests.
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## Format check, lint, types and import contracts.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code and fix what can be fixed by itself.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove caches and built files; studies and exports stay.
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
