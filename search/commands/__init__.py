@@ -1,0 +1,1 @@
+"""The commands of `hyq-search`, grouped by what they are about; `search.cli` lists them."""
