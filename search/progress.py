@@ -1,7 +1,7 @@
 """How a run is watched: a bar with the time left on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from search.runner import RunEvent
 
 
-def time_left_s(done: int, elapsed_s: float, remaining: int) -> float | None:
-    """Return the time the rest will take at the pace so far; None before the first one is done."""
-    return elapsed_s / done * remaining if done > 0 else None
+def time_left_s(finished_s: Sequence[float], remaining: int) -> float | None:
+    """Return how long the rest will take at the pace so far; None before two trials have finished.
+
+    Args:
+        finished_s: When trials finished. Time before the first is left out: it went into starting and warming up.
+        remaining: How many are left.
+    """
+    if len(finished_s) < 2:
+        return None
+    return (finished_s[-1] - finished_s[0]) / (len(finished_s) - 1) * remaining
 
 
 def in_words(seconds: float | None) -> str:
@@ -39,8 +46,8 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
-        self._started_s = clock()
-        self._first: int | None = None
+        self._finished_s: list[float] = []
+        self._evaluated: int | None = None
         self._bar = _bar(stream) if stream.isatty() else None
         self._task = self._bar.add_task("starting", total=None, left="") if self._bar is not None else None
 
@@ -60,9 +67,10 @@ class RunProgress(AbstractContextManager["RunProgress"]):
     def __call__(self, event: "RunEvent") -> None:
         """Show one event."""
         evaluated = event.counts.get("complete", 0) + event.counts.get("infeasible", 0)
-        if self._first is None:
-            self._first = evaluated
-        left_s = time_left_s(evaluated - self._first, self._clock() - self._started_s, max(0, event.budget - evaluated))
+        if self._evaluated is not None and evaluated > self._evaluated:
+            self._finished_s += [self._clock()] * (evaluated - self._evaluated)
+        self._evaluated = evaluated
+        left_s = time_left_s(self._finished_s, max(0, event.budget - evaluated))
         if self._bar is not None and self._task is not None:
             left = f"about {in_words(left_s)} left" if left_s else ""
             doing = f"trial {event.trial} done" if event.kind == "trial" else "evaluating"
