@@ -41,8 +41,18 @@ void hyq_pack_weight(const int8_t *weight, int16_t *packed, int64_t n, int64_t k
 }
 
 static float row_scale(const float *x, const float *mul, int64_t k, float smallest) {
-    float largest = 0.0f;
-    for (int64_t i = 0; i < k; i++) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 maxima = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= k; i += 8) {
+        __m256 value = _mm256_loadu_ps(x + i);
+        if (mul) value = _mm256_mul_ps(value, _mm256_loadu_ps(mul + i));
+        maxima = _mm256_max_ps(maxima, _mm256_andnot_ps(sign, value));
+    }
+    float lanes[8], largest = 0.0f;
+    _mm256_storeu_ps(lanes, maxima);
+    for (int lane = 0; lane < 8; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
+    for (; i < k; i++) {
         const float value = fabsf(mul ? x[i] * mul[i] : x[i]);
         largest = value > largest ? value : largest;
     }
@@ -93,12 +103,28 @@ static void multiply_tile(const int16_t *q, int64_t stride, const int16_t *panel
     STORE(0) STORE(1) STORE(2) STORE(3) STORE(4) STORE(5)
 }
 
-static void dequantize_row(const int32_t *tile, float scale, const Params *p, int64_t column, int64_t width, float *y) {
+/* Write COLUMNS outputs from the sums of one row of a tile; `out_scale`, `quant_bias` and `bias` start at its column. */
+static void dequantize_row(const int32_t *sums, const float *row_scale, const float *out_scale,
+                           const int32_t *quant_bias, const float *bias, float *y) {
+    for (int64_t i = 0; i < COLUMNS; i += 8) {
+        __m256i sum = _mm256_loadu_si256((const __m256i *)(sums + i));
+        if (quant_bias) sum = _mm256_add_epi32(sum, _mm256_loadu_si256((const __m256i *)(quant_bias + i)));
+        __m256 value = _mm256_cvtepi32_ps(sum);
+        if (row_scale) value = _mm256_mul_ps(value, _mm256_set1_ps(*row_scale));
+        value = _mm256_mul_ps(value, _mm256_loadu_ps(out_scale + i));
+        if (bias) value = _mm256_add_ps(value, _mm256_loadu_ps(bias + i));
+        _mm256_storeu_ps(y + i, value);
+    }
+}
+
+/* The same for the last columns of a layer whose width is no multiple of COLUMNS. */
+static void dequantize_rest(const int32_t *sums, const float *row_scale, const float *out_scale,
+                            const int32_t *quant_bias, const float *bias, float *y, int64_t width) {
     for (int64_t i = 0; i < width; i++) {
-        const int32_t sum = p->quant_bias ? tile[i] + p->quant_bias[column + i] : tile[i];
-        const float value = p->input_scale ? (float)sum * p->out_scale[column + i]
-                                           : (float)sum * scale * p->out_scale[column + i];
-        y[i] = p->bias ? value + p->bias[column + i] : value;
+        float value = (float)(quant_bias ? sums[i] + quant_bias[i] : sums[i]);
+        if (row_scale) value = value * *row_scale;
+        value = value * out_scale[i];
+        y[i] = bias ? value + bias[i] : value;
     }
 }
 
@@ -119,13 +145,17 @@ static void run_chunk(const float *x, const int16_t *packed, float *y, int64_t r
     }
     for (int64_t column = 0; column < n; column += COLUMNS) {
         const int64_t width = n - column < COLUMNS ? n - column : COLUMNS;
+        const float *out_scale = params->out_scale + column, *bias = params->bias ? params->bias + column : NULL;
+        const int32_t *quant_bias = params->quant_bias ? params->quant_bias + column : NULL;
         for (int64_t row = 0; row < rows; row += ROWS) {
             int32_t tile[ROWS * COLUMNS] __attribute__((aligned(32)));
             multiply_tile(q + row * stride, stride, packed + column * pairs * 2, pairs, tile);
             for (int64_t r = 0; r < ROWS && row + r < rows; r++) {
+                const float *scale = params->input_scale ? NULL : scales + row + r;
+                const int32_t *sums = tile + r * COLUMNS;
                 float *out = y + (row + r) * n + column;
-                if (width == COLUMNS) dequantize_row(tile + r * COLUMNS, scales[row + r], params, column, COLUMNS, out);
-                else dequantize_row(tile + r * COLUMNS, scales[row + r], params, column, width, out);
+                if (width == COLUMNS) dequantize_row(sums, scale, out_scale, quant_bias, bias, out);
+                else dequantize_rest(sums, scale, out_scale, quant_bias, bias, out, width);
             }
         }
     }
