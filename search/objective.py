@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from hyquant.latency import measure_latency
 from torch import Tensor
 
 from hyquant.calibration.stats import GroupStats
 from hyquant.config import FrozenModel, QuantConfig, digest
 from hyquant.distributed import Group, merge_stats
 from hyquant.errors import HyquantError
+from hyquant.latency import LatencyReport, PreparedSteps
 from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import QuantReport, needs_smoothed_stats, quantize_, restore_
 from metrics.base import Sample
@@ -190,23 +190,25 @@ def _score(bench: Workbench, samples: list[Sample]) -> dict[str, MetricResult]:
     return metric_results(scores, bench.float_results)
 
 
-def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyResult:
-    """Measure loop latency at the deployment shape, quantized and float in turns, alone on the host. Collective."""
-    how = bench.config.latency
-    report = stages.run(
-        "latency",
-        lambda: measure_latency(
-            bench.model,
-            plan,
-            bench.config.deployment,
-            rounds=how.rounds,
-            warmup=how.warmup,
-            compile=how.compile,
-            group=bench.group,
-            lock=bench.lock.measuring,
-        ),
-    )
-    return LatencyResult.model_validate(report.model_dump())
+def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyResult | None:
+    """Compile and time the quantized denoiser on rank 0, alone on the host: the other ranks wait, other slots pause."""
+    prepared = stages.run("compile", lambda: _prepare_latency(bench, plan))
+    report = stages.run("latency", lambda: _time(bench, prepared))
+    return None if report is None else LatencyResult.model_validate(report.model_dump())
+
+
+def _prepare_latency(bench: Workbench, plan: QuantPlan) -> PreparedSteps | None:
+    if bench.latency_bench is None:
+        return None
+    with bench.lock.computing():
+        return bench.latency_bench.prepare(plan, warmup=bench.config.latency.warmup)
+
+
+def _time(bench: Workbench, prepared: PreparedSteps | None) -> LatencyReport | None:
+    if bench.latency_bench is None or prepared is None:
+        return None
+    with bench.lock.measuring():
+        return bench.latency_bench.measure(prepared, rounds=bench.config.latency.rounds)
 
 
 def _conclude(

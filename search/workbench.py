@@ -20,6 +20,7 @@ from hyquant.calibration.store import Entry, Store
 from hyquant.config import digest
 from hyquant.devices.base import Device
 from hyquant.distributed import Group, merge_stats, shard
+from hyquant.latency import LatencyBench
 from hyquant.models import load_model
 from hyquant.models.base import Record, VideoModel
 from hyquant.plan import QuantPlan
@@ -50,6 +51,7 @@ class Workbench:
         search: This rank's (prompt, seed) pairs to render in a trial.
         stats: Statistics over the calibration prompts of all ranks.
         references: Float videos of all search prompts on rank 0; none elsewhere.
+        latency_bench: Times quantizations at the deployment shape on rank 0; None elsewhere.
         embedder: The judge on rank 0; None elsewhere.
         float_results: Metrics of the float videos that need no reference, on rank 0.
     """
@@ -65,6 +67,7 @@ class Workbench:
     search: list[tuple[str, int]]
     stats: dict[str, GroupStats] = field(default_factory=dict)
     references: list[Tensor] = field(default_factory=list)
+    latency_bench: LatencyBench | None = None
     embedder: Embedder | None = None
     float_results: dict[str, MetricResult] = field(default_factory=dict)
 
@@ -87,6 +90,8 @@ def build_workbench(
     """Load the model, and cut calibration and search prompts over the ranks. No collective call."""
     model_config, seed = config.model, config.workload.seed
     model = load_model(model_config.kind, model_config.source, device=model_config.device, dtype=model_config.dtype)
+    is_first = group.rank == 0
+    latency_bench = LatencyBench(model, config.deployment, compile=config.latency.compile) if is_first else None
     calibration = list(zip(prompts.calibration, calibration_seeds(seed, len(prompts.calibration)), strict=True))
     search = list(zip(prompts.search, search_seeds(seed, len(prompts.search)), strict=True))
     return Workbench(
@@ -99,6 +104,7 @@ def build_workbench(
         lock=lock,
         calibration=shard(calibration, group.rank, group.world_size),
         search=shard(search, group.rank, group.world_size),
+        latency_bench=latency_bench,
     )
 
 

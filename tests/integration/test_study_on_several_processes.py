@@ -1,0 +1,224 @@
+"""Studies of the tiny model run for real: torchrun slots, ranks over gloo, processes that are killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from hyquant.config import LayerSelection, QuantConfig, W8A8Dynamic
+from hyquant.devices import resolve_device
+from hyquant.distributed import Group
+from search.errors import SearchError, StoreError
+from search.locks import HostLock
+from search.objective import Stages, run_trial
+from search.prepare import prepare_workbench
+from search.prompts import load_prompts
+from search.repair import agreement
+from search.runner import run_point, run_study
+from search.storage import open_study
+from search.study_file import load_study
+from search.tracking import prepare_store
+from search.trials import count_states, is_evaluated, trial_config, trial_result
+
+pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
+
+STUDY = {
+    "name": "tiny-study",
+    "model": {"kind": "tiny", "source": "0", "device": "cpu"},
+    "space": "mini",
+    "workload": {
+        "calibration_prompts": "calibration.txt",
+        "search_prompts": "search.txt",
+        "num_calibration_prompts": 2,
+        "num_search_prompts": 3,
+        "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2, "batch_size": 2},
+    },
+    "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 2},
+    "judge": {"model": "hashing"},
+    "constraints": [{"metric": "collapsed", "max": 0.5}],
+    "latency": {"rounds": 3, "warmup": 1, "compile": False},
+}
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """A folder with prompt files and an MLflow database that was migrated once; copying it takes no time."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "calibration.txt").write_text("one red cube\ntwo blue balls\n")
+    (folder / "search.txt").write_text("a green cone\na grey ring\nthree white stars turning\n")
+    prepare_store(folder / "mlruns")
+    return folder
+
+
+@pytest.fixture
+def make_study_file(template, tmp_path, monkeypatch):
+    """Write a study file beside its prompts; keyword arguments change the study."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    folder = tmp_path / "study"
+    shutil.copytree(template, folder)
+
+    def make(**changes) -> Path:
+        path = folder / "study.yaml"
+        path.write_text(yaml.safe_dump({**STUDY, "store": str(folder / "mlruns"), **changes}))
+        return path
+
+    return make
+
+
+def run(path: Path):
+    """Run a study in this process, and return its summary, its trials and what was told on the way."""
+    events = []
+    summary = run_study(load_study(path), study_file=path, on_event=events.append)
+    return summary, stored(path), [event for event in events if event.message]
+
+
+def stored(path: Path) -> optuna.Study:
+    config = load_study(path)
+    return open_study(Path(config.store), config.name)
+
+
+def assert_sound(path: Path, *, at_least: int, at_most: int) -> None:
+    """Nothing lost, nothing twice, nothing left running, and MLflow agrees."""
+    study = stored(path)
+    numbers = [trial.number for trial in study.trials]
+    evaluated = [trial.user_attrs["config_digest"] for trial in study.trials if is_evaluated(trial)]
+    assert numbers == list(range(len(numbers)))
+    assert len(set(evaluated)) == len(evaluated)
+    assert at_least <= len(evaluated) <= at_most
+    assert count_states(study)["running"] == 0
+    assert agreement(Path(load_study(path).store), study) == ()
+
+
+def test_a_slot_of_two_ranks_gives_the_scores_of_one_rank(make_study_file, tmp_path):
+    """Three prompts on two ranks, so the shares differ; float32 sums in another batch order agree to rounding."""
+    path = make_study_file(budget={"trials": 3}, slots=[{"ranks": 2}])
+
+    summary, study, _ = run(path)
+
+    assert summary.evaluated == 3
+    config = load_study(path)
+    prompts = load_prompts(config.workload, path.parent)
+    alone = prepare_workbench(
+        config,
+        prompts,
+        group=Group(),
+        device=resolve_device("cpu"),
+        cache=tmp_path / "cache of one rank",
+        lock=HostLock(tmp_path / "locks"),
+    )
+    for trial in filter(is_evaluated, study.trials):
+        two_ranks, one_rank = trial_result(trial), run_trial(alone, trial_config(trial), Stages(Group())).result
+        assert two_ranks.weight_bytes == one_rank.weight_bytes
+        for name, metric in one_rank.metrics.items():
+            assert two_ranks.metrics[name].values == pytest.approx(metric.values, rel=1e-4, abs=1e-5), name
+
+
+def test_two_slots_share_a_study_without_a_duplicate_or_lost_trial(make_study_file):
+    path = make_study_file(budget={"trials": 7}, slots=[{"ranks": 1}, {"ranks": 1}])
+
+    summary, study, _ = run(path)
+
+    slots = {trial.user_attrs["worker"]["slot"] for trial in study.trials}
+    assert slots == {0, 1}
+    assert summary.counts["failed"] == 0
+    assert_sound(path, at_least=7, at_most=8)
+
+
+def start_runner(path: Path) -> subprocess.Popen:
+    """Start the command line in a process of its own, as a user does."""
+    command = [sys.executable, "-c", "from search.cli import main; main()", "run", str(path)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=path.parent)
+
+
+def wait_for_trial(path: Path, number: int, runner: subprocess.Popen) -> optuna.trial.FrozenTrial:
+    """Wait until a trial is running with its worker's name in it."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        assert runner.poll() is None, "the runner ended early"
+        for trial in _trials(path):
+            if trial.number >= number and trial.state == TrialState.RUNNING and "worker" in trial.user_attrs:
+                return trial
+        time.sleep(0.05)
+    raise AssertionError(f"trial {number} did not begin")
+
+
+def _trials(path: Path) -> list[optuna.trial.FrozenTrial]:
+    try:
+        return stored(path).trials
+    except StoreError:  # not created yet
+        return []
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} outlived its runner")
+
+
+def test_a_study_survives_kill_nine_of_its_worker_and_of_its_runner(make_study_file):
+    path = make_study_file(budget={"trials": 9})
+    runner = start_runner(path)
+    first = wait_for_trial(path, 2, runner)
+    os.kill(first.user_attrs["worker"]["pid"], signal.SIGKILL)
+    second = wait_for_trial(path, first.number + 2, runner)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    wait_until_gone(second.user_attrs["worker"]["pid"])
+
+    summary, study, events = run(path)
+
+    assert study.trials[first.number].state == TrialState.FAIL
+    assert events[0].kind == "resumed"
+    assert summary.evaluated >= 9
+    assert_sound(path, at_least=9, at_most=9)
+
+
+def test_ctrl_c_stops_the_run_gracefully_and_the_running_trial_is_queued_again(make_study_file):
+    path = make_study_file(budget={"trials": 50})
+    runner = start_runner(path)
+    running = wait_for_trial(path, 1, runner)
+    runner.send_signal(signal.SIGINT)
+
+    assert runner.wait(60) == 130
+    wait_until_gone(running.user_attrs["worker"]["pid"])
+    counts = count_states(stored(path))
+    assert counts["running"] == 0
+    assert counts["waiting"] >= 1
+    assert agreement(path.parent / "mlruns", stored(path)) == ()
+
+
+def test_a_hand_written_point_is_run_and_logged_like_the_rest(make_study_file):
+    path = make_study_file()
+    point = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(include=("*img_mlp*",)))
+
+    number = run_point(load_study(path), point, study_file=path, on_event=lambda event: None)
+
+    (trial,) = stored(path).trials
+    assert trial.number == number
+    assert trial_config(trial) == point
+    assert_sound(path, at_least=1, at_most=1)
+    summary, _, events = run(make_study_file(budget={"trials": 1}))
+    assert summary.message == "the budget of 1 evaluated trials was already used"
+    assert events[0].message == "resumed study tiny-study with 1 of 1 trials evaluated"
+
+
+def test_missing_weights_stop_the_run_with_one_sentence_and_nothing_is_left_running(make_study_file):
+    path = make_study_file(model={"kind": "tiny", "source": "no number", "device": "cpu"})
+
+    with pytest.raises(SearchError, match="stopped early: stage load on rank 0: the source of a tiny model"):
+        run(path)
+
+    assert count_states(stored(path))["running"] == 0

@@ -1,0 +1,120 @@
+"""What the runner decides before it starts a process."""
+
+import os
+
+import pytest
+
+from hyquant.config import digest
+from search.errors import SearchError, StoreError, StudyMismatch
+from search.locks import FileLock
+from search.order import WorkOrder
+from search.prompts import load_prompts
+from search.runner import run_study
+from search.slots import agent_command, slot_environment
+from search.storage import create_study, require_space, stored_config
+from search.study import Budget, JudgeConfig, Slot
+from search.trials import count_states
+
+
+@pytest.fixture
+def prepared(tmp_path, study_config):
+    """A study file's place with prompts, and its config."""
+    (tmp_path / "calibration.txt").write_text("a\nb\n")
+    (tmp_path / "search.txt").write_text("c\nd\n")
+    config = study_config.model_copy(update={"store": str(tmp_path / "mlruns"), "budget": Budget(trials=1)})
+    prompts = load_prompts(config.workload, tmp_path)
+    study, _ = create_study(tmp_path / "mlruns", config, prompts)
+
+    def one(trial):
+        trial.set_user_attr("config_digest", digest("x"))
+        return 0.5, 0.5
+
+    study.optimize(one, n_trials=1)
+    return tmp_path / "study.yaml", config, study
+
+
+def run(path, config):
+    events = []
+    return run_study(config, study_file=path, on_event=events.append), events
+
+
+def test_a_study_whose_budget_is_used_starts_no_process(prepared):
+    path, config, study = prepared
+
+    summary, events = run(path, config)
+
+    assert summary.evaluated == 1
+    assert "already used" in summary.message
+    assert events[0].message == "resumed study tiny-study with 1 of 1 trials evaluated"
+    assert events[1].message == "queued the 5 presets of space mini"
+    assert count_states(study)["waiting"] == 5
+
+
+def test_a_study_is_resumed_by_name_with_its_stored_prompts(prepared):
+    path, config, _ = prepared
+    (path.parent / "search.txt").unlink()
+
+    summary, _ = run(None, config)
+
+    assert summary.evaluated == 1
+
+
+def test_a_second_runner_of_one_study_is_refused(prepared):
+    path, config, _ = prepared
+    lock = FileLock(path.parent / "mlruns" / "locks" / "tiny-study.runner.lock")
+
+    with lock.held(), pytest.raises(SearchError, match="one runner at a time"):
+        run(path, config)
+
+
+def test_a_changed_study_file_is_refused_with_the_difference(prepared):
+    path, config, _ = prepared
+    changed = config.model_copy(update={"judge": JudgeConfig(model="hashing", view="grid")})
+
+    with pytest.raises(StudyMismatch, match=r"judge.view: stored 'frames', file 'grid'"):
+        run(path, changed)
+
+
+def test_changed_slots_and_budget_are_taken_over(prepared):
+    path, config, study = prepared
+    changed = config.model_copy(update={"slots": (Slot(ranks=2),), "budget": Budget(trials=1, time_s=9.0)})
+
+    run(path, changed)
+
+    assert stored_config(study) == changed
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.storage.MIN_FREE_BYTES", 2**62)
+
+    with pytest.raises(StoreError, match="MiB of free space"):
+        require_space(tmp_path)
+
+
+ORDER = WorkOrder(store="s", url=None, study="x", slot=2, first_trial=0, deadline=None, until_trial=None)
+
+
+def test_an_agent_starts_its_ranks_on_a_port_of_its_own():
+    command = agent_command(Slot(ranks=3), ORDER, runner_pid=os.getpid())
+
+    assert "--nproc-per-node=3" in command
+    assert "--rdzv-endpoint=127.0.0.1:0" in command
+    assert WorkOrder.model_validate_json(command[-1]) == ORDER
+
+
+def test_ranks_share_the_cores_unless_the_user_says_otherwise():
+    slots = (Slot(ranks=2), Slot(ranks=1))
+
+    def threads(environment):
+        made = slot_environment(slots[0], slots, device="cpu", environment=environment, num_cores=8)
+        return made["OMP_NUM_THREADS"]
+
+    assert threads({}) == "2"
+    assert threads({"OMP_NUM_THREADS": "5"}) == "5"
+
+
+def test_a_slot_cannot_name_devices_where_there_is_no_variable_for_them():
+    slot = Slot(devices="0,1")
+
+    with pytest.raises(SearchError, match="cannot name devices, but one names '0,1'"):
+        slot_environment(slot, (slot,), device="cpu", environment={}, num_cores=2)
