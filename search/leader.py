@@ -23,7 +23,7 @@ from hyquant.distributed import Group
 from search.errors import TrialFailed
 from search.locks import FileLock
 from search.media import write_trial_files
-from search.objective import Evidence, Stages, run_trial
+from search.objective import Evidence, run_trial
 from search.order import SlotState, WorkOrder, mlflow_lock_path, slot_folder, write_state
 from search.pace import must_wait, next_draw, stop_reason
 from search.processes import this_worker
@@ -31,6 +31,7 @@ from search.proposal import choose_config, claim
 from search.result import TrialResult
 from search.retry import known_experiments
 from search.samplers import build_sampler, derived_seed
+from search.stages import Stages
 from search.tracking import Tracker
 from search.trials import trial_reason, trial_result, trial_state
 from search.workbench import Workbench
@@ -115,7 +116,11 @@ class Leader:
 
     def _evaluate(self, config: QuantConfig) -> TrialResult:
         self._bench.group.broadcast({"command": "trial", "config": config.model_dump(mode="json")})
+        knew_float_scores = self._bench.is_judge_ready
         measurement = run_trial(self._bench, config, self._stages)
+        if not knew_float_scores:
+            scores = {name: result.model_dump(mode="json") for name, result in self._bench.float_results.items()}
+            self._study.set_user_attr("float_scores", scores)
         assert measurement is not None, "rank 0 measures"
         self._evidence = measurement.evidence
         return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})

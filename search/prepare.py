@@ -1,14 +1,20 @@
-"""Warm a rank up: load the model, calibrate, render the float videos, load the judge. All ranks together."""
+"""Make what trials share and no trial changes: the loaded model, statistics, float videos, the judge. All ranks
+together.
+
+Only the model is loaded before the first trial. The rest is made when a trial first needs it, read from the cache
+where it can be, and timed as stages of that trial: "calibrate", "reference" and "judge".
+"""
 
 import logging
 from pathlib import Path
 
 from hyquant.devices.base import Device
 from hyquant.distributed import Group
+from metrics.embedders import find_weights
 from search.locks import HostLock
-from search.objective import Stages
 from search.prompts import StudyPrompts
-from search.study import StudyConfig
+from search.stages import Stages
+from search.study import JudgeConfig, StudyConfig
 from search.workbench import (
     Workbench,
     build_workbench,
@@ -26,28 +32,57 @@ logger = logging.getLogger(__name__)
 def prepare_workbench(
     config: StudyConfig, prompts: StudyPrompts, *, group: Group, device: Device, cache: Path, lock: HostLock
 ) -> Workbench:
-    """Return a workbench that is ready for trials. What does not depend on a trial is read from the cache where it
-    can be.
+    """Load the model on every rank, and see that the judge's weights are there.
 
     Raises:
-        TrialFailed: On every rank, if one rank cannot; the stage is "load", "calibrate", "reference" or "judge".
+        TrialFailed: On every rank, if one rank cannot; the stage is "load".
     """
+
+    def load() -> Workbench:
+        _require_judge(config.judge)
+        return build_workbench(config, prompts, group=group, device=device, cache=cache, lock=lock)
+
     stages = Stages(group, lambda: lock.waited_s)
-    bench = stages.run(
-        "load", lambda: build_workbench(config, prompts, group=group, device=device, cache=cache, lock=lock)
-    )
+    bench = stages.run("load", load)
+    logger.info("loaded load_s=%.2f", stages.seconds["load"])
+    return bench
+
+
+def calibrate(bench: Workbench, stages: Stages) -> None:
+    """Set the statistics of the calibration prompts, unless they are set. The denoiser must be in float. Collective.
+
+    Raises:
+        TrialFailed: On every rank, if one rank cannot calibrate.
+    """
+    if bench.stats:
+        return
     found = stages.run("calibrate", lambda: stored_stats(bench))
-    if all(group.all_gather(found is not None)) and found is not None:
+    if all(bench.group.all_gather(found is not None)) and found is not None:
         bench.stats = found
-    else:
-        own = stages.run("calibrate", lambda: observe_shard(bench))
-        with stages.timed("calibrate"):
-            merge_shards(bench, own)
+        return
+    own = stages.run("calibrate", lambda: observe_shard(bench))
+    with stages.timed("calibrate"):
+        merge_shards(bench, own)
+
+
+def prepare_judge(bench: Workbench, stages: Stages) -> None:
+    """Render the float videos and load the judge, unless that was done. The denoiser must be in float. Collective.
+
+    Raises:
+        TrialFailed: On every rank, if one rank cannot render or rank 0 cannot load the judge.
+    """
+    if bench.is_judge_ready:
+        return
     own_references = stages.run("reference", lambda: render_references(bench))
     with stages.timed("reference"):
         references = gather_videos(bench, own_references)
-    if group.rank == 0:
+    if bench.group.rank == 0:
         bench.references = references
     stages.run("judge", lambda: load_judge(bench))
-    logger.info("prepared %s", " ".join(f"{stage}_s={seconds:.2f}" for stage, seconds in stages.seconds.items()))
-    return bench
+    bench.is_judge_ready = True
+
+
+def _require_judge(judge: JudgeConfig) -> None:
+    """Raise EmbedderMissing before the first trial and not in it."""
+    if judge.model != "hashing":
+        find_weights(judge.model, judge.pretrained)

@@ -54,6 +54,7 @@ class Workbench:
         latency_bench: Times quantizations at the deployment shape on rank 0; None elsewhere.
         embedder: The judge on rank 0; None elsewhere.
         float_results: Metrics of the float videos that need no reference, on rank 0.
+        is_judge_ready: Whether float videos and judge are there.
     """
 
     config: StudyConfig
@@ -70,6 +71,7 @@ class Workbench:
     latency_bench: LatencyBench | None = None
     embedder: Embedder | None = None
     float_results: dict[str, MetricResult] = field(default_factory=dict)
+    is_judge_ready: bool = False
 
     def records(self) -> list[Record]:
         """Return this rank's captured denoiser inputs, cached if they are there; the denoiser must be in float."""

@@ -19,11 +19,12 @@ from hyquant.distributed import init_group
 from search.errors import SearchError, TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
-from search.objective import Stages, run_trial
+from search.objective import run_trial
 from search.order import MAX_DEATHS_IN_A_ROW, WorkOrder, read_state, slot_folder, write_state
 from search.pace import trouble
 from search.prepare import prepare_workbench
 from search.processes import exit_with_parent
+from search.stages import Stages
 from search.storage import open_study, store_errors, stored_config, stored_prompts
 from search.workbench import Workbench
 
@@ -68,8 +69,6 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
             config, prompts, group=group, device=device, cache=order.store / "cache", lock=HostLock()
         )
         if group.rank == 0:
-            float_scores = {name: result.model_dump(mode="json") for name, result in bench.float_results.items()}
-            study.set_user_attr("float_scores", float_scores)
             reason = Leader(bench, study, order, restart_count=restart_count).run()
             logger.info("done: %s", reason)
             if reason == trouble(study.get_trials(deepcopy=False), order):

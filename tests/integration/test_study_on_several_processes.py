@@ -18,11 +18,12 @@ from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from search.errors import SearchError, StoreError
 from search.locks import HostLock
-from search.objective import Stages, run_trial
+from search.objective import run_trial
 from search.prepare import prepare_workbench
 from search.prompts import load_prompts
 from search.repair import agreement
 from search.runner import run_point, run_study
+from search.stages import Stages
 from search.storage import open_study
 from search.study_file import load_study
 from search.tracking import prepare_store

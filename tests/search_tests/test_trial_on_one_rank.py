@@ -13,13 +13,14 @@ from hyquant.errors import ConfigError
 from search.errors import TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
-from search.objective import Stages, is_expected, run_trial
+from search.objective import run_trial
 from search.order import WorkOrder, read_state, slot_folder
 from search.pace import DUPLICATES_BEFORE_RANDOM
-from search.prepare import prepare_workbench
+from search.prepare import calibrate, prepare_workbench
 from search.prompts import StudyPrompts
 from search.proposal import enqueue_point
 from search.repair import agreement
+from search.stages import Stages, is_expected
 from search.storage import create_study
 from search.study import Budget, Constraint
 from search.tracking import Tracker
@@ -130,6 +131,8 @@ def test_a_bug_leaves_a_stage_as_it_is():
 
 
 def test_statistics_are_stored_for_the_next_worker(bench):
+    calibrate(bench, Stages(Group()))
+
     stored = stored_stats(bench)
 
     assert stored.keys() == bench.stats.keys()
