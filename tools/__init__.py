@@ -1,0 +1,1 @@
+"""Programs that make what the packages ship; none of the packages imports them."""
