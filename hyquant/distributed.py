@@ -67,8 +67,16 @@ class Group:
 
     def all_gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the named tensors of all ranks, in rank order and on the CPU, on every rank."""
-        payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        return [load(part) for part in self._exchange(payload)]
+        return [load(part) for part in self._exchange(_to_bytes(tensors))]
+
+    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]] | None:
+        """Return the named tensors of all ranks, in rank order and on the CPU, on rank 0; None elsewhere.
+
+        For what is large and needed in one place, such as videos.
+        """
+        payload = _to_bytes(tensors)
+        parts = [payload] if self.world_size == 1 else _gather_bytes(payload, self.rank, self.world_size)
+        return None if parts is None else [load(part) for part in parts]
 
     def gather_in_order(self, values: Sequence[JsonValue]) -> list[JsonValue]:
         """Return the results of all ranks for items that were cut by `shard`, in the order of the items."""
@@ -140,6 +148,11 @@ def _from_json(payload: bytes) -> JsonValue:
     return value
 
 
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    payload: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return payload
+
+
 def _as_tensor(payload: bytes) -> Tensor:
     return torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
 
@@ -154,10 +167,29 @@ def _broadcast_bytes(payload: bytes, *, is_source: bool) -> bytes:
 
 def _all_gather_bytes(payload: bytes, world_size: int) -> list[bytes]:
     """Exchange byte strings of different lengths, padded to the longest."""
+    sizes = _all_sizes(payload, world_size)
+    longest = max(1, *sizes)
+    buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world_size)]
+    dist.all_gather(buffers, _padded(payload, longest))
+    return [buffer[:size].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
+
+
+def _gather_bytes(payload: bytes, rank: int, world_size: int) -> list[bytes] | None:
+    """Bring byte strings of different lengths to rank 0, padded to the longest on the way."""
+    sizes = _all_sizes(payload, world_size)
+    longest = max(1, *sizes)
+    buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world_size)] if rank == 0 else None
+    dist.gather(_padded(payload, longest), buffers, dst=0)
+    if buffers is None:
+        return None
+    return [buffer[:size].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
+
+
+def _all_sizes(payload: bytes, world_size: int) -> list[int]:
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size)]
     dist.all_gather(sizes, torch.tensor([len(payload)]))
-    longest = max(1, *(int(size) for size in sizes))
-    padded = torch.nn.functional.pad(_as_tensor(payload), (0, longest - len(payload)))
-    buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world_size)]
-    dist.all_gather(buffers, padded)
-    return [buffer[: int(size)].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
+    return [int(size) for size in sizes]
+
+
+def _padded(payload: bytes, length: int) -> Tensor:
+    return torch.nn.functional.pad(_as_tensor(payload), (0, length - len(payload)))

@@ -75,9 +75,7 @@ def prepare_judge(bench: Workbench, stages: Stages) -> None:
         return
     own_references = stages.run("reference", lambda: render_references(bench))
     with stages.timed("reference"):
-        references = gather_videos(bench, own_references)
-    if bench.group.rank == 0:
-        bench.references = references
+        bench.references = gather_videos(bench, own_references)
     stages.run("judge", lambda: load_judge(bench))
     bench.is_judge_ready = True
 

@@ -5,7 +5,7 @@ statistics are merged and known to every rank, videos are gathered on rank 0, wh
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,10 +73,15 @@ class Workbench:
     float_results: dict[str, MetricResult] = field(default_factory=dict)
     is_judge_ready: bool = False
 
-    def records(self) -> list[Record]:
-        """Return this rank's captured denoiser inputs, cached if they are there; the denoiser must be in float."""
-        prompts, seeds = split_pairs(self.calibration)
-        return capture_records(self.model, prompts, seeds, self.config.workload.settings, self.cache)
+    def records(self) -> Iterator[Record]:
+        """Yield this rank's captured denoiser inputs, cached if they are there, inside `lock.computing`.
+
+        The denoiser must be in float. Measurements elsewhere may pass between two records.
+        """
+        for prompt, seed in self.calibration:
+            for record in capture_records(self.model, [prompt], [seed], self.config.workload.settings, self.cache):
+                yield record
+                self.lock.let_measurements_pass()
 
     def samples(self, videos: Sequence[Tensor]) -> list[Sample]:
         """Pair the videos of all search prompts with their prompts and float videos."""
@@ -156,15 +161,20 @@ def observe_smoothed_shard(bench: Workbench, plan: QuantPlan) -> dict[str, Group
 
 def render_references(bench: Workbench) -> list[Tensor]:
     """Return the float videos of this rank's search prompts, from the cache if they are there. No collective call."""
-    prompts, seeds = split_pairs(bench.search)
+    settings = bench.config.workload.settings
+    videos: list[Tensor] = []
     with bench.lock.computing():
-        return reference_videos(bench.model, prompts, seeds, bench.config.workload.settings, bench.cache)
+        for start in range(0, len(bench.search), settings.batch_size):
+            prompts, seeds = split_pairs(bench.search[start : start + settings.batch_size])
+            videos += reference_videos(bench.model, prompts, seeds, settings, bench.cache)
+            bench.lock.let_measurements_pass()
+    return videos
 
 
 def gather_videos(bench: Workbench, own: Sequence[Tensor]) -> list[Tensor]:
-    """Return the videos of all search prompts in their order, on every rank. Collective."""
-    parts = bench.group.all_gather_tensors({f"{index:06d}": video for index, video in enumerate(own)})
-    return [part[name] for part in parts for name in sorted(part)]
+    """Return the videos of all search prompts in their order on rank 0, none elsewhere. Collective."""
+    parts = bench.group.gather_tensors({f"{index:06d}": video for index, video in enumerate(own)})
+    return [part[name] for part in parts or () for name in sorted(part)]
 
 
 def load_judge(bench: Workbench) -> None:

@@ -34,6 +34,9 @@ found = {
     "all_gathered": group.all_gather(group.rank),
     "in_order": group.gather_in_order([10 * item for item in mine]),
     "tensors": [part["t"].tolist() for part in group.all_gather_tensors({"t": torch.arange(1 + group.rank)})],
+    "tensors_on_0": [
+        part["t"].tolist() for part in group.gather_tensors({"t": torch.arange(1 + group.rank)}) or ()
+    ],
     "lo": stats["both"].lo.tolist(),
     "calls": {name: part.calls.tolist() for name, part in sorted(stats.items())},
     "lone": sorted(lone),
@@ -88,6 +91,11 @@ def test_all_gather_gives_everyone_all_values_and_tensors(ranks):
     for found in ranks:
         assert found["all_gathered"] == [0, 1]
         assert found["tensors"] == [[0], [0, 1]]
+
+
+@pytest.mark.multiproc
+def test_gathered_tensors_are_on_rank_0_alone(ranks):
+    assert [found["tensors_on_0"] for found in ranks] == [[[0], [0, 1]], []]
 
 
 @pytest.mark.multiproc

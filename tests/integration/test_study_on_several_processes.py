@@ -63,6 +63,7 @@ def template(tmp_path_factory) -> Path:
 def make_study_file(template, tmp_path, monkeypatch):
     """Write a study file beside its prompts; keyword arguments change the study."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # host locks of its own: other studies must not pause this one
     folder = tmp_path / "study"
     shutil.copytree(template, folder)
 
