@@ -1,8 +1,8 @@
 """One point of the search: what is done to which layers, as a frozen value.
 
 `QuantConfig` says how Linears are quantized (`linear`), whether outliers are suppressed first (`smoothing`) and which
-layers take part (`layers`). Alternatives are discriminated by `kind`, so a field exists only where it means something and
-an impossible combination cannot be constructed. `digest(config)` names caches, folders and runs.
+layers take part (`layers`). Alternatives are discriminated by `kind`, so a field exists only where it means something
+and an impossible combination cannot be constructed. `digest(config)` names caches, folders and runs.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ class W8A8Dynamic(FrozenModel):
 class W8A8Timestep(FrozenModel):
     """Dynamic before `timestep_sep`, then static with one range per denoising step.
 
-    `timestep_sep` is a 0-based step index: steps `0 .. timestep_sep - 1` are dynamic; 0 means every step is static and a
-    value equal to the number of steps means every step is dynamic.
+    `timestep_sep` is a 0-based step index: steps `0 .. timestep_sep - 1` are dynamic; 0 means every step is static and
+    a value equal to the number of steps means every step is dynamic.
     """
 
     kind: Literal["w8a8_timestep"] = "w8a8_timestep"

@@ -25,7 +25,7 @@ def server_command(store: Path, port: int) -> list[str]:
             probe.bind((HOST, port))
         except OSError as error:
             raise SearchError(
-                f"port {port} must be free, but {error.strerror.lower()}; give another --port."
+                f"port {port} must be free, but {(error.strerror or 'it is not').lower()}; give another --port."
             ) from error
     uri = tracking_uri(store)
     options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", uri]

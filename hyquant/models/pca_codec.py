@@ -20,7 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 
-class PatchPCACodec(ModelMixin, ConfigMixin):
+class PatchPCACodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Encode video blocks as principal components; see the module's docstring.
 
     Args:
@@ -30,7 +30,7 @@ class PatchPCACodec(ModelMixin, ConfigMixin):
         scaling_factor: What the pipeline divides latents by before decoding; components are whitened, so 1.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         in_channels: int = 3,
@@ -83,7 +83,8 @@ def split_blocks(video: Tensor, size: int, length: int) -> tuple[Tensor, Tensor]
         )
 
     def blocks(part: Tensor, depth: int) -> Tensor:
-        part = part.unflatten(4, (-1, size)).unflatten(3, (-1, size)).unflatten(2, (-1, depth))
+        for dim, part_size in ((4, size), (3, size), (2, depth)):
+            part = torch.unflatten(part, dim, (-1, part_size))
         return part.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)  # B C t d h s w s -> B t h w (C d s s)
 
     return blocks(video[:, :, :1], 1), blocks(video[:, :, 1:], length)
@@ -93,7 +94,7 @@ def join_blocks(first: Tensor, rest: Tensor, size: int, length: int) -> Tensor:
     """Undo `split_blocks`."""
 
     def pixels(blocks: Tensor, depth: int) -> Tensor:
-        blocks = blocks.unflatten(4, (-1, depth, size, size))
+        blocks = torch.unflatten(blocks, 4, (-1, depth, size, size))
         return blocks.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5).flatten(2, 3)
 
     return torch.cat([pixels(first, 1), pixels(rest, length)], dim=2)

@@ -12,8 +12,9 @@ construction and says nothing about another model.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,16 @@ def load_outliers(path: Path) -> dict[str, dict[int, float]]:
     return {site["site"]: dict(zip(site["channels"], site["factors"], strict=True)) for site in content["sites"]}
 
 
+def _blocks(transformer: nn.Module, name: str) -> Iterable[Any]:
+    blocks = transformer.get_submodule(name)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
 def outlier_sites(transformer: nn.Module) -> dict[str, Site]:
     """Return every place of a HunyuanVideo transformer where a modulation feeds linear layers, by original name."""
     sites: dict[str, Site] = {}
-    for index, block in enumerate(transformer.transformer_blocks):
+    for index, block in enumerate(_blocks(transformer, "transformer_blocks")):
         name = f"double_blocks.{index}"
         attention = block.attn
         image_qkv = (attention.to_q, attention.to_k, attention.to_v)
@@ -40,7 +47,7 @@ def outlier_sites(transformer: nn.Module) -> dict[str, Site]:
         sites[f"{name}.txt_attn_qkv"] = Site(block.norm1_context.linear, 6, 0, text_qkv)
         sites[f"{name}.img_mlp.fc1"] = Site(block.norm1.linear, 6, 3, (block.ff.net[0].proj,))
         sites[f"{name}.txt_mlp.fc1"] = Site(block.norm1_context.linear, 6, 3, (block.ff_context.net[0].proj,))
-    for index, block in enumerate(transformer.single_transformer_blocks):
+    for index, block in enumerate(_blocks(transformer, "single_transformer_blocks")):
         consumers = (block.attn.to_q, block.attn.to_k, block.attn.to_v, block.proj_mlp)
         sites[f"single_blocks.{index}.linear1"] = Site(block.norm.linear, 3, 0, consumers)
     return sites
