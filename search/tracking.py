@@ -46,6 +46,13 @@ RUN_STATUS = {
 }
 """MLflow's run status for each state of a trial; a waiting trial has no run."""
 
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's page for runs, not for chat models
+_NOTE = (
+    "A study of hyq-search. Under Artifacts: the front as `front.html` and `front.png`, what decides about each "
+    "objective as `importances.png`, all trials as `trials.md`. Each nested run is a trial: its `videos.mp4` and "
+    "`strip.png` show float and quantized side by side."
+)
+
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # per batch: limits of MLflow's REST API, "Log Batch"
 
 
@@ -150,13 +157,13 @@ class Tracker:
             experiment = client.get_experiment_by_name(self._study)
             location = (self._store / "artifacts").resolve().as_uri()
             experiment_id = (
-                client.create_experiment(self._study, artifact_location=location)
+                client.create_experiment(self._study, artifact_location=location, tags=_EXPERIMENT_TAGS)
                 if experiment is None
                 else experiment.experiment_id
             )
             parent = self._find_run(experiment_id, f"tags.`{STUDY_TAG}` = '{self._study}'")
             if parent is None:
-                tags = {STUDY_TAG: self._study}
+                tags = {STUDY_TAG: self._study, "mlflow.note.content": _NOTE}
                 parent = client.create_run(experiment_id, tags=tags, run_name=self._study)
             parent_id = str(parent.info.run_id)
             self._ids = (experiment_id, parent_id)
