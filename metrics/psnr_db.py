@@ -1,7 +1,5 @@
 """How large is the pixel error? Peak signal-to-noise ratio of the whole video, capped so that means stay finite."""
 
-from torchmetrics.functional.image import peak_signal_noise_ratio
-
 from metrics.base import MetricSpec, Sample
 from metrics.embedders import Embedder
 
@@ -11,6 +9,8 @@ CAP_DB = 100.0
 
 def psnr_db(sample: Sample, embedder: Embedder) -> float:
     """Return 10 log10(1 / mean squared error) over all frames and pixels, at most `CAP_DB`."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds to import
+
     value = peak_signal_noise_ratio(sample.video.float(), sample.reference.float(), data_range=1.0)
     return float(value.clamp(max=CAP_DB))
 

@@ -6,7 +6,6 @@ Gaussian window of 11 x 11, sigma 1.5, k1 = 0.01 and k2 = 0.03; frames are refle
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from metrics.base import MetricSpec, Sample
 from metrics.embedders import Embedder
@@ -38,6 +37,8 @@ def _window_sigma(side: int) -> float:
 
 
 def _ssim_per_frame(video_TCHW: Tensor, reference_TCHW: Tensor, sigma: float) -> Tensor:
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
+
     per_frame_T = structural_similarity_index_measure(
         video_TCHW, reference_TCHW, sigma=sigma, data_range=1.0, reduction="none"
     )

@@ -19,6 +19,7 @@ import optuna
 
 from hyquant.config import QuantConfig
 from search.errors import SearchError
+from search.interrupts import Interrupts, counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_prompts
@@ -164,18 +165,19 @@ def _run_slots(
     )
     running: list[RunningSlot] = []
     status = "FAILED"
-    try:
-        with FileLock(mlflow_lock_path(store)).held():
-            running = start_slots(slots, order, device=config.model.device)
-            _open_tracking(study, config, on_event)
-        _watch(study, config, running, on_event)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        stop_slots(running)
-        _tidy_up(study, config, status, on_event)
+    with counted_interrupts() as interrupts:
+        try:
+            with FileLock(mlflow_lock_path(store)).held():
+                running = start_slots(slots, order, device=config.model.device)
+                _open_tracking(study, config, on_event)
+            _watch(study, config, running, interrupts, on_event)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            stop_slots(running, is_impatient=lambda: interrupts.count > 1)
+            _tidy_up(study, config, status, on_event)
     _require_progress(study, config, running, until_trial)
 
 
@@ -191,7 +193,9 @@ def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
         on_event(_event("note", sentence, study, config))
 
 
-def _watch(study: optuna.Study, config: StudyConfig, slots: list[RunningSlot], on_event: OnEvent) -> None:
+def _watch(
+    study: optuna.Study, config: StudyConfig, slots: list[RunningSlot], interrupts: Interrupts, on_event: OnEvent
+) -> None:
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     ended: set[int] = set()
@@ -208,7 +212,7 @@ def _watch(study: optuna.Study, config: StudyConfig, slots: list[RunningSlot], o
                 on_event(_event("trial", _sentence(trial), study, config, trial=trial.number))
         on_event(_event("progress", "", study, config))
         if len(ended) < len(slots):
-            time.sleep(POLL_S)
+            interrupts.wait(POLL_S)
 
 
 def _tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,14 +54,14 @@ def start_slots(slots: Sequence[Slot], order: WorkOrder, *, device: str) -> list
     ]
 
 
-def stop_slots(slots: Sequence[RunningSlot]) -> None:
-    """End all slots: politely first, and by force when their grace is over or Ctrl-C is pressed again."""
+def stop_slots(slots: Sequence[RunningSlot], *, is_impatient: Callable[[], bool]) -> None:
+    """End all slots: politely first, and by force when their grace is over or the user has lost patience."""
     try:
         for slot in slots:
             if slot.is_running:
                 slot.agent.terminate()
         deadline = time.monotonic() + 2 * TERMINATION_GRACE_S
-        while any(slot.is_running for slot in slots) and time.monotonic() < deadline:
+        while any(slot.is_running for slot in slots) and time.monotonic() < deadline and not is_impatient():
             time.sleep(0.1)
     finally:
         for slot in slots:

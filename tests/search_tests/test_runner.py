@@ -1,13 +1,17 @@
 """What the runner decides before it starts a process."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from hyquant.config import digest
 from search.errors import SearchError, StoreError, StudyMismatch
+from search.interrupts import counted_interrupts
 from search.locks import FileLock
-from search.order import WorkOrder
+from search.order import MAX_DEATHS_IN_A_ROW, WorkOrder, read_state, slot_folder
 from search.prompts import load_prompts
 from search.runner import run_study
 from search.slots import agent_command, slot_environment
@@ -118,3 +122,27 @@ def test_a_slot_cannot_name_devices_where_there_is_no_variable_for_them():
 
     with pytest.raises(SearchError, match="cannot name devices, but one names '0,1'"):
         slot_environment(slot, (slot,), device="cpu", environment={}, num_cores=2)
+
+
+def test_ctrl_c_is_counted_and_heard_between_steps():
+    with counted_interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+        assert interrupts.count == 2
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.wait(60)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.multiproc
+def test_a_slot_whose_worker_keeps_dying_stops_and_says_so(tmp_path):
+    """Torchrun restarted it three times since a trial finished; it must not even load the model again."""
+    order = ORDER.model_copy(update={"store": tmp_path})
+    environment = os.environ | {"TORCHELASTIC_RESTART_COUNT": str(MAX_DEATHS_IN_A_ROW)}
+
+    command = [sys.executable, "-m", "search.worker", order.model_dump_json()]
+    finished = subprocess.run(command, env=environment, capture_output=True, timeout=240)
+
+    assert finished.returncode == 0
+    assert "died 3 times in a row" in read_state(slot_folder(tmp_path, "x", 2)).stopped

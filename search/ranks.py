@@ -1,0 +1,60 @@
+"""What the ranks of a slot do for as long as a run lasts: rank 0 leads, the others follow."""
+
+import logging
+
+import optuna
+
+from hyquant.config import QuantConfig
+from hyquant.devices import resolve_device
+from hyquant.distributed import init_group
+from search.errors import SearchError, TrialFailed
+from search.leader import Leader
+from search.locks import HostLock
+from search.objective import run_trial
+from search.order import WorkOrder
+from search.pace import trouble
+from search.prepare import prepare_workbench
+from search.stages import Stages
+from search.storage import open_study, store_errors, stored_config, stored_prompts
+from search.workbench import Workbench
+
+logger = logging.getLogger(__name__)
+
+
+def work(order: WorkOrder, *, restart_count: int) -> None:
+    """Join the group, prepare, and lead or follow until there is nothing more to do.
+
+    Raises:
+        SearchError: If the store, the model or the judge cannot be used, or the study cannot go on; one sentence says
+            why.
+    """
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
+    with store_errors(order.store):
+        study = open_study(order.store, order.study, url=order.url)
+        config, prompts = stored_config(study), stored_prompts(study)
+        device = resolve_device(config.model.device)
+        group = init_group(device)
+        bench = prepare_workbench(
+            config, prompts, group=group, device=device, cache=order.store / "cache", lock=HostLock()
+        )
+        if group.rank == 0:
+            reason = Leader(bench, study, order, restart_count=restart_count).run()
+            logger.info("done: %s", reason)
+            if reason == trouble(study.get_trials(deepcopy=False), order):
+                raise SearchError(reason)
+        else:
+            follow(bench)
+        group.close()
+
+
+def follow(bench: Workbench) -> None:
+    """Do what rank 0 says: evaluate configs until it says stop."""
+    while (message := bench.group.broadcast()) != {"command": "stop"}:
+        assert isinstance(message, dict)
+        if message["command"] == "trial":
+            config = QuantConfig.model_validate(message["config"])
+            try:
+                run_trial(bench, config, Stages(bench.group))
+            except TrialFailed as failure:
+                logger.info("left a failed trial: %s", failure)
