@@ -1,0 +1,136 @@
+import json
+import socket
+
+import pytest
+import torch
+from PIL import Image
+
+from hyquant.errors import ConfigError, ExportError
+from hyquant.export import load_quantized, read_manifest
+from hyquant.models import load_model
+from hyquant.models.base import RenderSettings
+from search.cli import exit_code_of
+from search.errors import SearchError, StoreError
+from search.mindie import hyquant_snippet, mindie_snippet
+from search.rendering import clip_settings
+from search.ui import server_command
+
+
+@pytest.fixture
+def export(stored_store, tmp_path, capsys):
+    """The safe pick of the stored study, exported by the command; returns its folder and the command's answer."""
+    out = tmp_path / "weights"
+    code = exit_code_of(["export", "demo", "--pick", "safe", "--out", str(out), "--store", str(stored_store), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+
+    assert code == 0
+    return out, answer
+
+
+def test_an_export_is_verified_rendered_and_told_how_to_load(export, capsys, tmp_path):
+    """One story in one test, because each step needs the export of the one before."""
+    out, answer = export
+    manifest = read_manifest(out)
+
+    assert answer["verify"]["ok"]
+    assert answer["verify"]["forward"]
+    assert "safe" in answer["trial"]["picks"]
+    assert set(answer["files"]) == set(manifest.files)
+    assert manifest.config.model_dump(mode="json") == answer["trial"]["config"]
+
+    assert exit_code_of(["verify", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+    arguments = ["render", str(out), "--prompt", "a red circle", "--size", "32x32", "--frames", "5", "--json"]
+    assert exit_code_of([*arguments, "--out", str(tmp_path / "clips")]) == 0
+    rendered = json.loads(capsys.readouterr().out)
+    with Image.open(tmp_path / "clips" / "strip.png") as strip:
+        assert strip.width > 100
+    assert [path.rsplit("/", 1)[-1] for path in rendered["files"]] == ["videos.mp4", "strip.png"]
+
+    namespace: dict[str, object] = {}
+    exec(hyquant_snippet(out, manifest), namespace)  # the lines a user pastes
+    loaded = namespace["model"]
+    again = load_model("tiny", "0", device="cpu")
+    load_quantized(again.denoiser, out, again.clock)
+    settings = RenderSettings(height=32, width=32, num_frames=5, num_steps=4)
+    assert torch.equal(loaded.render(["x"], [1], settings)[0], again.render(["x"], [1], settings)[0])
+
+
+def test_a_damaged_export_is_exit_code_3_with_the_problem_named(export, capsys):
+    out, _ = export
+    weights = next(out.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code = exit_code_of(["verify", str(out), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+
+    assert code == 3
+    assert not answer["ok"]
+    assert weights.name in answer["problems"][0]
+
+
+def test_an_export_is_checked_without_its_float_model_too(export, capsys):
+    out, _ = export
+    code = exit_code_of(["verify", str(out), "--model", "not a seed", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+
+    assert code == 0
+    assert answer["forward"] == []
+    assert answer["compared"].startswith("not compared with the float model: ")
+
+
+def test_an_existing_folder_is_replaced_only_when_told(export, stored_store, capsys):
+    out, _ = export
+    before = (out / "hyq_manifest.json").read_bytes()
+    arguments = ["export", "demo", "--pick", "fast", "--out", str(out), "--store", str(stored_store)]
+
+    assert exit_code_of(arguments) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (out / "hyq_manifest.json").read_bytes() == before
+    assert exit_code_of([*arguments, "--overwrite"]) == 0
+    assert (out / "hyq_manifest.json").read_bytes() != before
+
+
+def test_mindie_is_told_which_steps_are_static(export):
+    out, _ = export
+    manifest = read_manifest(out)
+    snippet = mindie_snippet(out, manifest)
+
+    # The safe pick of the stored study is `timestep` with timestep_sep 2 of 4 steps.
+    assert 'policy.register(range(2, 4), "static", "w8a8_static_linear")' in snippet
+    assert "quant_model_description_w8a8_timestep.json" in snippet
+    assert mindie_snippet(out, manifest.model_copy(update={"layout": "diffusers"})) is None
+
+
+def test_a_size_that_is_none_is_refused(export):
+    for size in ("large", "64", "60x64", "64x"):
+        with pytest.raises(ConfigError, match="--size must be WIDTHxHEIGHT"):
+            clip_settings(export[0], size=size, num_frames=None)
+
+
+def test_settings_of_a_folder_that_is_no_export_are_refused(tmp_path):
+    with pytest.raises(ExportError):
+        clip_settings(tmp_path, size=None, num_frames=None)
+
+
+def test_the_ui_listens_on_loopback_only(mlflow_store):
+    command = server_command(mlflow_store, 5999)
+
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{mlflow_store.resolve()}/mlflow.db"
+
+
+def test_a_taken_port_is_one_sentence(mlflow_store):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        with pytest.raises(SearchError, match=r"port \d+ must be free"):
+            server_command(mlflow_store, holder.getsockname()[1])
+
+
+def test_the_ui_makes_no_database(tmp_path):
+    with pytest.raises(StoreError, match=r"must hold mlflow\.db"):
+        server_command(tmp_path, 5999)
+    assert list(tmp_path.iterdir()) == []
