@@ -27,7 +27,7 @@ from tools.train_mini.codec import psnr_db
 from tools.train_mini.package import NUM_STEPS, generate
 
 CHANNELS_PER_SITE = 2
-FACTOR = 64.0
+FACTOR = 32.0
 ALPHA = 0.5
 DISCLOSURE = (
     "These outlier channels are synthetic: they were put in by rescaling trained weights by powers of two, which "

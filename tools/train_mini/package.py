@@ -6,6 +6,7 @@ that a reader never meets half of one.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,10 @@ def save_pipeline(pipeline: HunyuanVideoPipeline, folder: Path) -> None:
     pipeline.to(torch.float32)
     for weights in partial.rglob("*.safetensors"):
         weights.chmod(0o644)
+    for config in partial.rglob("config.json"):  # diffusers notes there where a part was loaded from
+        content = json.loads(config.read_text())
+        content.pop("_name_or_path", None)
+        config.write_text(json.dumps(content, indent=2) + "\n")
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
