@@ -2,7 +2,6 @@
 
     SearchError
     ├── TrialFailed       one trial could not finish; carries stage, rank and log
-    ├── TrialInfeasible   a trial finished but breaks a constraint, or the target cannot run it
     ├── StudyMismatch     a stored study does not belong to this study file
     ├── StoreError        the study's databases are missing, locked or out of space
     └── InstallError      a package or file this installation needs is missing
@@ -30,15 +29,6 @@ class TrialFailed(SearchError):
         self.reason = reason
         self.rank = rank
         self.log = log
-
-
-class TrialInfeasible(SearchError):
-    """A trial may not win: it breaks a constraint or the target cannot execute it."""
-
-    def __init__(self, constraint: str, reason: str) -> None:
-        super().__init__(f"{constraint}: {reason}")
-        self.constraint = constraint
-        self.reason = reason
 
 
 class StudyMismatch(SearchError):

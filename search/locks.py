@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from search.errors import StoreError
@@ -98,20 +97,6 @@ class HostLock:
         with self._turnstile.held():
             self._room.acquire(shared=shared)
         self.waited_s += time.perf_counter() - started
-
-
-class NoLock:
-    """The lock of a rank whose slot already holds the host, or of a caller who is alone: never waits."""
-
-    waited_s = 0.0
-
-    def __enter__(self) -> None:
-        """Enter at once."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave at once."""
 
 
 def default_lock_folder() -> Path:
