@@ -5,7 +5,7 @@ statistics are merged and known to every rank, videos are gathered on rank 0, wh
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from hyquant.distributed import Group, merge_stats, shard
 from hyquant.latency import LatencyBench
 from hyquant.models import load_model
 from hyquant.models.base import Record, VideoModel
+from hyquant.models.names import LayerGroup
 from hyquant.plan import QuantPlan
 from hyquant.quantize import smoothing_multipliers
 from metrics.base import Sample
@@ -73,15 +74,35 @@ class Workbench:
     float_results: dict[str, MetricResult] = field(default_factory=dict)
     is_judge_ready: bool = False
 
-    def records(self) -> Iterator[Record]:
-        """Yield this rank's captured denoiser inputs, cached if they are there, inside `lock.computing`.
+    def records(self) -> list[Record]:
+        """Return this rank's captured denoiser inputs, cached if they are there; call it inside `lock.computing`.
 
-        The denoiser must be in float. Measurements elsewhere may pass between two records.
+        The denoiser must be in float and must not be observed. Measurements elsewhere may pass between two prompts.
         """
+        records: list[Record] = []
         for prompt, seed in self.calibration:
-            for record in capture_records(self.model, [prompt], [seed], self.config.workload.settings, self.cache):
-                yield record
-                self.lock.let_measurements_pass()
+            records += capture_records(self.model, [prompt], [seed], self.config.workload.settings, self.cache)
+            self.lock.let_measurements_pass()
+        return records
+
+    def observe(self, groups: Sequence[LayerGroup], mul: Mapping[str, Tensor] | None = None) -> dict[str, GroupStats]:
+        """Return statistics over this rank's records, none if it has no prompt; measurements may pass between two
+        records.
+
+        Args:
+            groups: What to watch.
+            mul: What inputs are multiplied by, by group name.
+        """
+        if not self.calibration:
+            return {}
+        with self.lock.computing():
+            records = self.records()  # captured before the denoiser is watched, or capturing would be observed too
+            return observe(self.model.denoiser, groups, self._stepping_aside(records), self.model.clock, mul=mul)
+
+    def _stepping_aside(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            yield record
+            self.lock.let_measurements_pass()
 
     def samples(self, videos: Sequence[Tensor]) -> list[Sample]:
         """Pair the videos of all search prompts with their prompts and float videos."""
@@ -133,11 +154,7 @@ def stored_stats(bench: Workbench) -> dict[str, GroupStats] | None:
 
 def observe_shard(bench: Workbench) -> dict[str, GroupStats]:
     """Return statistics over this rank's records: one float pass. No collective call."""
-    groups = bench.model.groups()
-    if not bench.calibration:
-        return {}
-    with bench.lock.computing():
-        return observe(bench.model.denoiser, groups, bench.records(), bench.model.clock)
+    return bench.observe(bench.model.groups())
 
 
 def merge_shards(bench: Workbench, own: dict[str, GroupStats]) -> None:
@@ -150,13 +167,10 @@ def merge_shards(bench: Workbench, own: dict[str, GroupStats]) -> None:
 
 def observe_smoothed_shard(bench: Workbench, plan: QuantPlan) -> dict[str, GroupStats]:
     """Return statistics of the inputs a plan has smoothed, over this rank's records. No collective call."""
-    if not bench.calibration:
-        return {}
     multipliers = smoothing_multipliers(bench.model.denoiser, plan, bench.stats)
     smoothed = {layer.name for layer in plan.smoothed}
     groups = [group for group in bench.model.groups() if group.name in smoothed]
-    with bench.lock.computing():
-        return observe(bench.model.denoiser, groups, bench.records(), bench.model.clock, mul=multipliers)
+    return bench.observe(groups, multipliers)
 
 
 def render_references(bench: Workbench) -> list[Tensor]:

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from hyquant.calibration.store import Store
 from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
@@ -25,7 +26,7 @@ from search.storage import create_study
 from search.study import Budget, Constraint
 from search.tracking import Tracker
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
-from search.workbench import stored_stats
+from search.workbench import observe_shard, stored_stats
 
 PROMPTS = StudyPrompts(calibration=("one red cube", "two blue balls"), search=("a green cone", "a grey ring"))
 
@@ -128,6 +129,17 @@ def test_out_of_memory_of_a_real_allocation_fails_the_stage():
 def test_a_bug_leaves_a_stage_as_it_is():
     with pytest.raises(ZeroDivisionError):
         Stages(Group()).run("render", lambda: 1 / 0)
+
+
+def test_each_record_is_observed_once_whether_it_was_captured_now_or_before(bench, tmp_path):
+    """Capturing runs the denoiser too; it must be over before the denoiser is watched."""
+    cold = dataclasses.replace(bench, cache=Store(tmp_path), stats={})
+
+    first, again = observe_shard(cold), observe_shard(cold)
+
+    num_prompts = len(PROMPTS.calibration)
+    assert all(stats.calls.tolist() == [num_prompts] * 2 for stats in first.values())
+    assert all(torch.equal(first[name].sum_hi, again[name].sum_hi) for name in first)
 
 
 def test_statistics_are_stored_for_the_next_worker(bench):
