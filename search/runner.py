@@ -88,10 +88,12 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
         added = enqueue_presets(study, config)
         if added:
             on_event(_event("note", f"queued the {added} presets of space {config.space.name}", study, config))
-        if _is_used_up(study, config):
-            return _summary(study, f"the budget of {config.budget.trials} evaluated trials was already used")
-        _run_slots(study, config, config.slots, until_trial=None, on_event=on_event)
-        return _summary(study, "done")
+        is_used_up = _is_used_up(study, config)
+        # Without slots what remains is to tidy up, which a run that was killed at its very end has not done.
+        slots = () if is_used_up else config.slots
+        _run_slots(study, config, slots, until_trial=None, on_event=on_event)
+        message = f"the budget of {config.budget.trials} evaluated trials was already used" if is_used_up else "done"
+        return _summary(study, message)
 
 
 def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | None, on_event: OnEvent) -> int:

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from hyquant.config import digest
 from search.errors import SearchError, StoreError, StudyMismatch
 from search.interrupts import counted_interrupts
 from search.locks import FileLock
 from search.order import MAX_DEATHS_IN_A_ROW, WorkOrder, read_state, slot_folder
 from search.prompts import load_prompts
+from search.repair import agreement
 from search.runner import run_study
 from search.slots import agent_command, slot_environment
 from search.storage import create_study, require_space, stored_config
@@ -21,8 +21,9 @@ from search.trials import count_states
 
 
 @pytest.fixture
-def prepared(tmp_path, study_config):
-    """A study file's place with prompts, and its config."""
+def prepared(mlflow_store, study_config, make_result):
+    """A study file's place with prompts, its config, and the stored study with its budget of one trial used."""
+    tmp_path = mlflow_store.parent
     (tmp_path / "calibration.txt").write_text("a\nb\n")
     (tmp_path / "search.txt").write_text("c\nd\n")
     config = study_config.model_copy(update={"store": str(tmp_path / "mlruns"), "budget": Budget(trials=1)})
@@ -30,8 +31,11 @@ def prepared(tmp_path, study_config):
     study, _ = create_study(tmp_path / "mlruns", config, prompts)
 
     def one(trial):
-        trial.set_user_attr("config_digest", digest("x"))
-        return 0.5, 0.5
+        result = make_result()
+        trial.set_user_attr("config", result.config.model_dump(mode="json"))
+        trial.set_user_attr("config_digest", result.config_digest)
+        trial.set_user_attr("result", result.model_dump(mode="json"))
+        return result.values
 
     study.optimize(one, n_trials=1)
     return tmp_path / "study.yaml", config, study
@@ -42,7 +46,7 @@ def run(path, config):
     return run_study(config, study_file=path, on_event=events.append), events
 
 
-def test_a_study_whose_budget_is_used_starts_no_process(prepared):
+def test_a_study_whose_budget_is_used_starts_no_process_but_makes_mlflow_agree(prepared):
     path, config, study = prepared
 
     summary, events = run(path, config)
@@ -52,6 +56,7 @@ def test_a_study_whose_budget_is_used_starts_no_process(prepared):
     assert events[0].message == "resumed study tiny-study with 1 of 1 trials evaluated"
     assert events[1].message == "queued the 5 presets of space mini"
     assert count_states(study)["waiting"] == 5
+    assert agreement(path.parent / "mlruns", study) == ()
 
 
 def test_a_study_is_resumed_by_name_with_its_stored_prompts(prepared):
