@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
 
-EventKind = Literal["created", "resumed", "note", "progress", "trial", "slot_stopped", "finished"]
+EventKind = Literal["created", "resumed", "note", "progress", "trial", "slot_stopped"]
 
 
 @dataclass(frozen=True)
