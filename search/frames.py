@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -26,9 +25,10 @@ _ROW_LABEL_PX = 72
 
 def to_pixels(video_TCHW: Tensor) -> Pixels:
     """Return a video as uint8 [T, H, W, 3]; values outside [0, 1] are clamped, and NaN becomes black."""
-    clean = torch.nan_to_num(video_TCHW.detach().float().cpu(), nan=0.0).clamp(0.0, 1.0)
-    pixels: Pixels = (clean * 255.0).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return pixels
+    # numpy, because torch would wake its threads for each of these small operations
+    video = video_TCHW.detach().float().cpu().numpy()
+    clean = np.clip(np.nan_to_num(video, nan=0.0), 0.0, 1.0)
+    return np.ascontiguousarray(np.rint(clean * 255.0).astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def resized(frames: Pixels, height: int) -> Pixels:
