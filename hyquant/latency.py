@@ -20,8 +20,9 @@ from torch import nn
 
 from hyquant.clock import StepClock
 from hyquant.compiling import can_compile, compile_blocks_
-from hyquant.config import FrozenModel, W8A8Timestep
+from hyquant.config import W8A8Timestep
 from hyquant.devices import resolve_device
+from hyquant.latency_report import KernelKind, LatencyReport
 from hyquant.models.base import DeploymentShape, VideoModel
 from hyquant.modules.swap import restore_, structural_twin, swapped
 from hyquant.plan import QuantPlan
@@ -31,35 +32,6 @@ Step = Callable[[], None]
 _CONTROL = "control"
 
 
-class LatencyReport(FrozenModel):
-    """Loop latency of a candidate and of the float control, both measured at `shape`.
-
-    Attributes:
-        loop_latency_s: The candidate's loop.
-        control_loop_latency_s: The float loop.
-        ratio: Candidate / control; below 1 is faster.
-        ratio_mad: Median absolute deviation of the ratios of single rounds.
-        step_latency_s: Median of one step by mode, the float control under "control".
-        rounds, warmup: How many rounds were measured, and run before without being counted.
-        shape: Height x width x frames, batch and steps.
-        kind: "native" if every quantized layer runs on integer instructions here, else "simulated".
-        compiled: Whether both sides ran compiled.
-        device: Torch's device type, with the number of CPU threads.
-    """
-
-    loop_latency_s: float
-    control_loop_latency_s: float
-    ratio: float
-    ratio_mad: float
-    step_latency_s: dict[str, float]
-    rounds: int
-    warmup: int
-    shape: str
-    kind: Literal["native", "simulated"]
-    compiled: bool
-    device: str
-
-
 @dataclass(frozen=True)
 class PreparedSteps:
     """One candidate ready to be timed: compiled, warmed up, a callable per mode (and for the float control)."""
@@ -67,7 +39,7 @@ class PreparedSteps:
     plan: QuantPlan
     steps: dict[str, Step]
     warmup: int
-    kind: Literal["native", "simulated"]
+    kind: KernelKind
 
 
 class LatencyBench:
@@ -89,7 +61,7 @@ class LatencyBench:
         """
         steps = {_CONTROL: self._step(self._float_control()), **self._candidate_steps(plan)}
         self._run_rounds(steps, warmup)
-        kind: Literal["native", "simulated"] = "native" if _is_native(self.model.denoiser) else "simulated"
+        kind: KernelKind = "native" if _is_native(self.model.denoiser) else "simulated"
         return PreparedSteps(plan=plan, steps=steps, warmup=warmup, kind=kind)
 
     def measure(self, prepared: PreparedSteps, *, rounds: int) -> LatencyReport:

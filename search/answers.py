@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hyquant.latency_report import LatencyReport
 from search.logged import config_params
 from search.overview import Overview, TrialRow
 from search.plain import plain
-from search.result import LatencyResult
+from search.readable import readable
 
 if TYPE_CHECKING:
     from hyquant.export import VerifyReport
@@ -21,7 +22,7 @@ def table_row(row: TrialRow) -> dict[str, str]:
         "state": row.state,
         "front": ", ".join(row.picks) or ("yes" if row.is_on_front else ""),
         "strategy": row.strategy or "",
-        **{name: f"{value:.5g}" for name, value in (row.values or {}).items()},
+        **{name: readable(value) for name, value in (row.values or {}).items()},
         **{name.split(".")[-1]: params.get(name, "") for name in _CONFIG_COLUMNS},
         "seconds": "" if row.duration_s is None else f"{row.duration_s:.1f}",
         "reason": row.reason or "",
@@ -95,7 +96,7 @@ def trial_lines(row: TrialRow) -> list[str]:
         lines += ["config:", *(f"  {key}: {value or '-'}" for key, value in config_params(row.config).items())]
     if row.result is not None:
         lines += ["scores over the prompts:"]
-        lines += [f"  {name}: {m.mean:.5g} (std {m.std:.2g})" for name, m in row.result.metrics.items()]
+        lines += [f"  {name}: {readable(m.mean)} (std {m.std:.2g})" for name, m in row.result.metrics.items()]
         lines += [f"  bound on {name} is exceeded by {v:.3g}" for name, v in row.result.constraints.items() if v > 0]
         lines += _latency_lines(row.result.latency)
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row.result.stage_seconds.items())
@@ -103,7 +104,7 @@ def trial_lines(row: TrialRow) -> list[str]:
     return lines
 
 
-def _latency_lines(latency: LatencyResult | None) -> list[str]:
+def _latency_lines(latency: LatencyReport | None) -> list[str]:
     if latency is None:
         return ["latency: not measured"]
     how = f"{latency.kind}, {'compiled' if latency.compiled else 'not compiled'}, {latency.device}, {latency.shape}"

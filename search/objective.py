@@ -11,13 +11,14 @@ from torch import Tensor
 from hyquant.calibration.stats import GroupStats
 from hyquant.config import QuantConfig, digest
 from hyquant.distributed import merge_stats
-from hyquant.latency import LatencyReport, PreparedSteps
+from hyquant.latency import PreparedSteps
+from hyquant.latency_report import LatencyReport
 from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import QuantReport, needs_smoothed_stats, needs_stats, quantize_, restore_
 from metrics.base import Sample
 from metrics.score import score_samples
 from search.prepare import calibrate, prepare_judge
-from search.result import LatencyResult, MetricResult, TrialResult
+from search.result import MetricResult, TrialResult
 from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
 from search.stages import Stages
 from search.workbench import Workbench, gather_videos, observe_smoothed_shard, split_pairs
@@ -109,11 +110,10 @@ def _score(bench: Workbench, samples: list[Sample]) -> dict[str, MetricResult]:
     return metric_results(scores, bench.float_results)
 
 
-def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyResult | None:
+def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyReport | None:
     """Compile and time the quantized denoiser on rank 0, alone on the host: the other ranks wait, other slots pause."""
     prepared = stages.run("compile", lambda: _prepare_latency(bench, plan))
-    report = stages.run("latency", lambda: _time(bench, prepared))
-    return None if report is None else LatencyResult.model_validate(report.model_dump())
+    return stages.run("latency", lambda: _time(bench, prepared))
 
 
 def _prepare_latency(bench: Workbench, plan: QuantPlan) -> PreparedSteps | None:
@@ -134,7 +134,7 @@ def _conclude(
     bench: Workbench,
     config: QuantConfig,
     judgement: Judgement,
-    latency: LatencyResult | None,
+    latency: LatencyReport | None,
     figures: dict[str, float],
 ) -> TrialResult:
     """Put a trial's outcome together; objective values exist only if no bound is violated."""

@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
+from search.control import control_values
 from search.logged import strategy_of
 from search.picks import Point, choose_picks, picks_of
 from search.result import TrialResult
@@ -112,13 +113,15 @@ def read_overview(study: optuna.Study) -> Overview:
     metrics = tuple(objective.metric for objective in config.objectives)
     directions = tuple(objective.direction for objective in config.objectives)
     winners = front(study)
-    picks = choose_picks([Point(t.number, tuple(t.values)) for t in winners], metrics, directions)
+    scores = float_scores(study)
+    points = [Point(trial.number, tuple(trial.values)) for trial in winners]
+    picks = choose_picks(points, metrics, directions, control_values(metrics, scores))
     on_front = {trial.number for trial in winners}
     trials = study.get_trials(deepcopy=False)
     rows = tuple(
         _row(trial, metrics, trial.number in on_front, tuple(picks_of(trial.number, picks))) for trial in trials
     )
-    return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=float_scores(study))
+    return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=scores)
 
 
 def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks: tuple[str, ...]) -> TrialRow:

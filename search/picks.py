@@ -6,6 +6,9 @@
   point farthest below the plane through the extremes, sum(loss) = 1. With two objectives that plane is the straight
   line between `safe` and `fast`.
 
+Points that the float model itself beats are not offered: who is slower than float and no closer to it loses to changing
+nothing. Where it beats them all (as with simulated latencies) the whole front is offered.
+
 Ties are decided in favour of quality, then of the lower trial number, so one point alone is all three.
 
 Source of the knee: Das, "On characterizing the 'knee' of the Pareto curve based on normal-boundary intersection",
@@ -18,6 +21,7 @@ from operator import itemgetter
 from typing import Literal
 
 Direction = Literal["maximize", "minimize"]
+_ROUNDING = 1e-6  # a cosine of a video with itself may exceed 1 by as much
 PICK_NAMES = ("safe", "balanced", "fast")
 
 
@@ -34,19 +38,26 @@ def losses(values: Sequence[float], directions: Sequence[Direction]) -> tuple[fl
     return tuple(-v if d == "maximize" else v for v, d in zip(values, directions, strict=True))
 
 
-def choose_picks(front: Sequence[Point], objectives: Sequence[str], directions: Sequence[Direction]) -> dict[str, int]:
+def choose_picks(
+    front: Sequence[Point],
+    objectives: Sequence[str],
+    directions: Sequence[Direction],
+    control: Sequence[float | None],
+) -> dict[str, int]:
     """Return trial numbers by pick name; see the module text for what each pick means.
 
     Args:
         front: Non-dominated points; may be empty, then nothing is picked.
         objectives: Metric names in the study's order.
         directions: One direction per objective.
+        control: The float model's values; with an unknown one among them it beats nobody.
 
     Returns:
         `{"safe": number, "balanced": number, "fast": number}`; `fast` is missing without a latency objective.
     """
     if not front:
         return {}
+    front = [point for point in front if not beats(control, point, directions)] or front
     speed_index = next((i for i, name in enumerate(objectives) if name.startswith("latency")), None)
     quality_index = next((i for i in range(len(objectives)) if i != speed_index), 0)
     scaled = _scaled_losses(front, directions)
@@ -60,6 +71,15 @@ def choose_picks(front: Sequence[Point], objectives: Sequence[str], directions: 
 
     picks = {"safe": best(itemgetter(quality_index)), "balanced": best(sum)}
     return picks if speed_index is None else {**picks, "fast": best(itemgetter(speed_index))}
+
+
+def beats(control: Sequence[float | None], point: Point, directions: Sequence[Direction]) -> bool:
+    """Say whether the float model is at least as good as a point in every objective."""
+    known = [value for value in control if value is not None]
+    if len(known) < len(point.values):
+        return False
+    pairs = zip(losses(known, directions), losses(point.values, directions), strict=True)
+    return all(own <= other + _ROUNDING for own, other in pairs)
 
 
 def picks_of(number: int, picks: dict[str, int]) -> list[str]:

@@ -1,9 +1,11 @@
 """What the front plots show, worked out once for the picture and for the interactive page."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metrics.registry import METRICS
+from search.control import control_values
 from search.overview import Overview, TrialRow
 
 Range = tuple[float, float]
@@ -18,18 +20,34 @@ _MEASURED_UNITS = {
     "weight_bytes": "bytes",
     "peak_memory_bytes": "bytes",
 }
-_FLOAT_SCORES = {"latency_ratio": 1.0, "clip_reference": 1.0, "ssim": 1.0}  # what float scores against itself
 _MARGIN = 0.12
+_SMALLEST_GAP = 1e-7
+"""Similarities are float32: what is closer to 1 than this is drawn here, because a log axis has no 0."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: which objective, its label, which way is better, and the range that shows every point that may win."""
+    """One axis of a plot.
+
+    Attributes:
+        metric: The objective; None where trials are numbered.
+        label: Name, unit and which way is better.
+        is_lower_better: Which of two drawn numbers is better.
+        range: From the left or lower end to the other; shows every point that may win. A gap's range runs downwards.
+        is_gap: Whether not the objective is drawn but its distance to the best possible value, on a log axis. Recipes
+            that differ tenfold in their error all lie within a hair of similarity 1 otherwise.
+    """
 
     metric: str | None
     label: str
     is_lower_better: bool
     range: Range
+    is_gap: bool = False
+
+    @property
+    def is_better_at_end(self) -> bool:
+        """Say whether better values are drawn further right or up."""
+        return self.is_lower_better == self.is_gap
 
 
 @dataclass(frozen=True)
@@ -79,17 +97,22 @@ def front_plot(overview: Overview) -> FrontPlot:
     speed = next((o for o in objectives if o.metric.startswith("latency")), objectives[-1])
     quality = next((o for o in objectives if o is not speed), objectives[0])
     x_metric = None if speed is quality else speed.metric
+    is_gap = _is_similarity(quality.metric) and quality.direction == "maximize"
     rows = [row for row in overview.rows if row.values is not None and row.state in ("complete", "infeasible")]
+
+    def height(value: float) -> float:
+        return max(1.0 - value, _SMALLEST_GAP) if is_gap else value
 
     def place(row: TrialRow) -> tuple[float, float]:
         values = row.values or {}
-        return (float(row.number) if x_metric is None else values[x_metric]), values[quality.metric]
+        return (float(row.number) if x_metric is None else values[x_metric]), height(values[quality.metric])
 
-    scores = {**_FLOAT_SCORES, **overview.float_scores}
-    control = (scores.get(x_metric) if x_metric is not None else None, scores.get(quality.metric))
+    float_x, float_y = control_values((x_metric or "", quality.metric), overview.float_scores)
+    float_y = None if is_gap else float_y
     shown = [place(row) for row in rows if row.state == "complete"] or [place(row) for row in rows]
-    x_range = _spread([x for x, _ in shown] + [v for v in control[:1] if v is not None])
-    y_range = _spread([y for _, y in shown] + [v for v in control[1:] if v is not None])
+    x_range = _spread([x for x, _ in shown] + [v for v in (float_x,) if v is not None])
+    y_values = [y for _, y in shown] + [v for v in (float_y,) if v is not None]
+    y_range = _log_spread(y_values)[::-1] if is_gap else _spread(y_values)
     points = tuple(_point(row, place(row), x_range, y_range) for row in rows)
     shape = overview.config.deployment
     title = (
@@ -97,13 +120,19 @@ def front_plot(overview: Overview) -> FrontPlot:
         f"latency at {shape.width}x{shape.height}, {shape.num_frames} frames, {shape.num_steps} steps"
     )
     x_label = "trial" if x_metric is None else axis_label(x_metric, speed.direction)
+    y_label = gap_label(quality.metric) if is_gap else axis_label(quality.metric, quality.direction)
     return FrontPlot(
         title=title,
         x=Axis(x_metric, x_label, speed.direction == "minimize", x_range),
-        y=Axis(quality.metric, axis_label(quality.metric, quality.direction), quality.direction == "minimize", y_range),
+        y=Axis(quality.metric, y_label, is_gap or quality.direction == "minimize", y_range, is_gap),
         points=points,
-        control=control,
+        control=(float_x, float_y),
     )
+
+
+def gap_label(metric: str) -> str:
+    """Return the label of an axis that shows how far a similarity is from 1."""
+    return f"1 - {metric.replace('_', ' ')}, log scale, up is better"
 
 
 def axis_label(metric: str, direction: str) -> str:
@@ -123,7 +152,19 @@ def _spread(values: Sequence[float]) -> Range:
     return low - margin, high + margin
 
 
+def _log_spread(gaps: Sequence[float]) -> Range:
+    """Return the range of gaps with a margin that looks the same on a log axis."""
+    low, high = _spread([math.log10(gap) for gap in gaps] or [-6.0, 0.0])
+    return 10.0**low, 10.0**high
+
+
+def _is_similarity(metric: str) -> bool:
+    """Say whether a metric compares with the float video and is 1 for the video itself."""
+    spec = METRICS.get(metric)
+    return spec is not None and spec.range[1] == 1.0 and "reference" in spec.needs
+
+
 def _point(row: TrialRow, at: tuple[float, float], x_range: Range, y_range: Range) -> PlotPoint:
-    x = min(max(at[0], x_range[0]), x_range[1])
-    y = min(max(at[1], y_range[0]), y_range[1])
+    x = min(max(at[0], min(x_range)), max(x_range))
+    y = min(max(at[1], min(y_range)), max(y_range))
     return PlotPoint(row=row, x=x, y=y, is_clamped=(x, y) != at)

@@ -1,5 +1,6 @@
 """Pictures of a study: the front as PNG and as an interactive page, and how much each parameter matters."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from search.logged import config_params
 from search.overview import TrialRow
 from search.plot_data import FrontPlot, PlotPoint
+from search.readable import readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +24,14 @@ def save_front_png(path: Path, plot: FrontPlot) -> None:
     figure = Figure(figsize=(9.0, 6.0), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    if plot.y.is_gap:
+        axes.set_yscale("log")
+    axes.set_xlim(plot.x.range)
+    axes.set_ylim(plot.y.range)
     _draw_control(axes, plot)
     _draw_front_line(axes, plot)
     _draw_points(axes, plot)
     _draw_picks(axes, plot)
-    axes.set_xlim(plot.x.range)
-    axes.set_ylim(plot.y.range)
     axes.set_xlabel(plot.x.label)
     axes.set_ylabel(plot.y.label)
     axes.set_title(plot.title, fontsize=11)
@@ -83,7 +87,7 @@ def save_front_html(path: Path, plot: FrontPlot) -> None:
     figure.update_layout(
         title=plot.title.replace("\n", "<br>"),
         xaxis={"title": plot.x.label, "range": list(plot.x.range)},
-        yaxis={"title": plot.y.label, "range": list(plot.y.range)},
+        yaxis=_html_y_axis(plot),
         template="plotly_white",
         hoverlabel={"align": "left"},
     )
@@ -93,7 +97,7 @@ def save_front_html(path: Path, plot: FrontPlot) -> None:
 def hover_text(row: TrialRow) -> str:
     """Return what the page shows of a trial: number, picks, values with spread, and its config."""
     lines = [f"<b>trial {row.number}</b>" + (f" - {', '.join(row.picks)}" if row.picks else "")]
-    lines += [f"{name} {value:.4g}" for name, value in (row.values or {}).items()]
+    lines += [f"{name} {readable(value)}" for name, value in (row.values or {}).items()]
     if row.result is not None and row.result.latency is not None:
         latency = row.result.latency
         lines.append(f"loop latency {latency.loop_latency_s:.3g} s, float {latency.control_loop_latency_s:.3g} s")
@@ -107,6 +111,13 @@ def hover_text(row: TrialRow) -> str:
 
 def _is_feasible(point: PlotPoint) -> bool:
     return point.row.state == "complete"
+
+
+def _html_y_axis(plot: FrontPlot) -> dict[str, object]:
+    if not plot.y.is_gap:
+        return {"title": plot.y.label, "range": list(plot.y.range)}
+    exponents = [math.log10(end) for end in plot.y.range]
+    return {"title": plot.y.label, "type": "log", "range": exponents, "exponentformat": "power", "dtick": 1}
 
 
 def _html_trace(plot: FrontPlot, strategy: str, points: list[PlotPoint], is_feasible: bool) -> dict[str, object]:
@@ -132,7 +143,7 @@ def _html_trace(plot: FrontPlot, strategy: str, points: list[PlotPoint], is_feas
 def _draw_control(axes: "Axes", plot: FrontPlot) -> None:
     x, y = plot.control
     if x is not None:
-        axes.axvline(x, color=_FLOAT_COLOUR, linestyle="--", linewidth=1, zorder=1)
+        axes.axvline(x, color=_FLOAT_COLOUR, linestyle="--", linewidth=1, zorder=1, label="latency of float")
     if x is not None and y is not None:
         axes.plot([x], [y], "*", color=_FLOAT_COLOUR, markersize=14, zorder=4, label="float model")
 
@@ -169,16 +180,16 @@ def _draw_points(axes: "Axes", plot: FrontPlot) -> None:
 
 
 def _draw_picks(axes: "Axes", plot: FrontPlot) -> None:
-    """Write each pick's name on the side where better points would be, which a front keeps empty."""
-    right, up = not plot.x.is_lower_better, not plot.y.is_lower_better
+    """Write each pick's name above or below it, where better points would be: a front keeps that side empty."""
+    up = plot.y.is_better_at_end
     for point in plot.front:
         if point.row.picks:
             axes.annotate(
                 f"{', '.join(point.row.picks)} (#{point.row.number})",
                 (point.x, point.y),
-                xytext=(8 if right else -8, 8 if up else -8),
+                xytext=(0, 9 if up else -9),
                 textcoords="offset points",
-                ha="left" if right else "right",
+                ha="center",
                 va="bottom" if up else "top",
                 fontsize=9,
                 fontweight="bold",

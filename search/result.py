@@ -6,6 +6,7 @@
 from typing import Literal
 
 from hyquant.config import FrozenModel, QuantConfig
+from hyquant.latency_report import LatencyReport
 
 Outcome = Literal["complete", "infeasible"]
 
@@ -16,26 +17,6 @@ class MetricResult(FrozenModel):
     values: tuple[float, ...]
     mean: float
     std: float
-
-
-class LatencyResult(FrozenModel):
-    """Loop latency of the candidate and of the float control at the deployment shape, measured interleaved.
-
-    `ratio` is candidate / control (below 1 is faster); `ratio_mad` the median absolute deviation of per-round ratios.
-    `kind` says how numbers came about; `compiled` whether both sides ran compiled.
-    """
-
-    loop_latency_s: float
-    control_loop_latency_s: float
-    ratio: float
-    ratio_mad: float
-    step_latency_s: dict[str, float]
-    rounds: int
-    warmup: int
-    shape: str
-    kind: Literal["native", "simulated", "predicted"]
-    compiled: bool
-    device: str
 
 
 class TrialResult(FrozenModel):
@@ -52,7 +33,7 @@ class TrialResult(FrozenModel):
     outcome: Outcome
     values: tuple[float, ...] | None
     metrics: dict[str, MetricResult]
-    latency: LatencyResult | None
+    latency: LatencyReport | None
     constraints: dict[str, float]
     reason: str | None = None
     weight_bytes: int

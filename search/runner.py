@@ -24,6 +24,7 @@ from search.locks import FileLock
 from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_prompts
 from search.proposal import enqueue_point, enqueue_presets
+from search.readable import readable
 from search.resume import reclaim_lost_trials, require_same_study
 from search.slots import RunningSlot, start_slots, stop_slots
 from search.storage import create_study, open_study, require_space, store_errors, stored_config, stored_prompts
@@ -211,7 +212,7 @@ def _watch(
         for trial in study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
-                on_event(_event("trial", _sentence(trial), study, config, trial=trial.number))
+                on_event(_event("trial", _sentence(trial, config), study, config, trial=trial.number))
         on_event(_event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
@@ -266,11 +267,12 @@ def _event(
     return RunEvent(kind=kind, message=message, counts=counts, budget=config.budget.trials, trial=trial)
 
 
-def _sentence(trial: optuna.trial.FrozenTrial) -> str:
+def _sentence(trial: optuna.trial.FrozenTrial, config: StudyConfig) -> str:
     """Return one line on a finished trial."""
     state, reason = trial_state(trial), trial_reason(trial)
-    values = " ".join(f"{value:.4g}" for value in trial.values or ())
-    return f"trial {trial.number} {state}" + (f" ({values})" if values else "") + (f": {reason}" if reason else "")
+    names = [objective.metric for objective in config.objectives]
+    values = ", ".join(f"{name} {readable(value)}" for name, value in zip(names, trial.values or (), strict=False))
+    return f"trial {trial.number} {state}" + (f": {values}" if values else "") + (f": {reason}" if reason else "")
 
 
 def _numbers(numbers: Sequence[int]) -> str:

@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hyquant.latency_report import LatencyReport
 from metrics.registry import find_metric
 from metrics.score import summarize
 from search.errors import TrialFailed
 from search.metric_names import DROP, has_drop
-from search.result import LatencyResult, MetricResult
+from search.result import MetricResult
 from search.study import Constraint, Objective
 
 
@@ -83,7 +84,7 @@ def judge(
     )
 
 
-def measured_figures(latency: LatencyResult | None, weight_bytes: int, peak_memory_bytes: int) -> dict[str, float]:
+def measured_figures(latency: LatencyReport | None, weight_bytes: int, peak_memory_bytes: int) -> dict[str, float]:
     """Return the figures that are measured and not scored, by the name a study file uses."""
     figures = {"weight_bytes": float(weight_bytes), "peak_memory_bytes": float(peak_memory_bytes)}
     if latency is not None:

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyquant.kernels.base import TINY, KernelKind
+from hyquant.kernels.base import TINY
+from hyquant.latency_report import KernelKind
 
 _SOURCE = "int8_linear_avx2.c"
 _FLAGS = ("-O3", "-mavx2", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")

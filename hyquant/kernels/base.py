@@ -14,12 +14,12 @@ M rows   K input channels   N output channels
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-KernelKind = Literal["native", "simulated"]
+from hyquant.latency_report import KernelKind
 
 TINY = float(torch.finfo(torch.float32).tiny)
 

@@ -11,7 +11,13 @@ from hyquant.kernels.base import MatmulKernel
 
 
 def cpu_int_mm(q: Tensor, weight: Tensor, num_outputs: int) -> Tensor:
-    """Return q @ weight^T in int32; the weight stays [N, K] and is passed as a transposed view."""
+    """Return q @ weight^T in int32; the weight stays [N, K] and is passed as a transposed view.
+
+    With one input channel the view's strides are (1, 1), which torch 2.14.1's VNNI path reads wrongly (results are
+    memory contents); that product needs no matrix multiplication.
+    """
+    if q.shape[1] == 1:
+        return q.to(torch.int32) * weight.t().to(torch.int32)
     return torch._int_mm(q, weight.t())
 
 

@@ -115,7 +115,8 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
         from hyquant.models.mini.outliers import apply_outliers_, load_outliers
 
         apply_outliers_(pipe.transformer, load_outliers(mini.OUTLIERS))
-        pipe.to(dtype)
+        with _quiet():
+            pipe.to(dtype)
     return pipe
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hyquant.errors import CalibrationError, ConfigError
 from hyquant.kernels import kernel_for
-from hyquant.kernels.base import KernelKind
+from hyquant.latency_report import KernelKind
 from hyquant.schemes import SCHEMES
 from hyquant.schemes.contract import LayerTensors
 

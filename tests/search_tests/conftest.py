@@ -8,9 +8,10 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
 from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.latency_report import LatencyReport
 from hyquant.models.base import DeploymentShape, RenderSettings
 from search.prompts import StudyPrompts
-from search.result import LatencyResult, MetricResult, TrialResult
+from search.result import MetricResult, TrialResult
 from search.storage import create_study
 from search.study import Budget, JudgeConfig, LatencyConfig, ModelConfig, StudyConfig, Workload
 from search.tracking import prepare_store
@@ -76,7 +77,7 @@ def make_result() -> Callable[..., TrialResult]:
                 "clip_reference": MetricResult(values=(quality - 0.01, quality + 0.01), mean=quality, std=0.01),
                 "psnr_db": MetricResult(values=(30.0, 32.0), mean=31.0, std=1.0),
             },
-            latency=LatencyResult(
+            latency=LatencyReport(
                 loop_latency_s=2.0 * ratio,
                 control_loop_latency_s=2.0,
                 ratio=ratio,
@@ -107,7 +108,7 @@ def filled_study(small_study, make_result) -> optuna.Study:
 
     def add(number: int, state: TrialState, **attrs: object) -> None:
         kind = kinds[number % 4]
-        quality, ratio = 0.99 - 0.03 * (number % 4) - 0.002 * number, 1.0 - 0.1 * (number % 4) + 0.01 * number
+        quality, ratio = 0.99 - 0.03 * (number % 4) - 0.002 * number, 0.98 - 0.1 * (number % 4) + 0.01 * number
         result = make_result(kind, quality, ratio)
         constraints = {"collapsed": 0.0}
         if state == TrialState.PRUNED:

@@ -101,11 +101,11 @@ def test_importances_add_up_to_one_per_objective(filled_study, small_study):
 def test_every_plotted_point_lies_inside_the_axes(overview):
     plot = front_plot(overview)
 
-    assert plot.control == (1.0, 1.0)
+    assert plot.control == (1.0, None)
     assert len(plot.points) == 13
     for point in plot.points:
         assert plot.x.range[0] <= point.x <= plot.x.range[1]
-        assert plot.y.range[0] <= point.y <= plot.y.range[1]
+        assert plot.y.range[1] <= point.y <= plot.y.range[0]
     assert [point.row.number for point in plot.points if point.is_clamped] == [12]
 
 
@@ -113,4 +113,14 @@ def test_axes_say_unit_and_direction(overview):
     plot = front_plot(overview)
 
     assert plot.x.label == "latency ratio [candidate / float], lower is better"
-    assert plot.y.label == "clip reference [cosine], higher is better"
+    assert plot.y.label == "1 - clip reference, log scale, up is better"
+
+
+def test_a_similarity_is_drawn_as_its_gap_to_1_and_never_at_0(overview):
+    plot = front_plot(overview)
+
+    assert plot.y.is_gap
+    assert plot.y.is_better_at_end
+    for point in plot.points:
+        if not point.is_clamped:
+            assert point.y == pytest.approx(max(1.0 - point.row.values["clip_reference"], 1e-7))
