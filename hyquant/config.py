@@ -1,7 +1,8 @@
 """One point of the search: what is done to which layers, as a frozen value.
 
-`QuantConfig` says how Linears are quantized (`linear`), whether outliers are suppressed first (`smoothing`) and which
-layers take part (`layers`). Alternatives are discriminated by `kind`, so a field exists only where it means something
+`QuantConfig` says how Linears are quantized (`linear`), whether outliers are suppressed first (`smoothing`), whether
+attention is quantized (`attention`), which layers take part (`layers`) and how records are looked at (`calibration`).
+Alternatives are discriminated by `kind`, so a field exists only where it means something
 and an impossible combination cannot be constructed. `digest(config)` names caches, folders and runs.
 """
 
@@ -9,9 +10,9 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-ActMethod = Literal["minmax", "mean_minmax"]
+ActMethod = Literal["minmax", "mean_minmax", "histogram", "mix"]
 DeployDtype = Literal["bfloat16", "float16", "float32"]
 
 
@@ -21,11 +22,21 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class W8A8Static(FrozenModel):
+class StoredRange(FrozenModel):
+    """How a range that is stored with the weights is found.
+
+    `act_method` is a key of `hyquant.observers.OBSERVERS`. `percentile` narrows its range to the one that holds this
+    share of all values, half of the rest cut off at either end; None cuts nothing.
+    """
+
+    act_method: ActMethod = "minmax"
+    percentile: Annotated[float, Field(gt=0.5, lt=1.0)] | None = None
+
+
+class W8A8Static(StoredRange):
     """int8 weights per output channel, int8 activations per tensor with one range for all steps."""
 
     kind: Literal["w8a8_static"] = "w8a8_static"
-    act_method: ActMethod = "minmax"
 
 
 class W8A8Dynamic(FrozenModel):
@@ -34,33 +45,100 @@ class W8A8Dynamic(FrozenModel):
     kind: Literal["w8a8_dynamic"] = "w8a8_dynamic"
 
 
-class W8A8Timestep(FrozenModel):
+class W8A8Timestep(StoredRange):
     """Dynamic before `timestep_sep`, then static with one range per denoising step.
 
     `timestep_sep` is a 0-based step index: steps `0 .. timestep_sep - 1` are dynamic; 0 means every step is static and
-    a value equal to the number of steps means every step is dynamic.
+    a value equal to the number of steps means every step is dynamic. Row t of the tables comes from the records of step
+    t (`rows="step"`) or of step t and all later ones (`rows="suffix"`, what msModelSlim stores).
     """
 
     kind: Literal["w8a8_timestep"] = "w8a8_timestep"
-    act_method: ActMethod = "minmax"
     timestep_sep: Annotated[int, Field(ge=0)]
+    rows: Literal["step", "suffix"] = "step"
 
 
 LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep, Field(discriminator="kind")]
 
 
-class M4(FrozenModel):
-    """Iterative smooth: s = act_absmax ** alpha / weight_absmax ** (1 - alpha), kept as a run-time multiplier 1 / s.
+class SmoothedLayers(FrozenModel):
+    """Which of the selected layers are smoothed, and where the input is divided by the smoothing scale s.
 
-    `layers` are glob patterns over canonical names; of the selected layers only those that match are smoothed.
+    `layers` are glob patterns over canonical names. `placement` "multiplier" multiplies the input by 1 / s at run time;
+    "fold" divides in the weights of the layer that produces the input, at no cost, where there is such a layer and the
+    export's target loads it.
     """
+
+    layers: tuple[str, ...] = ("*attn_qkv", "*mlp.fc1", "*single_blocks.*.linear1")
+    placement: Literal["multiplier", "fold"] = "multiplier"
+
+
+class M3(SmoothedLayers):
+    """Activation-aware scaling: s from mean |activation| to a searched power that loses least in int8 weights.
+
+    `records` "first" looks at the first record only, as msModelSlim does.
+    """
+
+    kind: Literal["m3"] = "m3"
+    records: Literal["all", "first"] = "all"
+
+
+class M4(SmoothedLayers):
+    """Iterative smooth: s = act_absmax ** alpha / weight_absmax ** (1 - alpha)."""
 
     kind: Literal["m4"] = "m4"
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    layers: tuple[str, ...] = ("*attn_qkv", "*mlp.fc1", "*single_blocks.*.linear1")
 
 
-Smoothing = M4
+class M6(SmoothedLayers):
+    """Flexible smooth: s = act_absmax ** alpha / weight_absmax ** beta, both given, or both searched per layer."""
+
+    kind: Literal["m6"] = "m6"
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    beta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+
+    @property
+    def is_searched(self) -> bool:
+        """Say whether alpha and beta are searched."""
+        return self.alpha is None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "M6":
+        if (self.alpha is None) != (self.beta is None):
+            raise ValueError("alpha and beta must be given together, or neither to search both")
+        return self
+
+
+Smoothing = Annotated[M3 | M4 | M6, Field(discriminator="kind")]
+
+
+class FA3Int8(FrozenModel):
+    """Attention on int8 q, k and v, symmetric, with one stored scale per head (the seed's fa3, description "FAQuant").
+
+    `statistic` "window" takes the narrowest interval that holds a share of each head's values, `ratio_qk` for q and k
+    and `ratio_v` for v; "absmax" takes the largest magnitude. `layers` are patterns over the blocks that own an
+    attention.
+    """
+
+    kind: Literal["fa3_int8"] = "fa3_int8"
+    statistic: Literal["window", "absmax"] = "window"
+    ratio_qk: Annotated[float, Field(gt=0.5, le=1.0)] = 0.9999
+    ratio_v: Annotated[float, Field(gt=0.5, le=1.0)] = 1.0
+    layers: tuple[str, ...] = ("*double_blocks*", "*single_blocks*")
+
+
+class FA3Fp8(FrozenModel):
+    """Attention on float8 q, k and v with a scale per block of tokens, computed on the fly (description "FP8_DYNAMIC").
+
+    `rotate` multiplies q and k by the same orthogonal matrix first, which spreads outliers and cancels in q k^T.
+    """
+
+    kind: Literal["fp8_dynamic"] = "fp8_dynamic"
+    rotate: bool = True
+    layers: tuple[str, ...] = ("*double_blocks*", "*single_blocks*")
+
+
+AttentionScheme = Annotated[FA3Int8 | FA3Fp8, Field(discriminator="kind")]
 
 
 class LayerSelection(FrozenModel):
@@ -73,12 +151,16 @@ class LayerSelection(FrozenModel):
 class QuantConfig(FrozenModel):
     """A complete quantization of one denoiser.
 
-    `linear=None` leaves every Linear in float (the control). `deploy_dtype` is the dtype the scales must be exactly
-    representable in, because the inference engine casts them to it.
+    `linear=None` and `attention=None` leave everything in float (the control). `calibration` "single_pass" observes the
+    float model; "sequential" lets each layer see inputs that quantized layers before it produced, as msModelSlim does.
+    `deploy_dtype` is the dtype the scales must be exactly representable in, because the inference engine casts them to
+    it.
     """
 
     linear: LinearScheme | None
     smoothing: Smoothing | None = None
+    attention: AttentionScheme | None = None
+    calibration: Literal["single_pass", "sequential"] = "single_pass"
     layers: LayerSelection = LayerSelection()
     deploy_dtype: DeployDtype = "bfloat16"
 
