@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hyquant.config import QuantConfig
 from search.result import TrialResult
+from spaces.strategy import strategy_of
 
 
 class LoggedMetric(NamedTuple):
@@ -34,16 +35,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 def config_params(config: QuantConfig) -> dict[str, str]:
     """Return a config as flat text parameters: `strategy`, `linear.kind`, `layers.exclude`, ..."""
     return {"strategy": strategy_of(config), **dict(flatten(config.model_dump(mode="json")))}
-
-
-def strategy_of(config: QuantConfig) -> str:
-    """Return the strategy a config belongs to: "m4", "timestep", "dynamic", "static", or "float" for the control."""
-    if config.linear is None:
-        return "float"
-    scheme = config.linear.kind.removeprefix("w8a8_")
-    if config.smoothing is None:
-        return scheme
-    return config.smoothing.kind if scheme == "dynamic" else f"{scheme}+{config.smoothing.kind}"
 
 
 def result_metrics(result: TrialResult) -> list[LoggedMetric]:

@@ -9,7 +9,6 @@ from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
 from search.control import control_values
-from search.logged import strategy_of
 from search.picks import Point, choose_picks, picks_of
 from search.result import TrialResult
 from search.storage import float_scores, stored_config
@@ -24,6 +23,7 @@ from search.trials import (
     trial_result,
     trial_state,
 )
+from spaces.strategy import strategy_of
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,22 @@ import math
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from hyquant.config import ActMethod, FrozenModel, LayerSelection
 from hyquant.errors import ConfigError
+from spaces.strategy import Strategy, parts_of
 
-Strategy = Literal["timestep", "dynamic", "static", "m4"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Pattern = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
-WITH_ACT_METHOD: tuple[Strategy, ...] = ("timestep", "static")
-"""Strategies that store activation ranges, and so must choose how ranges are found."""
+Calibration = Literal["single_pass", "sequential"]
+Placement = Literal["multiplier", "fold"]
+Percentile = Annotated[float, Field(gt=0.5, lt=1.0)]
 
 _GRID_TOLERANCE = 1e-8  # of a step; Optuna's own tolerance for "lies on the grid"
 
@@ -61,6 +62,9 @@ class PresetParams(FrozenModel):
     strategy: Strategy
     exclusion: Name
     act_method: ActMethod | None = None
+    percentile: Percentile | Literal["none"] | None = None
+    calibration: Calibration | None = None
+    placement: Placement | None = None
     timestep_sep_share: Share | None = None
 
 
@@ -75,10 +79,13 @@ class SearchSpace(FrozenModel):
     """Everything a study may try.
 
     Attributes:
-        strategies: The search's top-level choice; `m4` is smoothing M4 with dynamic activations.
+        strategies: The search's top-level choice, by the names of `spaces.strategy`.
         timestep_sep_share: Share of the steps that stays dynamic under `timestep`; a share here and an index in
             `QuantConfig`, so that one space serves 20 and 50 steps.
-        act_methods: How `timestep` and `static` find activation ranges.
+        act_methods: How stored activation ranges are found, with `timestep` and `static`.
+        percentiles: Which share of all values a stored range keeps; "none" keeps all.
+        calibrations: Whether stored ranges come from the float model, or layer by layer from a quantized one.
+        placements: Where smoothing divides the input: at run time, or folded into the layer that makes it.
         include: Glob patterns over canonical layer names that take part at all.
         exclusions: Named sets of glob patterns that stay in float; the search picks one set.
         presets: Recipes that a study enqueues before it searches.
@@ -89,6 +96,9 @@ class SearchSpace(FrozenModel):
     strategies: Annotated[tuple[Strategy, ...], Field(min_length=1)]
     timestep_sep_share: ShareRange = ShareRange(low=0.0, high=0.9, step=0.1)
     act_methods: Annotated[tuple[ActMethod, ...], Field(min_length=1)] = ("minmax", "mean_minmax")
+    percentiles: Annotated[tuple[Percentile | Literal["none"], ...], Field(min_length=1)] = ("none",)
+    calibrations: Annotated[tuple[Calibration, ...], Field(min_length=1)] = ("single_pass",)
+    placements: Annotated[tuple[Placement, ...], Field(min_length=1)] = ("multiplier",)
     include: Annotated[tuple[Pattern, ...], Field(min_length=1)] = LayerSelection().include
     exclusions: Annotated[dict[Name, tuple[Pattern, ...]], Field(min_length=1)]
     presets: tuple[Preset, ...] = ()
@@ -161,6 +171,9 @@ def _repetitions(space: SearchSpace) -> list[str]:
     listed: dict[str, tuple[str, ...]] = {
         "strategies": space.strategies,
         "act_methods": space.act_methods,
+        "percentiles": tuple(map(str, space.percentiles)),
+        "calibrations": space.calibrations,
+        "placements": space.placements,
         "include": space.include,
         "presets": tuple(preset.name for preset in space.presets),
     }
@@ -195,16 +208,35 @@ def _misfits(params: PresetParams, space: SearchSpace) -> list[str]:
         known = tuple(space.exclusions)
         hint = did_you_mean(params.exclusion, known)
         problems.append(f"exclusion must be one of {list(known)}, but got {params.exclusion!r}{hint}")
-    problems += _needs(params.strategy in WITH_ACT_METHOD, "act_method", params.act_method, params.strategy)
-    problems += _needs(params.strategy == "timestep", "timestep_sep_share", params.timestep_sep_share, params.strategy)
-    if params.act_method is not None and params.act_method not in space.act_methods:
-        problems.append(f"act_method must be one of {list(space.act_methods)}, but got {params.act_method!r}")
+    parts = parts_of(params.strategy)
+    problems += _needs(parts.stores_ranges, "act_method", params.act_method, params.strategy)
+    problems += _needs(parts.scheme == "timestep", "timestep_sep_share", params.timestep_sep_share, params.strategy)
+    for field, is_asked, choices in optional_choices(params.strategy, space):
+        problems += _needs(is_asked, field, getattr(params, field), params.strategy)
+        problems += _known(field, getattr(params, field), choices)
+    problems += _known("act_method", params.act_method, space.act_methods)
     share, grid = params.timestep_sep_share, space.timestep_sep_share
     if share is not None and not grid.contains(share):
         problems.append(
             f"timestep_sep_share must lie on the grid from {grid.low} to {grid.high} by {grid.step}, but got {share}"
         )
     return problems
+
+
+def optional_choices(strategy: Strategy, space: SearchSpace) -> tuple[tuple[str, bool, tuple[Any, ...]], ...]:
+    """Return (parameter, whether it is asked for, its choices) of what is only asked for where there is a choice."""
+    parts = parts_of(strategy)
+    return (
+        ("percentile", parts.stores_ranges and len(space.percentiles) > 1, space.percentiles),
+        ("calibration", parts.stores_ranges and len(space.calibrations) > 1, space.calibrations),
+        ("placement", parts.smoothing is not None and len(space.placements) > 1, space.placements),
+    )
+
+
+def _known(field: str, value: object, choices: tuple[Any, ...]) -> list[str]:
+    if value is None or value in choices:
+        return []
+    return [f"{field} must be one of {list(choices)}, but got {value!r}"]
 
 
 def _needs(is_needed: bool, field: str, value: object, strategy: Strategy) -> list[str]:

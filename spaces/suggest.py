@@ -4,27 +4,38 @@ A parameter is asked for only where it means something. Parameter names and choi
 
     strategy            one of space.strategies
     exclusion           name of one of space.exclusions
-    act_method          only for timestep and static
+    act_method          only where ranges are stored: timestep and static
     timestep_sep_share  only for timestep; the stored index is round(share * num_steps)
+    percentile          only where ranges are stored and the space has several
+    calibration         only where ranges are stored and the space has both
+    placement           only where there is smoothing and the space has both
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 from hyquant.config import (
+    M3,
     M4,
-    ActMethod,
+    M6,
+    AttentionScheme,
+    FA3Fp8,
+    FA3Int8,
     LayerSelection,
-    LinearScheme,
     QuantConfig,
+    Smoothing,
     W8A8Dynamic,
     W8A8Static,
     W8A8Timestep,
 )
 from hyquant.errors import ConfigError
-from spaces.space import WITH_ACT_METHOD, SearchSpace, did_you_mean
+from spaces.space import SearchSpace, did_you_mean, optional_choices
+from spaces.strategy import StrategyParts, parts_of
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
+
+_SMOOTHINGS: dict[str, type[M3] | type[M4] | type[M6]] = {"m3": M3, "m4": M4, "m6": M6}
+_ATTENTIONS: dict[str, AttentionScheme] = {"fa3": FA3Int8(), "fp8": FA3Fp8()}
 
 
 def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantConfig:
@@ -42,21 +53,43 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
     """
     strategy = trial.suggest_categorical("strategy", space.strategies)
     exclusion = trial.suggest_categorical("exclusion", tuple(space.exclusions))
-    linear: LinearScheme = W8A8Dynamic()
-    if strategy in WITH_ACT_METHOD:
-        act_method = cast("ActMethod", trial.suggest_categorical("act_method", space.act_methods))
-        linear = W8A8Static(act_method=act_method)
-        if strategy == "timestep":
-            grid = space.timestep_sep_share
-            share = trial.suggest_float("timestep_sep_share", grid.low, grid.high, step=grid.step)
-            timestep_sep = round(share * num_steps)
-            is_dynamic = timestep_sep == num_steps
-            linear = W8A8Dynamic() if is_dynamic else W8A8Timestep(act_method=act_method, timestep_sep=timestep_sep)
+    parts = parts_of(strategy)
+    linear = _linear_scheme(trial, space, parts, num_steps)
+    optional: dict[str, Any] = {
+        name: trial.suggest_categorical(name, choices) if is_asked else choices[0]
+        for name, is_asked, choices in optional_choices(strategy, space)
+    }
+    if not isinstance(linear, W8A8Dynamic):
+        percentile = None if optional["percentile"] == "none" else optional["percentile"]
+        linear = linear.model_copy(update={"percentile": percentile})
+    stores_ranges = not isinstance(linear, W8A8Dynamic)
     return QuantConfig(
         linear=linear,
-        smoothing=M4() if strategy == "m4" else None,
+        smoothing=_smoothing(parts, optional),
+        attention=None if parts.attention is None else _ATTENTIONS[parts.attention],
+        calibration=optional["calibration"] if stores_ranges else "single_pass",
         layers=LayerSelection(include=space.include, exclude=space.exclusions[exclusion]),
     )
+
+
+def _linear_scheme(
+    trial: "BaseTrial", space: SearchSpace, parts: StrategyParts, num_steps: int
+) -> W8A8Dynamic | W8A8Static | W8A8Timestep:
+    if not parts.stores_ranges:
+        return W8A8Dynamic()
+    act_method: Any = trial.suggest_categorical("act_method", space.act_methods)
+    if parts.scheme == "static":
+        return W8A8Static(act_method=act_method)
+    grid = space.timestep_sep_share
+    share = trial.suggest_float("timestep_sep_share", grid.low, grid.high, step=grid.step)
+    timestep_sep = round(share * num_steps)
+    return (
+        W8A8Dynamic() if timestep_sep == num_steps else W8A8Timestep(act_method=act_method, timestep_sep=timestep_sep)
+    )
+
+
+def _smoothing(parts: StrategyParts, optional: dict[str, Any]) -> Smoothing | None:
+    return None if parts.smoothing is None else _SMOOTHINGS[parts.smoothing](placement=optional["placement"])
 
 
 def preset_params(space: SearchSpace, preset: str) -> dict[str, str | float]:

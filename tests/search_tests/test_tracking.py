@@ -5,8 +5,9 @@ import time
 import pytest
 
 from search.errors import StoreError
-from search.logged import config_params, result_metrics, strategy_of
+from search.logged import config_params, result_metrics
 from search.tracking import PARENT_TAG, Tracker, prepare_store, tracking_uri
+from spaces.strategy import strategy_of
 
 
 @pytest.fixture

@@ -2,7 +2,16 @@ import optuna
 import pytest
 from optuna.trial import FixedTrial, TrialState
 
-from hyquant.config import M4, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.config import (
+    M4,
+    FA3Fp8,
+    FA3Int8,
+    QuantConfig,
+    W8A8Dynamic,
+    W8A8Static,
+    W8A8Timestep,
+    digest,
+)
 from hyquant.errors import ConfigError
 from spaces.space import SearchSpace, load_space, shipped_spaces
 from spaces.suggest import preset_params, suggest
@@ -130,3 +139,67 @@ def test_enqueued_presets_come_back_as_the_seeds_recipes(name):
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"\['timestep', 'dynamic', .*got 'timestp'; did you mean 'timestep'\?"):
         preset_params(load_space("mini"), "timestp")
+
+
+FULL = SearchSpace.model_validate(
+    {
+        "name": "full",
+        "strategies": ["timestep", "dynamic", "m3", "m6+static", "m4+timestep+fa3", "fp8"],
+        "percentiles": ["none", 0.9999],
+        "calibrations": ["single_pass", "sequential"],
+        "placements": ["multiplier", "fold"],
+        "exclusions": {"none": []},
+    }
+)
+
+
+def test_combinations_are_the_configs_they_name():
+    params = {"exclusion": "none", "act_method": "minmax", "percentile": 0.9999, "calibration": "sequential"}
+    mixed = {**params, "strategy": "m4+timestep+fa3", "timestep_sep_share": 0.5, "placement": "fold"}
+
+    config = suggest(FixedTrial(mixed), FULL, num_steps=20)
+    fp8 = suggest(FixedTrial({"strategy": "fp8", "exclusion": "none"}), FULL, num_steps=20)
+
+    assert config.linear == W8A8Timestep(act_method="minmax", timestep_sep=10, percentile=0.9999)
+    assert config.smoothing == M4(placement="fold")
+    assert config.attention == FA3Int8()
+    assert config.calibration == "sequential"
+    assert (fp8.linear, fp8.attention, fp8.smoothing) == (W8A8Dynamic(), FA3Fp8(), None)
+
+
+def test_choices_are_asked_only_where_they_mean_something_and_there_are_several():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    asked = {}
+    for _ in range(80):
+        trial = study.ask()
+        suggest(trial, FULL, num_steps=20)
+        asked[trial.params["strategy"]] = set(trial.params) - {"strategy", "exclusion"}
+        study.tell(trial, 0.0)
+
+    ranges = {"act_method", "percentile", "calibration"}
+    assert asked == {
+        "timestep": ranges | {"timestep_sep_share"},
+        "dynamic": set(),
+        "m3": {"placement"},
+        "m6+static": ranges | {"placement"},
+        "m4+timestep+fa3": ranges | {"timestep_sep_share", "placement"},
+        "fp8": set(),
+    }
+    assert "percentile" not in suggest_params(SPACE, "static")
+
+
+def suggest_params(space: SearchSpace, strategy: str) -> set[str]:
+    study = optuna.create_study()
+    study.enqueue_trial({"strategy": strategy})
+    trial = study.ask()
+    suggest(trial, space, num_steps=20)
+    return set(trial.params)
+
+
+def test_a_timestep_strategy_whose_steps_are_all_dynamic_is_the_plain_dynamic_config():
+    params = {"strategy": "timestep", "exclusion": "none", "act_method": "minmax", "timestep_sep_share": 0.9}
+    more = {"percentile": 0.9999, "calibration": "sequential"}
+
+    config = suggest(FixedTrial({**params, **more}), FULL, num_steps=4)
+
+    assert config == suggest(FixedTrial({"strategy": "dynamic", "exclusion": "none"}), FULL, num_steps=4)
