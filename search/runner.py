@@ -193,7 +193,7 @@ def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
     prepare_store(store)
     Tracker(store, config.name).open_study(config)
     for sentence in repair(store, study):
-        on_event(_event("note", sentence, study, config))
+        on_event(_event("note", f"corrected in MLflow: {sentence}", study, config))
 
 
 def _watch(
@@ -228,7 +228,7 @@ def _tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: On
         on_event(_event("note", f"{_numbers(lost)} interrupted; queued again for the next run", study, config))
     store = Path(config.store)
     for sentence in repair(store, study):
-        on_event(_event("note", sentence, study, config))
+        on_event(_event("note", f"corrected in MLflow: {sentence}", study, config))
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)
         Tracker(store, config.name).finish_study(status, Path(name))
