@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 ActMethod = Literal["minmax", "mean_minmax", "histogram", "mix"]
+Target = Literal["hyquant", "mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"]
+"""What is meant to execute an export: an engine's line, and the hardware generation."""
 DeployDtype = Literal["bfloat16", "float16", "float32"]
 
 

@@ -3,16 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from metrics.registry import METRICS
 from search.control import control_values
 from search.overview import Overview, TrialRow
+from spaces.strategy import ATTENTIONS, SCHEMES, SMOOTHINGS, parts_of
 
 Range = tuple[float, float]
+Shape = Literal["circle", "square", "triangle"]
 
-COLOURS = {"timestep": "#0072B2", "dynamic": "#E69F00", "static": "#CC79A7", "m4": "#009E73"}
-"""One colour per strategy that colour-blind eyes tell apart. Source: Okabe and Ito, "Color Universal Design" (2008)."""
-_MORE_COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#000000")
+SMOOTHING_COLOURS = {None: "#0072B2", "m3": "#E69F00", "m4": "#009E73", "m6": "#CC79A7"}
+"""Colours that colour-blind eyes tell apart. Source: Okabe and Ito, "Color Universal Design" (2008)."""
+SCHEME_SHAPES: dict[str, Shape] = {"dynamic": "circle", "static": "square", "timestep": "triangle"}
+"""One shape per linear scheme."""
+_OTHER_COLOUR = "#888888"
 
 _MEASURED_UNITS = {
     "latency_ratio": "candidate / float",
@@ -59,6 +64,17 @@ class PlotPoint:
     y: float
     is_clamped: bool
 
+    @property
+    def strategy(self) -> str:
+        """Return the trial's strategy."""
+        return self.row.strategy or "unknown"
+
+    @property
+    def is_simulated(self) -> bool:
+        """Say whether its latency is that of float arithmetic standing in for integer kernels."""
+        latency = None if self.row.result is None else self.row.result.latency
+        return latency is not None and latency.kind == "simulated"
+
 
 @dataclass(frozen=True)
 class FrontPlot:
@@ -81,14 +97,27 @@ class FrontPlot:
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        """Return the strategies that occur, in the order of `COLOURS`, then by name."""
-        found = {point.row.strategy or "unknown" for point in self.points}
-        return tuple(sorted(found, key=lambda name: (list(COLOURS).index(name) if name in COLOURS else 99, name)))
+        """Return the strategies that occur, in the order in which names are built."""
+        return tuple(sorted({point.strategy for point in self.points}, key=_rank))
 
-    def colour(self, strategy: str) -> str:
-        """Return the colour of a strategy."""
-        others = [name for name in self.strategies if name not in COLOURS]
-        return COLOURS.get(strategy) or _MORE_COLOURS[others.index(strategy) % len(_MORE_COLOURS)]
+
+def look(strategy: str) -> tuple[str, Shape]:
+    """Return colour and shape of a strategy: the colour is its smoothing's, the shape its linear scheme's."""
+    try:
+        parts = parts_of(strategy)
+    except ValueError:  # the control, or attention alone
+        return _OTHER_COLOUR, "circle"
+    return SMOOTHING_COLOURS[parts.smoothing], SCHEME_SHAPES[parts.scheme]
+
+
+def _rank(strategy: str) -> tuple[int, int, int, str]:
+    try:
+        parts = parts_of(strategy)
+    except ValueError:
+        return 99, 0, 0, strategy
+    attentions = (None, *ATTENTIONS)
+    smoothings = (None, *SMOOTHINGS)
+    return attentions.index(parts.attention), smoothings.index(parts.smoothing), SCHEMES.index(parts.scheme), strategy
 
 
 def front_plot(overview: Overview) -> FrontPlot:

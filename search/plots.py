@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from search.logged import config_params
 from search.overview import TrialRow
-from search.plot_data import FrontPlot, PlotPoint
+from search.plot_data import FrontPlot, PlotPoint, Shape, look
 from search.readable import readable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FLOAT_COLOUR, _FRONT_COLOUR = "#444444", "#222222"
+_MARKERS: dict[Shape, str] = {"circle": "o", "square": "s", "triangle": "^"}
+_SYMBOLS: dict[Shape, str] = {"circle": "circle", "square": "square", "triangle": "triangle-up"}
 
 
 def save_front_png(path: Path, plot: FrontPlot) -> None:
@@ -75,9 +77,9 @@ def save_front_html(path: Path, plot: FrontPlot) -> None:
     )
     for strategy in plot.strategies:
         for is_feasible in (True, False):
-            points = [p for p in plot.points if p.row.strategy == strategy and _is_feasible(p) == is_feasible]
+            points = [p for p in plot.points if p.strategy == strategy and _is_feasible(p) == is_feasible]
             if points:
-                figure.add_scatter(**_html_trace(plot, strategy, points, is_feasible))
+                figure.add_scatter(**_html_trace(strategy, points, is_feasible))
     x, y = plot.control
     if x is not None:
         figure.add_vline(x=x, line={"dash": "dash", "color": _FLOAT_COLOUR}, annotation_text="float")
@@ -120,17 +122,24 @@ def _html_y_axis(plot: FrontPlot) -> dict[str, object]:
     return {"title": plot.y.label, "type": "log", "range": exponents, "exponentformat": "power", "dtick": 1}
 
 
-def _html_trace(plot: FrontPlot, strategy: str, points: list[PlotPoint], is_feasible: bool) -> dict[str, object]:
+def _legend_name(strategy: str, points: list[PlotPoint]) -> str:
+    """Return a strategy's name, and that empty marks are simulated latencies if it has any."""
+    return f"{strategy} (empty: simulated)" if any(p.is_simulated for p in points) else strategy
+
+
+def _html_trace(strategy: str, points: list[PlotPoint], is_feasible: bool) -> dict[str, object]:
+    colour, shape = look(strategy)
+    symbol = _SYMBOLS[shape]
     return {
         "x": [p.x for p in points],
         "y": [p.y for p in points],
         "mode": "markers+text",
         "text": [", ".join(p.row.picks) for p in points],
         "textposition": "top center",
-        "name": strategy if is_feasible else f"{strategy}, infeasible",
+        "name": _legend_name(strategy, points) if is_feasible else f"{strategy}, infeasible",
         "marker": {
-            "color": plot.colour(strategy),
-            "symbol": "circle" if is_feasible else "x",
+            "color": colour,
+            "symbol": [(f"{symbol}-open" if p.is_simulated else symbol) if is_feasible else "x" for p in points],
             "size": [13 if p.row.is_on_front else 8 for p in points],
             "line": {"color": _FRONT_COLOUR, "width": [1.5 if p.row.is_on_front else 0 for p in points]},
         },
@@ -156,22 +165,27 @@ def _draw_front_line(axes: "Axes", plot: FrontPlot) -> None:
 
 def _draw_points(axes: "Axes", plot: FrontPlot) -> None:
     for strategy in plot.strategies:
-        own = [p for p in plot.points if p.row.strategy == strategy and _is_feasible(p)]
+        own = [p for p in plot.points if p.strategy == strategy and _is_feasible(p)]
         if own:
+            colour, shape = look(strategy)
             place = ([p.x for p in own], [p.y for p in own])
-            axes.scatter(*place, s=30, c=plot.colour(strategy), label=strategy, zorder=3)
-    for point in plot.front:
-        colour = plot.colour(point.row.strategy or "unknown")
-        axes.plot([point.x], [point.y], "o", color=colour, markersize=9, markeredgecolor=_FRONT_COLOUR, zorder=3)
+            axes.scatter(
+                *place,
+                s=[81 if p.row.is_on_front else 30 for p in own],
+                marker=_MARKERS[shape],
+                facecolors=["none" if p.is_simulated else colour for p in own],
+                edgecolors=[_FRONT_COLOUR if p.row.is_on_front and not p.is_simulated else colour for p in own],
+                label=_legend_name(strategy, own),
+                zorder=3,
+            )
     crosses = [p for p in plot.points if not _is_feasible(p)]
     if crosses:
-        colours = [plot.colour(p.row.strategy or "unknown") for p in crosses]
         outside = "; at the edge: outside" if any(p.is_clamped for p in crosses) else ""
         axes.scatter(
             [p.x for p in crosses],
             [p.y for p in crosses],
             marker="x",
-            c=colours,
+            c=[look(p.strategy)[0] for p in crosses],
             s=35,
             zorder=3,
             clip_on=False,

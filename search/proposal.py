@@ -25,11 +25,12 @@ def enqueue_presets(study: optuna.Study, config: StudyConfig) -> int:
     """Queue the presets of the study's space, once in its life; return how many were added."""
     if study.user_attrs.get("presets_enqueued"):
         return 0
-    for preset in config.space.presets:
-        params = preset_params(config.space, preset.name)
+    space = config.valid_space
+    for preset in space.presets:
+        params = preset_params(space, preset.name)
         study.enqueue_trial(params, user_attrs={"preset": preset.name}, skip_if_exists=True)
     study.set_user_attr("presets_enqueued", True)
-    return len(config.space.presets)
+    return len(space.presets)
 
 
 def enqueue_point(study: optuna.Study, config: QuantConfig) -> int:
@@ -47,7 +48,7 @@ def choose_config(trial: optuna.Trial, config: StudyConfig) -> QuantConfig:
     handwritten = trial.user_attrs.get("handwritten")
     if handwritten is not None:
         return QuantConfig.model_validate(handwritten)
-    return suggest(trial, config.space, num_steps=config.workload.settings.num_steps)
+    return suggest(trial, config.valid_space, num_steps=config.workload.settings.num_steps)
 
 
 def claim(

@@ -30,6 +30,7 @@ from search.slots import RunningSlot, start_slots, stop_slots
 from search.storage import create_study, open_study, require_space, store_errors, stored_config, stored_prompts
 from search.study import Slot, StudyConfig
 from search.trials import count_states, front, num_evaluated, trial_reason, trial_state
+from spaces.targets import left_out
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
     with _opened(config, study_file, on_event) as study:
         added = enqueue_presets(study, config)
         if added:
+            for what, reason in left_out(config.space, config.target).items():
+                on_event(_event("note", f"left out {what}: {reason}", study, config))
             on_event(_event("note", f"queued the {added} presets of space {config.space.name}", study, config))
         is_used_up = _is_used_up(study, config)
         # Without slots what remains is to tidy up, which a run that was killed at its very end has not done.

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hyquant.config import FrozenModel
+from hyquant.config import FrozenModel, Target
 from hyquant.models.base import DeploymentShape, RenderSettings
 from spaces.space import SearchSpace
-
-Target = Literal["hyquant", "mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"]
+from spaces.targets import narrowed
 
 
 class ModelConfig(FrozenModel):
@@ -144,9 +143,19 @@ class StudyConfig(FrozenModel):
     store: str = "mlruns"
     storage: str | None = None
 
+    @property
+    def valid_space(self) -> SearchSpace:
+        """Return the space without what the study's target cannot execute."""
+        return narrowed(self.space, self.target)
+
     def identity(self) -> dict[str, Any]:
         """Return the part that must stay equal on resume: all but budget, slots and where the study is stored."""
         return self.model_dump(mode="json", exclude={"budget", "slots", "store", "storage"})
+
+    @model_validator(mode="after")
+    def _has_a_valid_strategy(self) -> "StudyConfig":
+        narrowed(self.space, self.target)
+        return self
 
     @model_validator(mode="after")
     def _names_each_thing_once(self) -> "StudyConfig":

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from hyquant.config import FrozenModel, QuantConfig
+from hyquant.config import FrozenModel, QuantConfig, Target
 from hyquant.errors import ExportError
 from hyquant.models.base import VideoModel
 from hyquant.plan import QuantPlan
@@ -16,9 +16,6 @@ MANIFEST_NAME = "hyq_manifest.json"
 
 Layout = Literal["original", "diffusers"]
 """Whose layer names the tensors bear; original ones fuse q, k, v (and the MLP of single blocks) into one layer."""
-
-Target = Literal["hyquant", "mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"]
-"""What is meant to execute the export."""
 
 
 class ModelInfo(FrozenModel):

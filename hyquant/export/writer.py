@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hyquant.config import Target
 from hyquant.errors import ExportError
 from hyquant.export.folder import new_folder, sha256_of
 from hyquant.export.layout import deployed, describe, description_name, layer_names, model_quant_type, weight_name
@@ -19,7 +20,6 @@ from hyquant.export.manifest import (
     FileInfo,
     Layout,
     ModelInfo,
-    Target,
     layer_counts,
     software_versions,
     static_steps,
