@@ -4,6 +4,7 @@ from optuna.trial import FixedTrial, TrialState
 
 from hyquant.config import (
     M4,
+    M6,
     FA3Fp8,
     FA3Int8,
     QuantConfig,
@@ -123,15 +124,16 @@ def test_enqueued_presets_come_back_as_the_seeds_recipes(name):
         study.tell(trial, 0.0)
 
     seed = ("*img_mod*", "*modulation*", "*fc2*")
-    assert {name: config.linear for name, config in configs.items()} == {
-        "timestep": W8A8Timestep(act_method="minmax", timestep_sep=25),
-        "dynamic": W8A8Dynamic(),
-        "m4": W8A8Dynamic(),
-        "static": W8A8Static(act_method="minmax"),
-        "dynamic_all_mod": W8A8Dynamic(),
-    }
-    assert [name for name, config in configs.items() if config.smoothing is not None] == ["m4"]
-    assert [name for name, config in configs.items() if config.layers.exclude != seed] == ["dynamic_all_mod"]
+    linear = {name: config.linear for name, config in configs.items()}
+    assert linear["timestep"] == linear["m4_timestep"] == W8A8Timestep(act_method="minmax", timestep_sep=25)
+    assert linear["static"] == W8A8Static(act_method="minmax")
+    assert linear["dynamic"] == linear["m3"] == linear["m4"] == linear["m6"] == linear["fa3"] == W8A8Dynamic()
+    smoothing = {name: config.smoothing.kind for name, config in configs.items() if config.smoothing is not None}
+    assert {"m3": "m3", "m4": "m4", "m6": "m6", "m4_timestep": "m4"}.items() <= smoothing.items()
+    assert configs["m6"].smoothing == M6()
+    assert configs["fa3"].attention == FA3Int8()
+    assert configs["fa3"].layers.exclude == ("*img_mod*", "*modulation*")
+    assert all(configs[name].layers.exclude == seed for name in ("timestep", "dynamic", "m3", "m4", "m6", "static"))
     assert all(config.layers.include == ("*double_blocks*", "*single_blocks*") for config in configs.values())
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
 
