@@ -1,5 +1,6 @@
-"""torchrun's agent of one slot, which does not outlive the runner: `python -m search.agent RUNNER_PID
-TORCHRUN_ARGUMENTS`.
+"""torchrun's agent of one slot, which does not outlive the runner.
+
+    python -m search.agent RUNNER_PID GRACE_S TORCHRUN_ARGUMENTS
 
 On Linux the kernel sends it SIGTERM when the runner dies (prctl, PR_SET_PDEATHSIG), and torchrun then ends its workers.
 """
@@ -19,9 +20,13 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != runner_pid:
         sys.exit("the runner ended before its agent began")
-    from torch.distributed.run import main as torchrun
+    from torch.distributed import run
 
-    torchrun(sys.argv[2:])
+    grace_s, arguments = sys.argv[2], sys.argv[3:]
+    # Older torchrun has no such option; there workers get its fixed 30 seconds to end.
+    if "--shutdown-timeout" in run.get_args_parser().format_help():
+        arguments = [f"--shutdown-timeout={grace_s}", *arguments]
+    run.main(arguments)
 
 
 if __name__ == "__main__":

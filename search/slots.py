@@ -101,12 +101,11 @@ def agent_command(slot: Slot, order: WorkOrder, *, runner_pid: int) -> list[str]
         f"--rdzv-id={order.study}-slot{order.slot}",
         "--local-addr=127.0.0.1",
         f"--max-restarts={MAX_RESTARTS}",
-        f"--shutdown-timeout={TERMINATION_GRACE_S}",
         "--module",
         "search.worker",
         order.model_dump_json(),
     ]
-    return [sys.executable, "-m", "search.agent", str(runner_pid), *torchrun]
+    return [sys.executable, "-m", "search.agent", str(runner_pid), str(TERMINATION_GRACE_S), *torchrun]
 
 
 def _start(index: int, slot: Slot, order: WorkOrder, slots: Sequence[Slot], *, device: str) -> RunningSlot:
