@@ -70,5 +70,6 @@ def _by_module(state: Mapping[str, Tensor], plan: QuantPlan, device: torch.devic
     for key, tensor in state.items():
         module, _, kind = key.rpartition(".")
         if module in layers:
-            layers[module][kind] = tensor.to(device)
+            # A copy, because the alignment of the file's buffer would change how float products are rounded.
+            layers[module][kind] = tensor.to(device, copy=True)
     return layers
