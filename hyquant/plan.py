@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from hyquant.config import FA3Int8, FrozenModel, LayerSelection, QuantConfig
+from hyquant.config import FA3Int8, FrozenModel, LayerSelection, QuantConfig, Target
 from hyquant.errors import ConfigError
 from hyquant.layers import first_match, require_matches, select_layers
 from hyquant.models.names import LayerGroup
@@ -73,7 +73,7 @@ def build_plan(
     *,
     num_steps: int,
     model: str = "hunyuan_video",
-    target: str = "hyquant",
+    target: Target = "hyquant",
 ) -> QuantPlan:
     """Decide for every layer group what a configuration does to it.
 
@@ -82,7 +82,7 @@ def build_plan(
         config: What to do. `timestep_sep` at or above `num_steps` makes every step dynamic.
         num_steps: Denoising steps of the runs the plan is for, at least 1; tables get this many rows.
         model: Name of the model, for messages.
-        target: What is meant to execute the result; see `hyquant.export.manifest.Target`.
+        target: What is meant to execute the result.
 
     Raises:
         ConfigError: If `num_steps` is below 1, no layer is selected, smoothing would touch no quantized layer, a
@@ -120,7 +120,7 @@ def build_plan(
     return plan
 
 
-def fold_problem(plan: QuantPlan, target: str) -> str | None:
+def fold_problem(plan: QuantPlan, target: Target) -> str | None:
     """Return why a target cannot execute what a plan folds, None if it can.
 
     MindIE-SD reads the tensors of quantized layers only: a float layer keeps the weights the engine had before.

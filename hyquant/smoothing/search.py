@@ -96,10 +96,11 @@ class PlanSearch:
         Raises:
             CalibrationError: If they are not finite, or there was no record.
         """
+        device = next(self._denoiser.parameters()).device
         asked, self._open = self._open, {}
         for name, (running, _) in asked.items():
             try:
-                self._open[name] = (running, running.send(_usable(name, sums[name])))
+                self._open[name] = (running, running.send(_usable(name, sums[name]).to(device)))
             except StopIteration as end:
                 self.scales |= dict.fromkeys((layer.name for layer in self._units[name]), end.value)
         logger.info("smoothing search answered=%d open=%d", len(asked), len(self._open))
