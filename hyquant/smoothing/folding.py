@@ -7,7 +7,7 @@ Where an input x is replaced by x m, with m = 1 / s per channel, its readers' co
     1 + y, as a factor     becomes   m (1 + y):     W' = m W    b' = m (1 + b) - 1        (a scale)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,7 @@ def weight_edits(plan: QuantPlan, multipliers: Mapping[str, Tensor]) -> dict[str
     return edits
 
 
+@torch.no_grad()
 def edited(linear: nn.Linear, edits: Sequence[Edit]) -> tuple[Tensor, Tensor | None]:
     """Return weight [N, K] and bias [N] (or None) of a Linear after some edits, float32; the Linear is untouched."""
     bias = None if linear.bias is None else linear.bias.float()
@@ -94,7 +95,7 @@ def smoothed_twin(denoiser: nn.Module, plan: QuantPlan, multipliers: Mapping[str
     return twin
 
 
-def _multiply_by(mul: Tensor):  # type: ignore[no-untyped-def]
+def _multiply_by(mul: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
     def multiply(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return ((args[0].float() * mul).to(args[0].dtype), *args[1:])
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Unit = tuple[LayerPlan, ...]
 Sums = dict[str, Tensor]
-"""Float64 sums by the name of a unit's first group; they add up over ranks."""
+"""Float64 answers, and last the number of calls, by the name of a unit's first group; they add up over ranks."""
 
 
 class PlanSearch:
@@ -81,7 +81,7 @@ class PlanSearch:
         """
         device = next(self._denoiser.parameters()).device
         sums = {
-            name: torch.zeros(question.size, dtype=torch.float64, device=device)
+            name: torch.zeros(question.size + 1, dtype=torch.float64, device=device)
             for name, (_, question) in self._open.items()
         }
         with torch.inference_mode(), self._watched(sums):
@@ -112,7 +112,8 @@ class PlanSearch:
 
             def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 x = args[0].reshape(-1, args[0].shape[-1]).float()
-                sums[unit_name] += question.measure(layer.name, x, _stacked_weight(self._denoiser, layer))
+                sums[unit_name][:-1] += question.measure(layer.name, x, _stacked_weight(self._denoiser, layer))
+                sums[unit_name][-1] += 1
 
             return note
 
@@ -191,15 +192,15 @@ def _stacked_weight(denoiser: nn.Module, layer: LayerPlan) -> Tensor:
     return torch.cat([float_linear(denoiser, path).weight.float() for path in layer.modules])
 
 
-def _usable(name: str, answer: Tensor) -> Tensor:
-    if not bool(torch.isfinite(answer).all()):
+def _usable(name: str, total: Tensor) -> Tensor:
+    """Return the answer in a unit's sums."""
+    if total[-1] == 0:
+        raise CalibrationError(
+            f"a smoothing search must see records, but none reached {name}; capture at least one prompt."
+        )
+    if not bool(torch.isfinite(total).all()):
         raise CalibrationError(
             f"what a smoothing search sums up must be finite, but is not for {name}; run the float model in a wider "
             "dtype, or leave the layer out of the smoothing."
         )
-    if not bool(answer.any()):
-        raise CalibrationError(
-            f"a smoothing search must see records in which the input of {name} is not zero, but saw none; capture at "
-            "least one prompt."
-        )
-    return answer
+    return total[:-1]

@@ -1,5 +1,7 @@
 """Searched smoothing scales against a brute force in numpy over inputs that were kept."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -221,6 +223,24 @@ def test_a_search_without_records_is_an_error(loaded):
         search_scales(model.denoiser, plan_of(model, M6()), stats, [], model.clock)
 
 
+def test_activations_that_are_not_finite_are_an_error(loaded):
+    model, records, stats = loaded
+    broken = dataclasses.replace(
+        records[0], inputs={**records[0].inputs, "hidden_states": records[0].inputs["hidden_states"] * float("nan")}
+    )
+
+    with pytest.raises(CalibrationError, match="must be finite, but is not for double_blocks"):
+        search_scales(model.denoiser, plan_of(model, M6()), stats, [broken], model.clock)
+
+
+@pytest.fixture(scope="module", params=["multiplier", "fold"])
+def searched(request, loaded):
+    """A smoothing, and its scales: they do not depend on the scheme."""
+    model, records, stats = loaded
+    smoothing = M6(placement=request.param, layers=("*attn_proj", "*img_attn_qkv", "*linear1"))
+    return smoothing, search_scales(model.denoiser, plan_of(model, smoothing), stats, records, model.clock)
+
+
 @pytest.mark.parametrize(
     "linear",
     [
@@ -232,14 +252,11 @@ def test_a_search_without_records_is_an_error(loaded):
     ],
     ids=["dynamic", "static", "static mean", "timestep", "timestep mean"],
 )
-@pytest.mark.parametrize("placement", ["multiplier", "fold"])
-def test_a_searched_smoothing_goes_with_every_scheme(loaded, linear, placement):
+def test_a_searched_smoothing_goes_with_every_scheme(loaded, searched, linear):
     """Static scales of the whole tensor suffer most from the outlier channel, so there smoothing must help."""
     model, records, stats = loaded
-    plan = plan_of(model, M6(placement=placement), linear)
-    plain = plan.model_copy(update={"config": plan.config.model_copy(update={"smoothing": None})})
-    plain = build_plan(model.groups(), plain.config, num_steps=NUM_STEPS)
-    scales = search_scales(model.denoiser, plan, stats, records, model.clock)
+    smoothing, scales = searched
+    plan, plain = plan_of(model, smoothing, linear), plan_of(model, None, linear)
     mul = smoothing_multipliers(model.denoiser, plan, stats, scales=scales)
     groups = [group for group in model.groups() if group.name in mul]
     smoothed_stats = observe(model.denoiser, groups, records, model.clock, mul=mul)
