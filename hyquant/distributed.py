@@ -139,6 +139,14 @@ def merge_stats(stats: Mapping[str, GroupStats], group: Group) -> dict[str, Grou
     return merged
 
 
+def add_sums(sums: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
+    """Return the sums of all ranks' tensors by name, equal on every rank; all ranks give the same names and shapes."""
+    if group.world_size == 1:
+        return dict(sums)
+    parts = group.all_gather_tensors(sums)
+    return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in sums}
+
+
 def _to_json(value: JsonValue) -> bytes:
     return json.dumps(value).encode()
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from hyquant.config import FrozenModel, LayerSelection, QuantConfig
+from hyquant.config import FA3Int8, FrozenModel, LayerSelection, QuantConfig, Target
 from hyquant.errors import ConfigError
 from hyquant.layers import first_match, require_matches, select_layers
 from hyquant.models.names import LayerGroup
+from hyquant.models.producers import junction_of
 
 SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep"]
 
@@ -14,7 +15,9 @@ SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep"]
 class LayerPlan(FrozenModel):
     """What happens to one layer group, and why.
 
-    `scheme=None` leaves it in float. `modules` are paths in the denoiser in row order; they share one input.
+    `scheme=None` leaves it in float. `modules` are paths in the denoiser in row order; they share one input. `smoothed`
+    says that its input is divided by a smoothing scale, `folded` that smoothing scales are worked into its weights
+    without a multiplier at run time: it reads or produces a smoothed input under placement "fold".
     """
 
     name: str
@@ -23,7 +26,13 @@ class LayerPlan(FrozenModel):
     out_features: tuple[int, ...]
     scheme: SchemeName | None
     smoothed: bool
+    folded: bool = False
     reason: str
+
+    @property
+    def has_multiplier(self) -> bool:
+        """Say whether the layer's input is multiplied at run time."""
+        return self.smoothed and not self.folded
 
 
 class QuantPlan(FrozenModel):
@@ -43,9 +52,28 @@ class QuantPlan(FrozenModel):
         """Return the groups whose outliers are moved into the weights first."""
         return tuple(layer for layer in self.layers if layer.smoothed)
 
+    @property
+    def rewritten(self) -> tuple[LayerPlan, ...]:
+        """Return the groups that stay in float with other weights, because smoothing scales are folded into them."""
+        return tuple(layer for layer in self.layers if layer.folded and layer.scheme is None)
+
+    @property
+    def smoothing_units(self) -> tuple[tuple[LayerPlan, ...], ...]:
+        """Return the smoothed groups by what must share one smoothing scale: folded into the same rows, else alone."""
+        units: dict[tuple[str, ...], list[LayerPlan]] = {}
+        for layer in self.smoothed:
+            junction = junction_of(layer.name) if layer.folded else None
+            units.setdefault((layer.name,) if junction is None else junction.consumers, []).append(layer)
+        return tuple(tuple(unit) for unit in units.values())
+
 
 def build_plan(
-    groups: Sequence[LayerGroup], config: QuantConfig, *, num_steps: int, model: str = "hunyuan_video"
+    groups: Sequence[LayerGroup],
+    config: QuantConfig,
+    *,
+    num_steps: int,
+    model: str = "hunyuan_video",
+    target: Target = "hyquant",
 ) -> QuantPlan:
     """Decide for every layer group what a configuration does to it.
 
@@ -54,9 +82,11 @@ def build_plan(
         config: What to do. `timestep_sep` at or above `num_steps` makes every step dynamic.
         num_steps: Denoising steps of the runs the plan is for, at least 1; tables get this many rows.
         model: Name of the model, for messages.
+        target: What is meant to execute the result.
 
     Raises:
-        ConfigError: If `num_steps` is below 1, no layer is selected, or smoothing would touch no quantized layer.
+        ConfigError: If `num_steps` is below 1, no layer is selected, smoothing would touch no quantized layer, a
+            smoothed layer has nothing to fold into, or the target cannot load what would be folded.
         LayerMatchError: If a pattern matches no layer of the model.
     """
     if num_steps < 1:
@@ -70,6 +100,7 @@ def build_plan(
             f"exclude {config.layers.exclude} leaves none; use linear=None for the float control."
         )
     smoothed = _smoothed(names, selected, config, model=model)
+    folded = _folded(smoothed, selected, config)
     layers = (
         LayerPlan(
             name=group.name,
@@ -78,11 +109,29 @@ def build_plan(
             out_features=group.out_features,
             scheme=scheme if group.name in selected else None,
             smoothed=group.name in smoothed,
+            folded=group.name in folded,
             reason=_reason(group.name, config.layers) if scheme is not None else "the configuration is the control",
         )
         for group in groups
     )
-    return QuantPlan(config=config, num_steps=num_steps, layers=tuple(layers))
+    plan = QuantPlan(config=config, num_steps=num_steps, layers=tuple(layers))
+    if (problem := fold_problem(plan, target)) is not None:
+        raise ConfigError(problem)
+    return plan
+
+
+def fold_problem(plan: QuantPlan, target: Target) -> str | None:
+    """Return why a target cannot execute what a plan folds, None if it can.
+
+    MindIE-SD reads the tensors of quantized layers only: a float layer keeps the weights the engine had before.
+    """
+    if not plan.rewritten or not target.startswith("mindie-sd"):
+        return None
+    names = [layer.name for layer in plan.rewritten]
+    return (
+        f"{target} loads quantized layers only, but smoothing would be folded into {names[0]} ({len(names)} in all), "
+        "which stays in float; use placement multiplier, or quantize it too"
+    )
 
 
 def _smoothed(names: Sequence[str], selected: set[str], config: QuantConfig, *, model: str) -> set[str]:
@@ -97,6 +146,32 @@ def _smoothed(names: Sequence[str], selected: set[str], config: QuantConfig, *, 
             f"{len(selected)} selected ones; drop the smoothing or change the layers."
         )
     return smoothed
+
+
+def _folded(smoothed: set[str], selected: set[str], config: QuantConfig) -> set[str]:
+    """Return every layer whose weights change when smoothing scales are folded; none under placement "multiplier"."""
+    if config.smoothing is None or config.smoothing.placement == "multiplier":
+        return set()
+    folded: set[str] = set()
+    for name in sorted(smoothed):
+        junction = junction_of(name)
+        if junction is None:
+            raise ConfigError(
+                f"a layer that is smoothed with placement fold must read what linear rows produce, but {name} does "
+                "not; use placement multiplier or take it out of the smoothing's layers."
+            )
+        if left := sorted(set(junction.consumers) & selected - smoothed):
+            raise ConfigError(
+                f"layers that read one produced input must be folded together, but {name} is smoothed and {left[0]} is "
+                "quantized without; name both in the smoothing's layers or use placement multiplier."
+            )
+        if len(junction.consumers) > 1 and isinstance(config.attention, FA3Int8):
+            raise ConfigError(
+                f"the scales of int8 attention must belong to the v that runs, but folding {name} would change v after "
+                "they were observed; use placement multiplier or take it out of the smoothing's layers."
+            )
+        folded |= {*junction.consumers, *(rows.name for rows in junction.producers)}
+    return folded
 
 
 def _reason(name: str, selection: LayerSelection) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hyquant.calibration.stats import GroupStats, act_range, select_steps
+from hyquant.calibration.stats import GroupStats, act_range
 from hyquant.clock import StepClock
 from hyquant.config import FrozenModel, W8A8Dynamic
 from hyquant.errors import CalibrationError
@@ -29,12 +29,15 @@ from hyquant.plan import LayerPlan, QuantPlan
 from hyquant.schemes import SCHEMES
 from hyquant.schemes.contract import LayerTensors
 from hyquant.smoothing import SMOOTHINGS
-from hyquant.smoothing.multiplier import fold, multiplier
+from hyquant.smoothing.folding import Edit, edited, weight_edits
+from hyquant.smoothing.multiplier import multiplier
+from hyquant.smoothing.search import unit_facts
 
 __all__ = [
     "LayerReport",
     "QuantReport",
     "install_tensors_",
+    "needs_search",
     "needs_smoothed_stats",
     "needs_stats",
     "quantize_",
@@ -86,30 +89,48 @@ def needs_smoothed_stats(plan: QuantPlan) -> bool:
     return not OBSERVERS[linear.act_method].follows_multiplier
 
 
-def smoothing_multipliers(denoiser: nn.Module, plan: QuantPlan, stats: Mapping[str, GroupStats]) -> dict[str, Tensor]:
-    """Return the input multiplier of every smoothed group.
+def needs_search(plan: QuantPlan) -> bool:
+    """Return whether smoothing scales must be searched first (`hyquant.smoothing.search.search_scales`)."""
+    config = plan.config.smoothing
+    return config is not None and bool(plan.smoothed) and SMOOTHINGS[config.kind].is_searched(config)
+
+
+def smoothing_multipliers(
+    denoiser: nn.Module,
+    plan: QuantPlan,
+    stats: Mapping[str, GroupStats],
+    *,
+    scales: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return what the input of every smoothed group is multiplied by: 1 / s.
 
     Args:
         denoiser: The float denoiser.
         plan: The plan.
         stats: Statistics of plain inputs by group name.
+        scales: Smoothing scales by group name; only where `needs_search(plan)`.
 
     Returns:
-        [C] float32 > 0 by group name, exactly representable in the plan's deployment dtype.
+        [C] float32 > 0 by group name; exactly representable in the plan's deployment dtype where the engine multiplies
+        (placement "multiplier").
 
     Raises:
-        CalibrationError: If a smoothed group has no statistics.
+        CalibrationError: If a smoothed group has no statistics, or scales must be searched and are not given.
     """
     config = plan.config.smoothing
     multipliers: dict[str, Tensor] = {}
-    for layer in plan.smoothed:
+    for unit in plan.smoothing_units:
         assert config is not None
-        seen = select_steps(_stats_of(layer, stats), None)
-        act_absmax = torch.maximum(seen.lo.abs(), seen.hi.abs()).amax(dim=0)
-        weights = [float_linear(denoiser, path).weight for path in layer.modules]
-        weight_absmax = torch.stack([weight.detach().abs().amax(dim=0).float() for weight in weights]).amax(dim=0)
-        scale = SMOOTHINGS[config.kind](config, act_absmax.to(weight_absmax.device), weight_absmax)
-        multipliers[layer.name] = multiplier(scale, plan.config.deploy_dtype)
+        if needs_search(plan):
+            scale = _searched_scale(plan, unit, scales)
+        else:
+            choose_scale = SMOOTHINGS[config.kind].choose_scale
+            assert choose_scale is not None
+            scale = choose_scale(config, unit_facts(denoiser, unit, stats))
+        for layer in unit:
+            weight = float_linear(denoiser, layer.modules[0]).weight
+            deploy_dtype = plan.config.deploy_dtype if layer.has_multiplier else "float32"
+            multipliers[layer.name] = multiplier(scale.to(weight.device), deploy_dtype)
     return multipliers
 
 
@@ -120,6 +141,7 @@ def quantize_(
     clock: StepClock,
     *,
     smoothed_stats: Mapping[str, GroupStats] | None = None,
+    scales: Mapping[str, Tensor] | None = None,
 ) -> QuantReport:
     """Replace the planned Linears of a denoiser by int8 ones.
 
@@ -132,12 +154,14 @@ def quantize_(
         stats: Statistics by group name; may be empty if `needs_stats(plan)` is false.
         clock: The clock that time-step dependent layers follow.
         smoothed_stats: Statistics of inputs under `smoothing_multipliers`; only where `needs_smoothed_stats(plan)`.
+        scales: Searched smoothing scales by group name, from `search_scales`; only where `needs_search(plan)`.
 
     Returns:
         A report per layer group.
 
     Raises:
-        CalibrationError: If statistics are missing (the message names layer and step) or not finite.
+        CalibrationError: If statistics are missing (the message names layer and step) or not finite, or smoothing
+            scales must be searched and are not given.
         LayerMatchError: If the plan was built for another denoiser.
     """
     restore_(denoiser)
@@ -146,14 +170,19 @@ def quantize_(
     drafts: list[tuple[LayerPlan, float, tuple[float, float] | None]] = []
     # Not in inference mode even if the caller is: the step buffers must be ordinary tensors to be refilled later.
     with torch.inference_mode(False), torch.no_grad():
-        multipliers = smoothing_multipliers(denoiser, plan, stats)
+        multipliers = smoothing_multipliers(denoiser, plan, stats, scales=scales)
+        edits = weight_edits(plan, multipliers)
         for layer in plan.quantized:
             mul = multipliers.get(layer.name)
             ranges = _ranges(layer, plan, stats, smoothed_stats, mul)
-            members, sqnr = _quantize_group(denoiser, layer, plan, ranges, mul)
+            members, sqnr = _quantize_group(denoiser, layer, plan, ranges, edits)
+            if layer.has_multiplier and mul is not None:
+                members = [{**member, "mul_scale": mul} for member in members]
             tensors.update(zip(layer.modules, members, strict=True))
             widest = None if ranges is None else (ranges[0].amin().item(), ranges[1].amax().item())
             drafts.append((layer, sqnr, widest))
+        for path in (path for layer in plan.rewritten for path in layer.modules):
+            tensors[path] = _rewritten(float_linear(denoiser, path), edits[path])
         install_tensors_(denoiser, plan, tensors, clock)
     report = QuantReport(
         layers=tuple(_layer_report(denoiser, *draft) for draft in drafts),
@@ -177,9 +206,9 @@ def _quantize_group(
     layer: LayerPlan,
     plan: QuantPlan,
     ranges: tuple[Tensor, Tensor] | None,
-    mul: Tensor | None,
+    edits: Mapping[str, Sequence[Edit]],
 ) -> tuple[list[LayerTensors], float]:
-    """Return the contract tensors of each member and the lowest weight SQNR among them."""
+    """Return the contract tensors of each member, but its multiplier, and the lowest weight SQNR among them."""
     scheme = SCHEMES[str(layer.scheme)]
     linears = [float_linear(denoiser, path) for path in layer.modules]
     deploy_dtype = plan.config.deploy_dtype
@@ -189,12 +218,19 @@ def _quantize_group(
         input_qparams = choose_qparams(lo, hi, symmetric=False, deploy_dtype=deploy_dtype)
     members: list[LayerTensors] = []
     sqnrs: list[float] = []
-    for linear in linears:
-        weight = linear.weight.float() if mul is None else fold(linear.weight, mul)
-        built = scheme.build(weight, linear.bias, input_qparams, deploy_dtype)
+    for path, linear in zip(layer.modules, linears, strict=True):
+        weight, bias = edited(linear, edits.get(path, ()))
+        built = scheme.build(weight, bias, input_qparams, deploy_dtype)
         sqnrs.append(sqnr_db(weight, _kept_weight(built)))
-        members.append(built if mul is None else {**built, "mul_scale": mul})
+        members.append(built)
     return members, min(sqnrs)
+
+
+def _rewritten(linear: nn.Linear, edits: Sequence[Edit]) -> LayerTensors:
+    """Return weight and bias of a Linear that stays in float, in its dtype."""
+    weight, bias = edited(linear, edits)
+    tensors = {"weight": weight, "bias": bias}
+    return {name: tensor.to(linear.weight.dtype) for name, tensor in tensors.items() if tensor is not None}
 
 
 def _ranges(
@@ -242,6 +278,17 @@ def _layer_report(
         act_hi=None if widest is None else widest[1],
         kernel_kind=state.quantized[layer.modules[0]].kernel_kind,
     )
+
+
+def _searched_scale(plan: QuantPlan, unit: tuple[LayerPlan, ...], scales: Mapping[str, Tensor] | None) -> Tensor:
+    config, name = plan.config.smoothing, unit[0].name
+    assert config is not None
+    if scales is None or name not in scales:
+        raise CalibrationError(
+            f"{config.kind} must have a searched smoothing scale for {name}, but none was given; run "
+            "hyquant.smoothing.search.search_scales on the calibration records and pass its result as scales."
+        )
+    return scales[name]
 
 
 def _stats_of(layer: LayerPlan, stats: Mapping[str, GroupStats]) -> GroupStats:

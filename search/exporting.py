@@ -15,6 +15,8 @@ from search.locks import HostLock
 from search.overview import Overview, TrialRow
 from search.picks import PICK_NAMES
 from search.prompts import StudyPrompts
+from search.scales import prepare_scales
+from search.stages import Stages
 from search.study import StudyConfig
 from search.workbench import (
     Workbench,
@@ -82,6 +84,7 @@ def export_config(
 
     Raises:
         HyquantError: If the model cannot be loaded or quantized, or the folder cannot be written.
+        TrialFailed: If smoothing scales must be searched and cannot be.
     """
     device = resolve_device(config.model.device)
     cache = Path(config.store) / "cache"
@@ -89,9 +92,10 @@ def export_config(
     _calibrate(bench)
     model = bench.model
     num_steps = config.workload.settings.num_steps
-    plan = build_plan(model.groups(), point, num_steps=num_steps, model=model.name)
-    smoothed = observe_smoothed_shard(bench, plan) if needs_smoothed_stats(plan) else None
-    quantize_(model.denoiser, plan, bench.stats, model.clock, smoothed_stats=smoothed)
+    plan = build_plan(model.groups(), point, num_steps=num_steps, model=model.name, target=config.target)
+    scales = prepare_scales(bench, plan, Stages(bench.group))
+    smoothed = observe_smoothed_shard(bench, plan, scales=scales) if needs_smoothed_stats(plan) else None
+    quantize_(model.denoiser, plan, bench.stats, model.clock, smoothed_stats=smoothed, scales=scales)
     try:
         info = model_info(model)
         manifest = save_quantized(

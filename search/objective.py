@@ -19,6 +19,7 @@ from metrics.base import Sample
 from metrics.score import score_samples
 from search.prepare import calibrate, prepare_judge
 from search.result import MetricResult, TrialResult
+from search.scales import prepare_scales
 from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
 from search.stages import Stages
 from search.workbench import Workbench, gather_videos, observe_smoothed_shard, split_pairs
@@ -59,10 +60,13 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
         calibrate(bench, stages)
     bench.device.reset_memory_peak(bench.group.local_rank)
     try:
-        smoothed_stats = _smoothed_stats(bench, plan, stages)
+        scales = prepare_scales(bench, plan, stages)
+        smoothed_stats = _smoothed_stats(bench, plan, stages, scales)
         report = stages.run(
             "quantize",
-            lambda: quantize_(denoiser, plan, bench.stats, bench.model.clock, smoothed_stats=smoothed_stats),
+            lambda: quantize_(
+                denoiser, plan, bench.stats, bench.model.clock, smoothed_stats=smoothed_stats, scales=scales
+            ),
         )
         own_videos = stages.run("render", lambda: _render_shard(bench))
         with stages.timed("render"):
@@ -83,14 +87,18 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
 
 def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
     num_steps = bench.config.workload.settings.num_steps
-    return build_plan(bench.model.groups(), config, num_steps=num_steps, model=bench.model.name)
+    return build_plan(
+        bench.model.groups(), config, num_steps=num_steps, model=bench.model.name, target=bench.config.target
+    )
 
 
-def _smoothed_stats(bench: Workbench, plan: QuantPlan, stages: Stages) -> dict[str, GroupStats] | None:
+def _smoothed_stats(
+    bench: Workbench, plan: QuantPlan, stages: Stages, scales: dict[str, Tensor] | None
+) -> dict[str, GroupStats] | None:
     """Observe the records again where a range of smoothed inputs does not follow from the plain ones. Collective."""
     if not needs_smoothed_stats(plan):
         return None
-    own = stages.run("calibrate", lambda: observe_smoothed_shard(bench, plan))
+    own = stages.run("calibrate", lambda: observe_smoothed_shard(bench, plan, scales=scales))
     with stages.timed("calibrate"):
         return merge_stats(own, bench.group)
 

@@ -51,6 +51,7 @@ class Workbench:
         calibration: This rank's (prompt, seed) pairs to calibrate on.
         search: This rank's (prompt, seed) pairs to render in a trial.
         stats: Statistics over the calibration prompts of all ranks.
+        scales: Searched smoothing scales by their key in the cache; see `search.scales`.
         references: Float videos of all search prompts on rank 0; none elsewhere.
         latency_bench: Times quantizations at the deployment shape on rank 0; None elsewhere.
         embedder: The judge on rank 0; None elsewhere.
@@ -68,6 +69,7 @@ class Workbench:
     calibration: list[tuple[str, int]]
     search: list[tuple[str, int]]
     stats: dict[str, GroupStats] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
     references: list[Tensor] = field(default_factory=list)
     latency_bench: LatencyBench | None = None
     embedder: Embedder | None = None
@@ -97,9 +99,16 @@ class Workbench:
             return {}
         with self.lock.computing():
             records = self.records()  # captured before the denoiser is watched, or capturing would be observed too
-            return observe(self.model.denoiser, groups, self._stepping_aside(records), self.model.clock, mul=mul)
+            return observe(self.model.denoiser, groups, self.stepping_aside(records), self.model.clock, mul=mul)
 
-    def _stepping_aside(self, records: Iterable[Record]) -> Iterator[Record]:
+    @property
+    def has_first_record(self) -> bool:
+        """Say whether the first record of all ranks is this rank's."""
+        first = (self.prompts.calibration[0], calibration_seeds(self.config.workload.seed, 1)[0])
+        return self.calibration[:1] == [first]
+
+    def stepping_aside(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield records, and let measurements pass after each."""
         for record in records:
             yield record
             self.lock.let_measurements_pass()
@@ -148,7 +157,7 @@ def search_seeds(seed: int, count: int) -> list[int]:
 
 def stored_stats(bench: Workbench) -> dict[str, GroupStats] | None:
     """Return the statistics of this model and these prompts from the cache, if they are there."""
-    entry = bench.cache.get(_stats_key(bench))
+    entry = bench.cache.get(stats_key(bench))
     return None if entry is None else unpack_stats(entry)
 
 
@@ -162,12 +171,14 @@ def merge_shards(bench: Workbench, own: dict[str, GroupStats]) -> None:
     bench.stats = merge_stats(own, bench.group)
     if bench.group.rank == 0:
         entry: Entry = pack_stats(bench.stats)
-        bench.cache.put(_stats_key(bench), entry.tensors, entry.meta)
+        bench.cache.put(stats_key(bench), entry.tensors, entry.meta)
 
 
-def observe_smoothed_shard(bench: Workbench, plan: QuantPlan) -> dict[str, GroupStats]:
+def observe_smoothed_shard(
+    bench: Workbench, plan: QuantPlan, *, scales: Mapping[str, Tensor] | None = None
+) -> dict[str, GroupStats]:
     """Return statistics of the inputs a plan has smoothed, over this rank's records. No collective call."""
-    multipliers = smoothing_multipliers(bench.model.denoiser, plan, bench.stats)
+    multipliers = smoothing_multipliers(bench.model.denoiser, plan, bench.stats, scales=scales)
     smoothed = {layer.name for layer in plan.smoothed}
     groups = [group for group in bench.model.groups() if group.name in smoothed]
     return bench.observe(groups, multipliers)
@@ -201,7 +212,8 @@ def load_judge(bench: Workbench) -> None:
         bench.float_results = metric_results(scores, {})
 
 
-def _stats_key(bench: Workbench) -> str:
+def stats_key(bench: Workbench) -> str:
+    """Return the key of this model's and these prompts' statistics in the cache."""
     workload = bench.config.workload
     seeds = calibration_seeds(workload.seed, len(bench.prompts.calibration))
     identity: dict[str, JsonValue] = {

@@ -127,7 +127,7 @@ def expected_tensors(
         kinds |= dict.fromkeys(("input_scale", "input_offset"), ((torch.float32,), (*table, 1)))
         kinds |= {"deq_scale": ((deq_dtype,), (*table, rows)), "quant_bias": ((torch.int32,), (*table, rows))}
     expected = {f"{prefix}.{kind}": value for kind, value in kinds.items()}
-    if layer.smoothed:
+    if layer.has_multiplier:
         expected[f"{name}.div.mul_scale"] = ((torch.float32,), (layer.in_features,))
     return expected
 
@@ -169,4 +169,4 @@ def _rows_by_name(layer: LayerPlan, manifest: ExportManifest) -> list[tuple[str,
 
 
 def _prefix(layer: LayerPlan, name: str) -> str:
-    return f"{name}.linear" if layer.smoothed else name
+    return f"{name}.linear" if layer.has_multiplier else name

@@ -64,10 +64,12 @@ def require_same_denoiser(denoiser: nn.Module, manifest: ExportManifest) -> None
 
 
 def _by_module(state: Mapping[str, Tensor], plan: QuantPlan, device: torch.device) -> dict[str, dict[str, Tensor]]:
-    """Return the contract tensors of every quantized module, by module path, on a device."""
-    layers: dict[str, dict[str, Tensor]] = {module: {} for layer in plan.quantized for module in layer.modules}
+    """Return the tensors of every module the plan exchanges, by module path, on a device."""
+    exchanged = (*plan.quantized, *plan.rewritten)
+    layers: dict[str, dict[str, Tensor]] = {module: {} for layer in exchanged for module in layer.modules}
     for key, tensor in state.items():
         module, _, kind = key.rpartition(".")
         if module in layers:
-            layers[module][kind] = tensor.to(device)
+            # A copy, because the alignment of the file's buffer would change how float products are rounded.
+            layers[module][kind] = tensor.to(device, copy=True)
     return layers

@@ -24,7 +24,7 @@ from hyquant.export.manifest import (
     software_versions,
     static_steps,
 )
-from hyquant.plan import QuantPlan
+from hyquant.plan import QuantPlan, fold_problem
 from hyquant.quantize import quantized_tensors
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ def save_quantized(
         overwrite: Replace an export that is there already.
 
     Raises:
-        ExportError: If plan and denoiser disagree, the target cannot load the layout, or the folder cannot be written;
-            then nothing is left behind and an old export is untouched.
+        ExportError: If plan and denoiser disagree, the target cannot load the layout or what is folded, or the
+            folder cannot be written; then nothing is left behind and an old export is untouched.
     """
     quant_type = model_quant_type(plan)
     if layout == "diffusers" and target.startswith("mindie-sd"):
@@ -61,6 +61,8 @@ def save_quantized(
             f"{target} loads layers by the original names and leaves all others in float without a message, but layout "
             "is diffusers; use layout original, or target hyquant"
         )
+    if (problem := fold_problem(plan, target)) is not None:
+        raise ExportError(problem)
     tensors = _tensors(denoiser, plan, layout)
     description = describe(list(tensors), layer_names(plan, layout), quant_type)
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,5 +1,7 @@
 """Exchanging the Linears of a denoiser for QuantLinears and back, by swapping pointers.
 
+Float Linears that smoothing scales are folded into are exchanged too, for Linears with the folded weights.
+
 What was exchanged is remembered on the denoiser itself: the float modules (untouched, so that `restore_` is bit exact),
 the quantized ones, the plan, and the clock they follow.
 """
@@ -54,14 +56,14 @@ def swapped(denoiser: nn.Module) -> Swapped | None:
 def install_tensors_(
     denoiser: nn.Module, plan: QuantPlan, tensors: Mapping[str, LayerTensors], clock: StepClock
 ) -> None:
-    """Put QuantLinears made of given tensors in place of the planned Linears.
+    """Put QuantLinears made of given tensors in place of the planned Linears, and Linears where the plan rewrites.
 
     The denoiser is restored first if it is quantized. Nothing is exchanged unless everything fits.
 
     Args:
         denoiser: The denoiser; changed in place.
         plan: Which layers, with which scheme.
-        tensors: Contract tensors by module path.
+        tensors: Contract tensors by module path; weight and bias of what stays in float with other weights.
         clock: The clock the layers follow.
 
     Raises:
@@ -78,7 +80,11 @@ def install_tensors_(
             floats[path] = _fitting_linear(denoiser, path, tensors)
         members = quant_linears([tensors[path] for path in layer.modules], scheme=layer.scheme, timestep_sep=sep)
         quantized.update(zip(layer.modules, members, strict=True))
-    for path, module in quantized.items():
+    rewritten: dict[str, nn.Module] = {}
+    for path in (path for layer in plan.rewritten for path in layer.modules):
+        floats[path] = _fitting_linear(denoiser, path, tensors)
+        rewritten[path] = linear_of(tensors[path]["weight"], tensors[path].get("bias"))
+    for path, module in (quantized | rewritten).items():
         _put(denoiser, path, module)
     state = Swapped(plan=plan, clock=clock, floats=floats, quantized=quantized)
     setattr(denoiser, _ATTRIBUTE, state)
@@ -171,6 +177,15 @@ def float_linear(denoiser: nn.Module, path: str) -> nn.Linear:
     return module
 
 
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a frozen Linear that holds given tensors: weight [N, K] and bias [N] or None."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear.eval()
+
+
 def _fitting_linear(denoiser: nn.Module, path: str, tensors: Mapping[str, LayerTensors]) -> nn.Linear:
     module = float_linear(denoiser, path)
     if path not in tensors:
@@ -178,7 +193,7 @@ def _fitting_linear(denoiser: nn.Module, path: str, tensors: Mapping[str, LayerT
     shape = tuple(tensors[path]["weight"].shape)
     if shape != tuple(module.weight.shape):
         raise ConfigError(
-            f"the quantized weight of {path} must have shape {tuple(module.weight.shape)}, but got {shape}; "
+            f"the new weight of {path} must have shape {tuple(module.weight.shape)}, but got {shape}; "
             "these tensors belong to another model."
         )
     return module

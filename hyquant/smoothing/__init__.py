@@ -1,12 +1,10 @@
-"""Outlier suppression by kind: a smoothing scale [C] from a config, the activation absmax and the weight absmax."""
+"""Outlier suppression by the `kind` that `QuantConfig.smoothing` names."""
 
-from collections.abc import Callable
+from hyquant.smoothing import m3, m4, m6
+from hyquant.smoothing.base import SmoothingRule
 
-from torch import Tensor
-
-from hyquant.config import Smoothing
-from hyquant.smoothing import m4
-
-ScaleRule = Callable[[Smoothing, Tensor, Tensor], Tensor]
-
-SMOOTHINGS: dict[str, ScaleRule] = {"m4": m4.choose_scale}
+SMOOTHINGS: dict[str, SmoothingRule] = {
+    "m3": SmoothingRule(is_searched=lambda config: True, search=m3.search),
+    "m4": SmoothingRule(is_searched=lambda config: False, choose_scale=m4.choose_scale),
+    "m6": SmoothingRule(is_searched=lambda config: config.is_searched, choose_scale=m6.choose_scale, search=m6.search),
+}

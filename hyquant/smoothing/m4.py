@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hyquant.config import M4
 from hyquant.errors import ConfigError
+from hyquant.smoothing.base import UnitFacts
 
 
 def smoothing_scale(act_absmax: Tensor, weight_absmax: Tensor, *, alpha: float) -> Tensor:
@@ -42,6 +43,6 @@ def smoothing_scale(act_absmax: Tensor, weight_absmax: Tensor, *, alpha: float) 
     return torch.where((act_absmax > 0) & (weight_absmax > 0), scale, torch.ones_like(scale))
 
 
-def choose_scale(config: M4, act_absmax: Tensor, weight_absmax: Tensor) -> Tensor:
-    """Return the smoothing scale of a group under a configuration; see `smoothing_scale`."""
-    return smoothing_scale(act_absmax, weight_absmax, alpha=config.alpha)
+def choose_scale(config: M4, facts: UnitFacts) -> Tensor:
+    """Return the smoothing scale of a unit under a configuration; see `smoothing_scale`."""
+    return smoothing_scale(facts.act_absmax, facts.weight_absmax, alpha=config.alpha)

@@ -11,7 +11,7 @@ import torch
 
 from hyquant.calibration.stats import GroupStats
 from hyquant.devices import resolve_device
-from hyquant.distributed import Group, init_group, merge_stats, shard
+from hyquant.distributed import Group, add_sums, init_group, merge_stats, shard
 from hyquant.errors import ConfigError
 
 RANK_PROGRAM = """
@@ -19,7 +19,7 @@ import json, math, sys
 import torch
 from hyquant.calibration.stats import call_stats
 from hyquant.devices import resolve_device
-from hyquant.distributed import init_group, merge_stats, shard
+from hyquant.distributed import add_sums, init_group, merge_stats, shard
 
 group = init_group(resolve_device("cpu"), timeout_s=60)
 items = list(range(5))
@@ -40,6 +40,7 @@ found = {
     "lo": stats["both"].lo.tolist(),
     "calls": {name: part.calls.tolist() for name, part in sorted(stats.items())},
     "lone": sorted(lone),
+    "sums": add_sums({"a": torch.tensor([1.0, 2.0 + group.rank], dtype=torch.float64)}, group)["a"].tolist(),
 }
 group.barrier()
 group.close()
@@ -114,6 +115,11 @@ def test_merged_statistics_are_equal_on_all_ranks_and_cover_all_records(ranks):
         assert found["lone"] == ["lone"]
 
 
+@pytest.mark.multiproc
+def test_sums_add_up_on_every_rank(ranks):
+    assert [found["sums"] for found in ranks] == [[2.0, 5.0]] * 2
+
+
 def test_one_process_alone_needs_no_torchrun(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -127,6 +133,7 @@ def test_one_process_alone_needs_no_torchrun(monkeypatch):
     assert group.gather(3) == [3]
     assert group.gather_in_order([1, 2]) == [1, 2]
     assert merge_stats(stats, group) == stats
+    assert add_sums({"a": torch.ones(2)}, group)["a"].tolist() == [1.0, 1.0]
     group.close()
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from hyquant.calibration.store import Store
-from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.config import M3, M4, M6, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.errors import ConfigError
+from hyquant.plan import build_plan
+from hyquant.smoothing.search import PlanSearch
 from search.errors import TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
@@ -21,6 +23,7 @@ from search.prepare import calibrate, prepare_workbench
 from search.prompts import StudyPrompts
 from search.proposal import enqueue_point
 from search.repair import agreement
+from search.scales import prepare_scales
 from search.stages import Stages, is_expected
 from search.storage import create_study
 from search.study import Budget, Constraint
@@ -66,8 +69,10 @@ def test_the_float_control_scores_as_its_own_reference(bench):
         QuantConfig(linear=W8A8Dynamic()),
         QuantConfig(linear=W8A8Timestep(timestep_sep=1)),
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4()),
+        QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M6(placement="fold")),
+        QuantConfig(linear=W8A8Dynamic(), smoothing=M3(records="first")),
     ],
-    ids=["dynamic", "timestep", "smoothed ranges observed anew"],
+    ids=["dynamic", "timestep", "smoothed ranges observed anew", "searched and folded", "searched on one record"],
 )
 def test_a_trial_scores_its_config_and_leaves_the_float_weights_as_they_were(bench, config):
     before = {name: tensor.clone() for name, tensor in bench.model.denoiser.state_dict().items()}
@@ -82,6 +87,45 @@ def test_a_trial_scores_its_config_and_leaves_the_float_weights_as_they_were(ben
     assert result.values == (result.metrics["clip_reference"].mean, result.latency.ratio)
     assert result.metrics["psnr_db"].mean < 100.0
     assert result.weight_bytes < sum(t.numel() * t.element_size() for t in before.values())
+
+
+def test_a_scale_is_searched_once_whatever_else_a_config_selects(bench, monkeypatch):
+    """A second config needs nothing, a third only what no config had, and a new process what the store has."""
+    fresh = dataclasses.replace(bench, cache=Store(bench.cache.root / "scales"), scales={}, stats={})
+    searched: list[set[str]] = []
+    original = PlanSearch.measure
+
+    def counting(self, records, clock):
+        searched.append({layer.name for unit in self._units.values() for layer in unit})
+        return original(self, records, clock)
+
+    monkeypatch.setattr(PlanSearch, "measure", counting)
+
+    def scales_of(bench, linear, *patterns):
+        config = QuantConfig(linear=linear, smoothing=M6(layers=patterns))
+        plan = build_plan(bench.model.groups(), config, num_steps=2)
+        calibrate(bench, Stages(Group()))
+        return prepare_scales(bench, plan, Stages(Group()))
+
+    first = scales_of(fresh, W8A8Dynamic(), "*img_attn_qkv")
+    again = scales_of(fresh, W8A8Static(), "*img_attn_qkv")
+    wider = scales_of(fresh, W8A8Dynamic(), "*img_attn_qkv", "*linear1")
+    later = scales_of(dataclasses.replace(fresh, scales={}), W8A8Dynamic(), "*img_attn_qkv", "*linear1")
+
+    assert [sorted(names) for names in searched] == [sorted(first)] * 2 + [sorted(set(wider) - set(first))] * 2
+    assert set(first) < set(wider)
+    for name, scale in wider.items():
+        assert torch.equal(later[name], scale)
+        assert name not in first or (torch.equal(first[name], scale) and torch.equal(again[name], scale))
+
+
+def test_a_fold_that_the_target_would_lose_is_refused_before_anything_is_quantized(bench):
+    config = QuantConfig(
+        linear=W8A8Dynamic(), smoothing=M6(placement="fold"), layers=LayerSelection(exclude=("*img_mod*",))
+    )
+
+    with pytest.raises(TrialFailed, match=r"img_mod.linear .*placement multiplier"):
+        run_trial(with_config(bench, target="mindie-sd-3.1/910b"), config, Stages(Group()))
 
 
 def test_a_trial_that_breaks_a_bound_has_constraints_but_no_values_and_is_not_timed(bench):

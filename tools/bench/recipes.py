@@ -24,7 +24,8 @@ from hyquant.models import load_model
 from hyquant.models.base import DeploymentShape
 from hyquant.modules.linear import QuantLinear
 from hyquant.plan import build_plan
-from hyquant.quantize import quantize_, restore_
+from hyquant.quantize import needs_search, quantize_, restore_
+from hyquant.smoothing.search import search_scales
 from search.prompts import load_prompts
 from search.study import StudyConfig
 from search.study_file import load_study
@@ -51,7 +52,8 @@ def main() -> None:
     bench = LatencyBench(model, shape, compile=not args.eager)
     for name, recipe in _recipes(config, args.preset):
         plan = build_plan(model.groups(), recipe, num_steps=config.workload.settings.num_steps, model=model.name)
-        quantize_(model.denoiser, plan, stats, model.clock)
+        scales = search_scales(model.denoiser, plan, stats, records, model.clock) if needs_search(plan) else None
+        quantize_(model.denoiser, plan, stats, model.clock, scales=scales)
         for kernel in args.kernel or [kernel_for(model.device).name]:
             _use_kernel(model.denoiser, kernel)
             report = bench.measure(bench.prepare(plan, warmup=2), rounds=args.rounds)

@@ -1,0 +1,88 @@
+"""What quantization does to the output of a Linear under candidates of its smoothing scale: sums of squared errors.
+
+Sums, not means or ratios: what these would be divided by is the same for all candidates, and sums of different calls
+and ranks add up. Weights get one symmetric scale per row, absmax / 127. All arithmetic is float32, squares of a row are
+summed in float32 and rows in float64.
+
+M rows (tokens)   C input channels   N output channels   P candidates
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hyquant.numerics.affine import fake_quantize, quantize
+from hyquant.numerics.granularity import PerChannel, extremes
+from hyquant.numerics.qparams import QParams, choose_qparams
+
+_BLOCK_ELEMENTS = 2**24
+"""Outputs that are held at a time: 64 MiB."""
+
+
+def weight_errors(x_MC: Tensor, weight_NC: Tensor, scales_PC: Tensor) -> Tensor:
+    """Return || x (Q(W s) / s - W)^T ||^2 for every scale: the weights are int8, the input stays as it is.
+
+    Args:
+        x_MC: [M, C] float32.
+        weight_NC: [N, C] float32.
+        scales_PC: [P, C] float32 > 0.
+
+    Returns:
+        [P] float64.
+    """
+    errors = []
+    for scale_C in scales_PC:
+        smoothed_NC = weight_NC * scale_C
+        change_NC = fake_quantize(smoothed_NC, _row_qparams(smoothed_NC), qmin=-127) / scale_C - weight_NC
+        blocks = (_squares(rows @ change_NC.t()) for rows in _row_blocks(x_MC, len(weight_NC)))
+        errors.append(torch.stack(list(blocks)).sum())
+    return torch.stack(errors)
+
+
+def weight_and_input_errors(x_MC: Tensor, weight_NC: Tensor, scales_PC: Tensor, lo_C: Tensor, hi_C: Tensor) -> Tensor:
+    """Return || Q(x / s) Q(W s)^T - x W^T ||^2 for every scale: the input is int8 per tensor, too.
+
+    Args:
+        x_MC: [M, C] float32.
+        weight_NC: [N, C] float32.
+        scales_PC: [P, C] float32 > 0.
+        lo_C: [C] float32, smallest input per channel over everything that shares the input's scale and zero point.
+        hi_C: [C] float32, largest.
+
+    Returns:
+        [P] float64.
+    """
+    inputs = [_tensor_qparams(lo_C / scale_C, hi_C / scale_C) for scale_C in scales_PC]
+    weights = [_codes(weight_NC * scale_C) for scale_C in scales_PC]
+    errors = torch.zeros(len(scales_PC), dtype=torch.float64, device=x_MC.device)
+    for rows in _row_blocks(x_MC, len(weight_NC)):
+        expected = rows @ weight_NC.t()
+        for index, (scale_C, qparams, (codes_NC, row_scale_N1)) in enumerate(
+            zip(scales_PC, inputs, weights, strict=True)
+        ):
+            actual = (fake_quantize(rows / scale_C, qparams) @ codes_NC.float().t()) * row_scale_N1[:, 0]
+            errors[index] += _squares(actual - expected)
+    return errors
+
+
+def _row_blocks(x_MC: Tensor, num_outputs: int) -> Iterator[Tensor]:
+    return iter(torch.split(x_MC, max(1, _BLOCK_ELEMENTS // num_outputs)))
+
+
+def _squares(error: Tensor) -> Tensor:
+    return error.square().sum(dim=1).double().sum()
+
+
+def _row_qparams(weight_NC: Tensor) -> QParams:
+    return choose_qparams(*extremes(weight_NC, PerChannel()), symmetric=True)
+
+
+def _tensor_qparams(lo_C: Tensor, hi_C: Tensor) -> QParams:
+    return choose_qparams(lo_C.amin(), hi_C.amax(), symmetric=False)
+
+
+def _codes(weight_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """Return int8 codes [N, C] and their scales [N, 1]; int8, so that all candidates fit beside each other."""
+    qparams = _row_qparams(weight_NC)
+    return quantize(weight_NC, qparams, qmin=-127), qparams.scale

@@ -1,0 +1,206 @@
+"""Searching smoothing scales over calibration records: passes that answer what the searches of all units ask.
+
+The units' searches (`hyquant.smoothing.base.ScaleSearch`) run side by side: one pass over the records answers the
+question each of them has open. Inputs are never kept; a hook sums on the spot. A pass of one rank gives float64 sums,
+which add up over ranks, and every rank is told the same total, so all choose alike.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyquant.calibration.stats import GroupStats, select_steps
+from hyquant.clock import StepClock
+from hyquant.config import M3
+from hyquant.errors import CalibrationError
+from hyquant.models.base import Record
+from hyquant.modules.swap import float_linear
+from hyquant.plan import LayerPlan, QuantPlan
+from hyquant.smoothing import SMOOTHINGS
+from hyquant.smoothing.base import Question, ScaleSearch, UnitFacts
+
+logger = logging.getLogger(__name__)
+
+Unit = tuple[LayerPlan, ...]
+Sums = dict[str, Tensor]
+"""Float64 answers, and last the number of calls, by the name of a unit's first group; they add up over ranks."""
+
+
+class PlanSearch:
+    """The open searches of a plan's units; measure a pass, tell the total over ranks, until `is_done`.
+
+    Args:
+        denoiser: The float denoiser.
+        plan: A plan for which `needs_search` holds.
+        stats: Statistics of plain inputs by group name.
+        units: The units to search, of `plan.smoothing_units`; all if None.
+
+    Attributes:
+        scales: Smoothing scale [C] float32 by group name, of the searches that have ended.
+        takes_first_record: Whether only the first record of all ranks counts.
+
+    Raises:
+        CalibrationError: If a smoothed group has no statistics.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        plan: QuantPlan,
+        stats: Mapping[str, GroupStats],
+        units: Sequence[Unit] | None = None,
+    ) -> None:
+        config = plan.config.smoothing
+        assert config is not None
+        search = SMOOTHINGS[config.kind].search
+        assert search is not None
+        self.scales: dict[str, Tensor] = {}
+        self.takes_first_record = isinstance(config, M3) and config.records == "first"
+        self._denoiser = denoiser
+        self._units = {unit[0].name: unit for unit in (plan.smoothing_units if units is None else units)}
+        self._open: dict[str, tuple[ScaleSearch, Question]] = {}
+        for name, unit in self._units.items():
+            running = search(config, unit_facts(denoiser, unit, stats))
+            self._open[name] = (running, next(running))
+
+    @property
+    def is_done(self) -> bool:
+        """Say whether every search has ended."""
+        return not self._open
+
+    def measure(self, records: Iterable[Record], clock: StepClock) -> Sums:
+        """Return the answers to the open questions over some records: zeros without a record. No collective call.
+
+        With `takes_first_record` only the first of these records is looked at; ranks that do not have the first of all
+        must give none.
+        """
+        device = next(self._denoiser.parameters()).device
+        sums = {
+            name: torch.zeros(question.size + 1, dtype=torch.float64, device=device)
+            for name, (_, question) in self._open.items()
+        }
+        with torch.inference_mode(), self._watched(sums):
+            for record in islice(records, 1 if self.takes_first_record else None):
+                clock.set(record.step_index)
+                self._denoiser(**{key: value.to(device) for key, value in record.inputs.items()})
+        return sums
+
+    def tell(self, sums: Mapping[str, Tensor]) -> None:
+        """Answer the open questions by the sums over all ranks.
+
+        Raises:
+            CalibrationError: If they are not finite, or there was no record.
+        """
+        device = next(self._denoiser.parameters()).device
+        asked, self._open = self._open, {}
+        for name, (running, _) in asked.items():
+            try:
+                self._open[name] = (running, running.send(_usable(name, sums[name]).to(device)))
+            except StopIteration as end:
+                self.scales |= dict.fromkeys((layer.name for layer in self._units[name]), end.value)
+        logger.info("smoothing search answered=%d open=%d", len(asked), len(self._open))
+
+    @contextmanager
+    def _watched(self, sums: Sums) -> Iterator[None]:
+        def hook_for(unit_name: str, layer: LayerPlan) -> Any:
+            _, question = self._open[unit_name]
+
+            def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                x = args[0].reshape(-1, args[0].shape[-1]).float()
+                sums[unit_name][:-1] += question.measure(layer.name, x, _stacked_weight(self._denoiser, layer))
+                sums[unit_name][-1] += 1
+
+            return note
+
+        handles = [
+            self._denoiser.get_submodule(layer.modules[0]).register_forward_pre_hook(hook_for(name, layer))
+            for name in self._open
+            for layer in self._units[name]
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def search_scales(
+    denoiser: nn.Module,
+    plan: QuantPlan,
+    stats: Mapping[str, GroupStats],
+    records: Sequence[Record],
+    clock: StepClock,
+    *,
+    merge: Callable[[Sums], Mapping[str, Tensor]] = dict,
+) -> dict[str, Tensor]:
+    """Search the smoothing scales of a plan; for `quantize_(..., scales=...)`.
+
+    Args:
+        denoiser: The float denoiser; it runs over the records once per question of the search (twice for m3 and m6).
+        plan: A plan for which `needs_search` holds.
+        stats: Statistics of plain inputs of all ranks by group name.
+        records: This rank's records. Where the configuration looks at the first record only, ranks that do not have it
+            must give none.
+        clock: Set to each record's step.
+        merge: Joins the sums of all ranks by adding them; called once per pass, also where there are no records.
+
+    Returns:
+        [C] float32 > 0 by name of the smoothed group; the same however the records are cut over ranks.
+
+    Raises:
+        CalibrationError: If statistics or records are missing, or losses are not finite.
+    """
+    search = PlanSearch(denoiser, plan, stats)
+    while not search.is_done:
+        search.tell(merge(search.measure(records, clock)))
+    return search.scales
+
+
+def unit_facts(denoiser: nn.Module, unit: Unit, stats: Mapping[str, GroupStats]) -> UnitFacts:
+    """Return what statistics and weights say about groups that share a smoothing scale, on the weights' device.
+
+    Raises:
+        CalibrationError: If a group has no statistics.
+    """
+    absmaxes = [
+        float_linear(denoiser, path).weight.detach().abs().amax(dim=0).float()
+        for layer in unit
+        for path in layer.modules
+    ]
+    weight_absmax = torch.stack(absmaxes).amax(dim=0)
+    ranges: dict[str, tuple[Tensor, Tensor]] = {}
+    for layer in unit:
+        if layer.name not in stats:
+            raise CalibrationError(
+                f"{layer.name} must have calibration statistics, but there are none; observe records with this group."
+            )
+        seen = select_steps(stats[layer.name], None)
+        ranges[layer.name] = (
+            seen.lo.amin(dim=0).to(weight_absmax.device),
+            seen.hi.amax(dim=0).to(weight_absmax.device),
+        )
+    act_absmax = torch.stack([bound.abs() for pair in ranges.values() for bound in pair]).amax(dim=0)
+    return UnitFacts(act_absmax=act_absmax, weight_absmax=weight_absmax, ranges=ranges)
+
+
+def _stacked_weight(denoiser: nn.Module, layer: LayerPlan) -> Tensor:
+    return torch.cat([float_linear(denoiser, path).weight.float() for path in layer.modules])
+
+
+def _usable(name: str, total: Tensor) -> Tensor:
+    """Return the answer in a unit's sums."""
+    if total[-1] == 0:
+        raise CalibrationError(
+            f"a smoothing search must see records, but none reached {name}; capture at least one prompt."
+        )
+    if not bool(torch.isfinite(total).all()):
+        raise CalibrationError(
+            f"what a smoothing search sums up must be finite, but is not for {name}; run the float model in a wider "
+            "dtype, or leave the layer out of the smoothing."
+        )
+    return total[:-1]
