@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.errors import ConfigError
 from hyquant.models import load_model, mini
 from hyquant.models.base import DeploymentShape, RenderSettings
@@ -100,7 +101,7 @@ def test_on_step_is_called_after_every_step(model):
 
 
 def test_captured_text_is_not_padded_and_inputs_replay(model):
-    records = model.capture(PROMPTS, SEEDS, SETTINGS)
+    records = capture_in_memory(model, PROMPTS, SEEDS, SETTINGS)
     (output,) = model.denoiser(**records[4].inputs, return_dict=False)
     lengths = [records[3 * index].inputs["encoder_hidden_states"].shape[1] for index in range(3)]
 
@@ -114,7 +115,7 @@ def test_captured_text_is_not_padded_and_inputs_replay(model):
 
 def test_deployment_inputs_look_like_captured_ones(model):
     shape = DeploymentShape(height=64, width=32, num_frames=9, num_steps=3, batch_size=2)
-    captured = model.capture(PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
+    captured = capture_in_memory(model, PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
 
     inputs = model.deployment_inputs(shape)
 
