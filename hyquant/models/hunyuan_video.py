@@ -248,12 +248,16 @@ def split_pipeline(pipe: "HunyuanVideoPipeline") -> tuple["HunyuanVideoPipeline"
 
 
 def pipeline_fingerprint(pipe: "HunyuanVideoPipeline", template: dict[str, Any]) -> str:
-    """Return `DENOISER-REST`: the denoiser's digest, and that of encoders, decoder, scheduler and prompt template."""
+    """Return `DENOISER-REST`: the denoiser's digest, and that of all that comes before and after it.
+
+    The rest is text encoders, decoder, vocabularies, scheduler and prompt template.
+    """
     rest: list[JsonValue] = [
         tensors_digest(module.state_dict(), None) for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
     ]
     calling: dict[str, JsonValue] = {
         "parts": rest,
+        "vocabularies": [digest(tokenizer.get_vocab()) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)],
         "scheduler": plain_config(pipe.scheduler.config),
         "template": template,
     }
