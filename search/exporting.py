@@ -3,18 +3,22 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyquant.calibration.sequential import needs_sequential_stats
+from hyquant.calibration.stats import Stats
 from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.export import ExportManifest, VerifyReport, model_info, save_quantized, verify_export
 from hyquant.export.manifest import Layout
-from hyquant.plan import build_plan
+from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import needs_smoothed_stats, quantize_, restore_
 from search.errors import SearchError
 from search.locks import HostLock
 from search.overview import Overview, TrialRow
 from search.picks import PICK_NAMES
+from search.prepare import calibrate_sequentially
 from search.prompts import StudyPrompts
+from search.stages import Stages
 from search.study import StudyConfig
 from search.workbench import (
     Workbench,
@@ -82,16 +86,16 @@ def export_config(
 
     Raises:
         HyquantError: If the model cannot be loaded or quantized, or the folder cannot be written.
+        TrialFailed: If a sequential calibration fails.
     """
     device = resolve_device(config.model.device)
     cache = Path(config.store) / "cache"
     bench = build_workbench(config, prompts, group=Group(), device=device, cache=cache, lock=HostLock())
-    _calibrate(bench)
     model = bench.model
     num_steps = config.workload.settings.num_steps
     plan = build_plan(model.groups(), point, num_steps=num_steps, model=model.name)
-    smoothed = observe_smoothed_shard(bench, plan) if needs_smoothed_stats(plan) else None
-    quantize_(model.denoiser, plan, bench.stats, model.clock, smoothed_stats=smoothed)
+    stats, smoothed = _stats(bench, plan)
+    quantize_(model.denoiser, plan, stats, model.clock, smoothed_stats=smoothed)
     try:
         info = model_info(model)
         manifest = save_quantized(
@@ -100,6 +104,14 @@ def export_config(
     finally:
         restore_(model.denoiser)
     return Exported(folder=out, manifest=manifest, report=verify_export(out, model))
+
+
+def _stats(bench: Workbench, plan: QuantPlan) -> tuple[Stats, Stats | None]:
+    """Return what `quantize_` takes, as a trial does."""
+    if needs_sequential_stats(plan):
+        return calibrate_sequentially(bench, plan, Stages(bench.group))
+    _calibrate(bench)
+    return bench.stats, observe_smoothed_shard(bench, plan) if needs_smoothed_stats(plan) else None
 
 
 def _calibrate(bench: Workbench) -> None:

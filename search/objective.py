@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hyquant.calibration.sequential import needs_sequential_stats
 from hyquant.calibration.stats import GroupStats
 from hyquant.config import QuantConfig, digest
 from hyquant.distributed import merge_stats
@@ -17,7 +18,7 @@ from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import QuantReport, needs_smoothed_stats, needs_stats, quantize_, restore_
 from metrics.base import Sample
 from metrics.score import score_samples
-from search.prepare import calibrate, prepare_judge
+from search.prepare import calibrate, calibrate_sequentially, prepare_judge
 from search.result import MetricResult, TrialResult
 from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
 from search.stages import Stages
@@ -55,14 +56,12 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     denoiser, is_first = bench.model.denoiser, bench.group.rank == 0
     prepare_judge(bench, stages)
     plan = stages.run("quantize", lambda: _plan(bench, config))
-    if needs_stats(plan):
-        calibrate(bench, stages)
+    stats, smoothed_stats = _stats(bench, plan, stages)
     bench.device.reset_memory_peak(bench.group.local_rank)
     try:
-        smoothed_stats = _smoothed_stats(bench, plan, stages)
         report = stages.run(
             "quantize",
-            lambda: quantize_(denoiser, plan, bench.stats, bench.model.clock, smoothed_stats=smoothed_stats),
+            lambda: quantize_(denoiser, plan, stats, bench.model.clock, smoothed_stats=smoothed_stats),
         )
         own_videos = stages.run("render", lambda: _render_shard(bench))
         with stages.timed("render"):
@@ -84,6 +83,17 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
 def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
     num_steps = bench.config.workload.settings.num_steps
     return build_plan(bench.model.groups(), config, num_steps=num_steps, model=bench.model.name)
+
+
+def _stats(
+    bench: Workbench, plan: QuantPlan, stages: Stages
+) -> tuple[dict[str, GroupStats], dict[str, GroupStats] | None]:
+    """Return what `quantize_` takes: statistics that all trials share, or a sequential plan's own. Collective."""
+    if needs_sequential_stats(plan):
+        return calibrate_sequentially(bench, plan, stages)
+    if needs_stats(plan):
+        calibrate(bench, stages)
+    return bench.stats, _smoothed_stats(bench, plan, stages)
 
 
 def _smoothed_stats(bench: Workbench, plan: QuantPlan, stages: Stages) -> dict[str, GroupStats] | None:

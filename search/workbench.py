@@ -5,7 +5,7 @@ statistics are merged and known to every rank, videos are gathered on rank 0, wh
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,6 +183,20 @@ def observe_smoothed_shard(bench: Workbench, plan: QuantPlan) -> dict[str, Group
     smoothed = {layer.name for layer in plan.smoothed}
     groups = [group for group in bench.model.groups() if group.name in smoothed]
     return bench.observe(groups, multipliers)
+
+
+def capture_shard(bench: Workbench) -> PatientRecords:
+    """Return this rank's records, to be iterated in `run_pass`. The denoiser must be in float. No collective call."""
+    with bench.lock.computing():
+        return bench.records()
+
+
+def run_pass(bench: Workbench, own_pass: Callable[[], dict[str, GroupStats]]) -> dict[str, GroupStats]:
+    """Return what a pass over this rank's records observes, nothing if it has no prompt. No collective call."""
+    if not bench.calibration:
+        return {}
+    with bench.lock.computing():
+        return own_pass()
 
 
 def render_references(bench: Workbench) -> list[Tensor]:

@@ -11,6 +11,7 @@ are memory-mapped, and nothing is ever unpickled.
 import hashlib
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -108,6 +109,8 @@ def pack_tree(tree: object, put: Callable[[Tensor], str]) -> JsonValue:
         return {"mapping": {str(key): pack_tree(value, put) for key, value in tree.items()}}
     if isinstance(tree, list | tuple):
         return {"tuple" if isinstance(tree, tuple) else "list": [pack_tree(value, put) for value in tree]}
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return {"float": str(tree)}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise CalibrationError(
@@ -121,6 +124,8 @@ def unpack_tree(packed: JsonValue, get: Callable[[str], Any]) -> Any:
     match packed:
         case {"tensor": str(name)}:
             return get(name)
+        case {"float": str(number)}:
+            return float(number)
         case {"mapping": dict(entries)}:
             return {key: unpack_tree(value, get) for key, value in entries.items()}
         case {"list": list(entries)}:

@@ -121,7 +121,13 @@ def test_files_have_the_size_that_the_formula_gives(tmp_path):
 
 
 def test_a_tree_of_positional_inputs_is_packed_as_well():
-    tree = {"args": (torch.ones(2), [torch.zeros(3), None], {"cos": torch.ones(2)}), "text": "a", "n": 3, "x": 0.5}
+    tree = {
+        "args": (torch.ones(2), [torch.zeros(3), None], {"cos": torch.ones(2)}),
+        "text": "a",
+        "n": 3,
+        "x": 0.5,
+        "y": -torch.inf,
+    }
     held: dict[str, torch.Tensor] = {}
 
     def put(tensor):
@@ -135,7 +141,9 @@ def test_a_tree_of_positional_inputs_is_packed_as_well():
     assert isinstance(unpacked["args"][1], list)
     assert torch.equal(unpacked["args"][2]["cos"], torch.ones(2))
     assert unpacked["args"][1][1] is None
-    assert {name: unpacked[name] for name in ("text", "n", "x")} == {"text": "a", "n": 3, "x": 0.5}
+    assert {name: unpacked[name] for name in ("text", "n", "x", "y")} == {
+        name: tree[name] for name in ("text", "n", "x", "y")
+    }
 
 
 def test_what_is_no_data_is_refused():

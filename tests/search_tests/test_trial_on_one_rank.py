@@ -66,8 +66,10 @@ def test_the_float_control_scores_as_its_own_reference(bench):
         QuantConfig(linear=W8A8Dynamic()),
         QuantConfig(linear=W8A8Timestep(timestep_sep=1)),
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4()),
+        QuantConfig(linear=W8A8Timestep(timestep_sep=1), calibration="sequential"),
+        QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4(), calibration="sequential"),
     ],
-    ids=["dynamic", "timestep", "smoothed ranges observed anew"],
+    ids=["dynamic", "timestep", "smoothed ranges observed anew", "sequential", "sequential, smoothed"],
 )
 def test_a_trial_scores_its_config_and_leaves_the_float_weights_as_they_were(bench, config):
     before = {name: tensor.clone() for name, tensor in bench.model.denoiser.state_dict().items()}
