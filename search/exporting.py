@@ -9,22 +9,17 @@ from hyquant.distributed import Group
 from hyquant.export import ExportManifest, VerifyReport, model_info, save_quantized, verify_export
 from hyquant.export.manifest import Layout
 from hyquant.plan import build_plan
-from hyquant.quantize import needs_smoothed_stats, quantize_, restore_
+from hyquant.quantize import restore_
+from search.calibrated import calibrate_for, quantize_calibrated
 from search.errors import SearchError
 from search.locks import HostLock
 from search.overview import Overview, TrialRow
 from search.picks import PICK_NAMES
 from search.prompts import StudyPrompts
-from search.scales import prepare_scales
 from search.stages import Stages
 from search.study import StudyConfig
 from search.workbench import (
-    Workbench,
     build_workbench,
-    merge_shards,
-    observe_shard,
-    observe_smoothed_shard,
-    stored_stats,
 )
 
 
@@ -84,18 +79,16 @@ def export_config(
 
     Raises:
         HyquantError: If the model cannot be loaded or quantized, or the folder cannot be written.
-        TrialFailed: If smoothing scales must be searched and cannot be.
+        TrialFailed: If it cannot be calibrated.
     """
     device = resolve_device(config.model.device)
     cache = Path(config.store) / "cache"
     bench = build_workbench(config, prompts, group=Group(), device=device, cache=cache, lock=HostLock())
-    _calibrate(bench)
     model = bench.model
     num_steps = config.workload.settings.num_steps
     plan = build_plan(model.groups(), point, num_steps=num_steps, model=model.name, target=config.target)
-    scales = prepare_scales(bench, plan, Stages(bench.group))
-    smoothed = observe_smoothed_shard(bench, plan, scales=scales) if needs_smoothed_stats(plan) else None
-    quantize_(model.denoiser, plan, bench.stats, model.clock, smoothed_stats=smoothed, scales=scales)
+    found = calibrate_for(bench, plan, Stages(bench.group))
+    quantize_calibrated(bench, plan, found)
     try:
         info = model_info(model)
         manifest = save_quantized(
@@ -104,11 +97,3 @@ def export_config(
     finally:
         restore_(model.denoiser)
     return Exported(folder=out, manifest=manifest, report=verify_export(out, model))
-
-
-def _calibrate(bench: Workbench) -> None:
-    found = stored_stats(bench)
-    if found is None:
-        merge_shards(bench, observe_shard(bench))
-    else:
-        bench.stats = found

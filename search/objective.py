@@ -8,21 +8,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hyquant.calibration.stats import GroupStats
 from hyquant.config import QuantConfig, digest
-from hyquant.distributed import merge_stats
 from hyquant.latency import PreparedSteps
 from hyquant.latency_report import LatencyReport
 from hyquant.plan import QuantPlan, build_plan
-from hyquant.quantize import QuantReport, needs_smoothed_stats, needs_stats, quantize_, restore_
+from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
 from metrics.score import score_samples
-from search.prepare import calibrate, prepare_judge
+from search.calibrated import calibrate_for, quantize_calibrated
+from search.prepare import prepare_judge
 from search.result import MetricResult, TrialResult
-from search.scales import prepare_scales
 from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
 from search.stages import Stages
-from search.workbench import Workbench, gather_videos, observe_smoothed_shard, split_pairs
+from search.workbench import Workbench, gather_videos, split_pairs
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,10 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     denoiser, is_first = bench.model.denoiser, bench.group.rank == 0
     prepare_judge(bench, stages)
     plan = stages.run("quantize", lambda: _plan(bench, config))
-    if needs_stats(plan):
-        calibrate(bench, stages)
+    found = calibrate_for(bench, plan, stages)
     bench.device.reset_memory_peak(bench.group.local_rank)
     try:
-        scales = prepare_scales(bench, plan, stages)
-        smoothed_stats = _smoothed_stats(bench, plan, stages, scales)
-        report = stages.run(
-            "quantize",
-            lambda: quantize_(
-                denoiser, plan, bench.stats, bench.model.clock, smoothed_stats=smoothed_stats, scales=scales
-            ),
-        )
+        report = stages.run("quantize", lambda: quantize_calibrated(bench, plan, found))
         own_videos = stages.run("render", lambda: _render_shard(bench))
         with stages.timed("render"):
             videos = gather_videos(bench, own_videos)
@@ -90,17 +80,6 @@ def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
     return build_plan(
         bench.model.groups(), config, num_steps=num_steps, model=bench.model.name, target=bench.config.target
     )
-
-
-def _smoothed_stats(
-    bench: Workbench, plan: QuantPlan, stages: Stages, scales: dict[str, Tensor] | None
-) -> dict[str, GroupStats] | None:
-    """Observe the records again where a range of smoothed inputs does not follow from the plain ones. Collective."""
-    if not needs_smoothed_stats(plan):
-        return None
-    own = stages.run("calibrate", lambda: observe_smoothed_shard(bench, plan, scales=scales))
-    with stages.timed("calibrate"):
-        return merge_stats(own, bench.group)
 
 
 def _render_shard(bench: Workbench) -> list[Tensor]:

@@ -6,10 +6,16 @@ where it can be, and timed as stages of that trial: "calibrate", "reference" and
 """
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from torch import Tensor
+
+from hyquant.calibration.sequential import SequentialStats, observe_sequential
+from hyquant.calibration.stats import Stats
 from hyquant.devices.base import Device
-from hyquant.distributed import Group
+from hyquant.distributed import Group, merge_stats
+from hyquant.plan import QuantPlan
 from metrics.embedders import find_weights
 from search.locks import HostLock
 from search.prompts import StudyPrompts
@@ -18,11 +24,13 @@ from search.study import JudgeConfig, StudyConfig
 from search.workbench import (
     Workbench,
     build_workbench,
+    capture_shard,
     gather_videos,
     load_judge,
     merge_shards,
     observe_shard,
     render_references,
+    run_pass,
     stored_stats,
 )
 
@@ -63,6 +71,26 @@ def calibrate(bench: Workbench, stages: Stages) -> None:
     own = stages.run("calibrate", lambda: observe_shard(bench))
     with stages.timed("calibrate"):
         merge_shards(bench, own)
+
+
+def calibrate_sequentially(
+    bench: Workbench, plan: QuantPlan, stages: Stages, *, scales: Mapping[str, Tensor] | None
+) -> SequentialStats:
+    """Return the statistics of one plan under its own quantization errors; no other trial shares them. Collective.
+
+    The denoiser must be in float, and is again on return.
+
+    Raises:
+        TrialFailed: On every rank, if one rank cannot calibrate.
+    """
+    records = stages.run("calibrate", lambda: capture_shard(bench))
+
+    def join(own_pass: Callable[[], Stats]) -> Stats:
+        own = stages.run("calibrate", lambda: run_pass(bench, own_pass))
+        with stages.timed("calibrate"):
+            return merge_stats(own, bench.group)
+
+    return observe_sequential(bench.model.denoiser, plan, records, bench.model.clock, join=join, scales=scales)
 
 
 def prepare_judge(bench: Workbench, stages: Stages) -> None:

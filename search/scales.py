@@ -5,6 +5,7 @@ on which other layers a config selects. So each group (or pair that must share a
 trial searches only what no trial has searched before.
 """
 
+from collections.abc import Iterable
 from functools import partial
 
 from pydantic import JsonValue
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from hyquant.config import digest
 from hyquant.distributed import add_sums
+from hyquant.models.base import Record
 from hyquant.plan import QuantPlan
 from hyquant.quantize import needs_search
 from hyquant.smoothing.search import PlanSearch, Sums, Unit
@@ -57,8 +59,8 @@ def _measure_shard(bench: Workbench, search: PlanSearch) -> Sums:
     """Return sums over this rank's records; measurements may pass between two records. No collective call."""
     with bench.lock.computing():
         is_needed = bench.has_first_record if search.takes_first_record else bool(bench.calibration)
-        records = bench.records() if is_needed else []
-        return search.measure(bench.stepping_aside(records), bench.model.clock)
+        records: Iterable[Record] = bench.records() if is_needed else ()
+        return search.measure(records, bench.model.clock)
 
 
 def _load(bench: Workbench, units: dict[str, Unit]) -> list[str]:

@@ -5,7 +5,7 @@ statistics are merged and known to every rank, videos are gathered on rank 0, wh
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from hyquant.calibration.capture import capture_records, reference_videos
 from hyquant.calibration.observe import observe
 from hyquant.calibration.packing import pack_stats, unpack_stats
+from hyquant.calibration.records import StoredRecords
 from hyquant.calibration.stats import GroupStats
 from hyquant.calibration.store import Entry, Store
 from hyquant.config import digest
@@ -41,6 +42,22 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_SEED_OFFSET = 1_000_000
 """Calibration and search draw different noise, as they use different prompts."""
+
+
+@dataclass(frozen=True)
+class PatientRecords:
+    """Records that step aside for measurements elsewhere after each one; iterate them inside `lock.computing`."""
+
+    records: StoredRecords
+    lock: HostLock
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        for record in self.records:
+            yield record
+            self.lock.let_measurements_pass()
 
 
 @dataclass
@@ -76,16 +93,16 @@ class Workbench:
     float_results: dict[str, MetricResult] = field(default_factory=dict)
     is_judge_ready: bool = False
 
-    def records(self) -> list[Record]:
+    def records(self) -> "PatientRecords":
         """Return this rank's captured denoiser inputs, cached if they are there; call it inside `lock.computing`.
 
-        The denoiser must be in float and must not be observed. Measurements elsewhere may pass between two prompts.
+        The denoiser must be in float and must not be observed. Records are read when they are iterated. Measurements
+        elsewhere may pass between two prompts, and later, while records are iterated, between two of them.
         """
-        records: list[Record] = []
-        for prompt, seed in self.calibration:
-            records += capture_records(self.model, [prompt], [seed], self.config.workload.settings, self.cache)
-            self.lock.let_measurements_pass()
-        return records
+        prompts, seeds = split_pairs(self.calibration)
+        settings, step_aside = self.config.workload.settings, self.lock.let_measurements_pass
+        records = capture_records(self.model, prompts, seeds, settings, self.cache, on_prompt=step_aside)
+        return PatientRecords(records, self.lock)
 
     def observe(self, groups: Sequence[LayerGroup], mul: Mapping[str, Tensor] | None = None) -> dict[str, GroupStats]:
         """Return statistics over this rank's records, none if it has no prompt; measurements may pass between two
@@ -99,19 +116,13 @@ class Workbench:
             return {}
         with self.lock.computing():
             records = self.records()  # captured before the denoiser is watched, or capturing would be observed too
-            return observe(self.model.denoiser, groups, self.stepping_aside(records), self.model.clock, mul=mul)
+            return observe(self.model.denoiser, groups, records, self.model.clock, mul=mul)
 
     @property
     def has_first_record(self) -> bool:
         """Say whether the first record of all ranks is this rank's."""
         first = (self.prompts.calibration[0], calibration_seeds(self.config.workload.seed, 1)[0])
         return self.calibration[:1] == [first]
-
-    def stepping_aside(self, records: Iterable[Record]) -> Iterator[Record]:
-        """Yield records, and let measurements pass after each."""
-        for record in records:
-            yield record
-            self.lock.let_measurements_pass()
 
     def samples(self, videos: Sequence[Tensor]) -> list[Sample]:
         """Pair the videos of all search prompts with their prompts and float videos."""
@@ -182,6 +193,20 @@ def observe_smoothed_shard(
     smoothed = {layer.name for layer in plan.smoothed}
     groups = [group for group in bench.model.groups() if group.name in smoothed]
     return bench.observe(groups, multipliers)
+
+
+def capture_shard(bench: Workbench) -> PatientRecords:
+    """Return this rank's records, to be iterated in `run_pass`. The denoiser must be in float. No collective call."""
+    with bench.lock.computing():
+        return bench.records()
+
+
+def run_pass(bench: Workbench, own_pass: Callable[[], dict[str, GroupStats]]) -> dict[str, GroupStats]:
+    """Return what a pass over this rank's records observes, nothing if it has no prompt. No collective call."""
+    if not bench.calibration:
+        return {}
+    with bench.lock.computing():
+        return own_pass()
 
 
 def render_references(bench: Workbench) -> list[Tensor]:

@@ -1,38 +1,68 @@
 """Captured records and float reference videos, taken from a store where it has them.
 
 Both depend on weights, prompt, seed and settings only, never on a quantization, so every trial of every study on the
-same weights shares them. Each prompt is an entry of its own: ranks and studies may cut the prompts as they like.
+same weights shares them. Each prompt is an entry of its own: ranks and studies may cut the prompts as they like, and
+what was interrupted goes on with the next prompt.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 
+from pydantic import JsonValue
 from torch import Tensor
 
-from hyquant.calibration.packing import pack_records, unpack_records
-from hyquant.calibration.store import Entry, Store
+from hyquant.calibration.records import StoredRecords, are_intact, write_records
+from hyquant.calibration.store import Store
 from hyquant.config import digest
 from hyquant.models.base import Record, RenderSettings, VideoModel
 
 
 def capture_records(
-    model: VideoModel, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, store: Store
-) -> list[Record]:
+    model: VideoModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: RenderSettings,
+    store: Store,
+    *,
+    on_prompt: Callable[[], None] | None = None,
+) -> StoredRecords:
     """Return the float denoiser's inputs at every step of every prompt, capturing those that the store lacks.
 
-    The denoiser must be in float: what it is quantized to would change the later steps' inputs.
+    All capturing is done on return; the records are read from the store when they are iterated. The denoiser must be in
+    float, because what it is quantized to would change the later steps' inputs, and must not be observed.
+
+    Args:
+        model: The model.
+        prompts: What to render.
+        seeds: One per prompt.
+        settings: Clip and sampling.
+        store: Where records are kept; prompts that are there intact are not captured again.
+        on_prompt: Called after each prompt.
+
+    Raises:
+        ConfigError: If a prompt cannot be rendered with these settings.
+    """
+    folders = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        folder = store.folder(cache_key("records", model, prompt, seed, settings))
+        if not are_intact(folder):
+            write_records(folder, partial(model.capture, [prompt], [seed], settings))
+        folders.append(folder)
+        if on_prompt is not None:
+            on_prompt()
+    return StoredRecords(folders)
+
+
+def capture_in_memory(
+    model: VideoModel, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings
+) -> list[Record]:
+    """Return the denoiser's inputs at every step of every prompt, all in memory and without a store: for small clips.
 
     Raises:
         ConfigError: If a prompt cannot be rendered with these settings.
     """
     records: list[Record] = []
-    for prompt_index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-
-        def build(prompt: str = prompt, seed: int = seed) -> Entry:
-            return pack_records(model.capture([prompt], [seed], settings))
-
-        entry = store.get_or_build(_key("records", model, prompt, seed, settings), build)
-        records.extend(replace(record, prompt_index=prompt_index) for record in unpack_records(entry))
+    model.capture(prompts, seeds, settings, records.append)
     return records
 
 
@@ -46,7 +76,7 @@ def reference_videos(
     Raises:
         ConfigError: If a prompt cannot be rendered with these settings.
     """
-    keys = [_key("video", model, prompt, seed, settings) for prompt, seed in zip(prompts, seeds, strict=True)]
+    keys = [cache_key("video", model, prompt, seed, settings) for prompt, seed in zip(prompts, seeds, strict=True)]
     found = {key: store.get(key) for key in keys}
     videos = {key: entry.tensors["video"] for key, entry in found.items() if entry is not None}
     missing = {key: (prompt, seed) for key, prompt, seed in zip(keys, prompts, seeds, strict=True) if key not in videos}
@@ -59,9 +89,18 @@ def reference_videos(
     return [videos[key] for key in keys]
 
 
-def _key(what: str, model: VideoModel, prompt: str, seed: int, settings: RenderSettings) -> str:
-    """Return the name of what one prompt gives; the batch size does not matter to it."""
-    clip = settings.model_dump(mode="json", exclude={"batch_size"})
-    return (
-        f"{what}-{digest({'model': model.fingerprint(), 'prompt': prompt, 'seed': seed, 'settings': clip}, length=32)}"
-    )
+def cache_key(what: str, model: VideoModel, prompt: str, seed: int, settings: RenderSettings) -> str:
+    """Return the name of what one prompt gives, "records" or "video": the digest of all that it depends on.
+
+    That is the model's fingerprint (weights of denoiser, text encoders and decoder, scheduler, prompt template), its
+    kind and dtype, the prompt, the seed, and the settings but for the batch size, which changes nothing.
+    """
+    identity: dict[str, JsonValue] = {
+        "model": model.fingerprint(),
+        "kind": model.kind,
+        "dtype": str(model.dtype),
+        "prompt": prompt,
+        "seed": seed,
+        "settings": settings.model_dump(mode="json", exclude={"batch_size"}),
+    }
+    return f"{what}-{digest(identity, length=32)}"

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ from hyquant.models.names import LayerGroup
 logger = logging.getLogger(__name__)
 
 
+class _AllSeen(Exception):
+    """Leaves a denoiser call whose rest is not needed."""
+
+
 def observe(
     denoiser: nn.Module,
     groups: Sequence[LayerGroup],
@@ -24,19 +28,21 @@ def observe(
     clock: StepClock,
     *,
     mul: Mapping[str, Tensor] | None = None,
+    stop_early: bool = False,
 ) -> Stats:
-    """Run the float denoiser over records and return the statistics of every group's input.
+    """Run the denoiser over records and return the statistics of every group's input.
 
-    The first member of a group is watched; the others read the same tensor. Without `mul` the result does not depend on
-    any configuration, so one pass serves a whole study.
+    The first member of a group is watched; the others read the same tensor. Of a float denoiser without `mul` the
+    result does not depend on any configuration, so one pass serves a whole study.
 
     Args:
-        denoiser: The float denoiser.
+        denoiser: The denoiser; what runs before the groups to watch may be quantized.
         groups: The groups to watch.
         records: Captured denoiser calls; moved to the denoiser's device one at a time.
         clock: Set to each record's step.
         mul: [C] multipliers by group name; the inputs of those groups are multiplied, in float32, before they are
             looked at. Groups without an entry are taken as they are.
+        stop_early: End each call when every group was seen once; the rest of the denoiser is not run.
 
     Returns:
         Statistics by group name with one row per step up to the last one recorded.
@@ -49,17 +55,23 @@ def observe(
     device = next(denoiser.parameters()).device
     num_records = 0
     step_index = 0
+    unseen: set[str] = set()
 
     def note(name: str, x: Tensor) -> None:
         steps = running[name]
         seen = call_stats(x.float() * multipliers[name] if name in multipliers else x)
         steps[step_index] = merge(steps[step_index], seen) if step_index in steps else seen
+        unseen.discard(name)
+        if stop_early and not unseen:
+            raise _AllSeen
 
     with torch.inference_mode(), _watched(denoiser, groups, note):
         for record in records:
             step_index = record.step_index
             clock.set(step_index)
-            denoiser(**{key: value.to(device) for key, value in record.inputs.items()})
+            unseen = set(running)
+            with suppress(_AllSeen):
+                denoiser(**{key: value.to(device) for key, value in record.inputs.items()})
             num_records += 1
     if num_records == 0:
         raise CalibrationError("calibration must have records, but got none; capture at least one prompt.")

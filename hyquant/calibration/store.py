@@ -89,10 +89,19 @@ class Store:
         self.put(key, built.tensors, built.meta)
         return built
 
-    def _paths(self, key: str) -> tuple[Path, Path]:
+    def folder(self, key: str) -> Path:
+        """Return where an entry of many files lies, whether it is there or not (`hyquant.calibration.records`).
+
+        Raises:
+            ConfigError: If the key is no plain name.
+        """
         if not _KEY.fullmatch(key):
             raise ConfigError(f"a store key must be letters, digits, '.', '_' and '-', but got {key!r}; use a digest")
-        return self.root / f"{key}.safetensors", self.root / f"{key}.json"
+        return self.root / key
+
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        stem = self.folder(key).name
+        return self.root / f"{stem}.safetensors", self.root / f"{stem}.json"
 
 
 def _digest(payload: bytes, meta: JsonValue) -> str:

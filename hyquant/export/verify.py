@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.config import FrozenModel
 from hyquant.errors import ExportError, HyquantError
 from hyquant.export.checks import read_checked
@@ -116,7 +117,7 @@ def _compare(folder: Path, manifest: ExportManifest, model: VideoModel, prompt: 
     steps = {0, manifest.num_steps - 1, *(manifest.static_steps or (0,))[:1]}
     clip = RenderSettings(height=64, width=64, num_frames=5, num_steps=manifest.num_steps)
     restore_(model.denoiser)
-    records = [record for record in model.capture([prompt], [0], clip) if record.step_index in steps]
+    records = [record for record in capture_in_memory(model, [prompt], [0], clip) if record.step_index in steps]
     references = [_call(model, record) for record in records]
     load_quantized(model.denoiser, folder, model.clock)
     try:

@@ -43,6 +43,10 @@ class Record:
     inputs: dict[str, Tensor]
 
 
+RecordSink = Callable[[Record], None]
+"""Takes records one by one as a model runs."""
+
+
 class VideoModel(Protocol):
     """A text-to-video model whose denoiser can be quantized in place.
 
@@ -80,8 +84,11 @@ class VideoModel(Protocol):
         """
         ...
 
-    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings) -> list[Record]:
-        """Record the denoiser's inputs at every step, one prompt at a time, without padded text."""
+    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, sink: RecordSink) -> None:
+        """Hand the denoiser's inputs at every step to `sink`, one prompt at a time, without padded text.
+
+        The tensors are copies on the CPU. The model keeps none of them, so memory is bounded by what the sink keeps.
+        """
         ...
 
     def deployment_inputs(self, shape: DeploymentShape, *, seed: int = 0) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hyquant.clock import StepClock, attach_clock
 from hyquant.config import digest
-from hyquant.models.base import DeploymentShape, Record, RenderSettings
+from hyquant.models.base import DeploymentShape, Record, RecordSink, RenderSettings
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest, plain_config, tensors_digest
 from hyquant.models.hunyuan_folder import HunyuanSource, find_source, load_pipeline
@@ -108,17 +108,15 @@ class HunyuanVideo:
             videos.extend(frames.float().cpu())
         return videos
 
-    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings) -> list[Record]:
-        """Record the denoiser's inputs at every step, one prompt at a time, copied to the CPU.
+    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, sink: RecordSink) -> None:
+        """Hand the denoiser's inputs at every step to `sink`, one prompt at a time, copied to the CPU.
 
         Raises:
             ConfigError: As `render`.
         """
-        records: list[Record] = []
         for prompt_index, (prompt, seed) in enumerate(batches(prompts, seeds, 1)):
-            with self._recording(records, prompt_index):
+            with self._recording(sink, prompt_index):
                 self._run(prompt, seed, settings, output_type="latent")
-        return records
 
     def deployment_inputs(self, shape: DeploymentShape, *, seed: int = 0) -> dict[str, Tensor]:
         """Return keyword inputs of one denoiser call at the deployment shape, with dtypes as in `render`.
@@ -195,13 +193,13 @@ class HunyuanVideo:
             self._is_running = False
 
     @contextmanager
-    def _recording(self, records: list[Record], prompt_index: int) -> Iterator[None]:
+    def _recording(self, sink: RecordSink, prompt_index: int) -> Iterator[None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             step_index = self._step_index()
             assert step_index is not None
             tensors = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
             copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-            records.append(Record(step_index, prompt_index, copies))
+            sink(Record(step_index, prompt_index, copies))
 
         handle = self.denoiser.register_forward_pre_hook(keep, with_kwargs=True)
         try:
@@ -250,12 +248,16 @@ def split_pipeline(pipe: "HunyuanVideoPipeline") -> tuple["HunyuanVideoPipeline"
 
 
 def pipeline_fingerprint(pipe: "HunyuanVideoPipeline", template: dict[str, Any]) -> str:
-    """Return `DENOISER-REST`: the denoiser's digest, and that of encoders, decoder, scheduler and prompt template."""
+    """Return `DENOISER-REST`: the denoiser's digest, and that of all that comes before and after it.
+
+    The rest is text encoders, decoder, vocabularies, scheduler and prompt template.
+    """
     rest: list[JsonValue] = [
         tensors_digest(module.state_dict(), None) for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
     ]
     calling: dict[str, JsonValue] = {
         "parts": rest,
+        "vocabularies": [digest(tokenizer.get_vocab()) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)],
         "scheduler": plain_config(pipe.scheduler.config),
         "template": template,
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hyquant.clock import StepClock, attach_clock
 from hyquant.errors import ConfigError
-from hyquant.models.base import DeploymentShape, Record, RenderSettings
+from hyquant.models.base import DeploymentShape, Record, RecordSink, RenderSettings
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest
 from hyquant.models.names import LayerGroup, layer_groups
@@ -86,17 +86,15 @@ class TinyVideoModel:
             videos.extend(decode(latents).cpu())
         return videos
 
-    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings) -> list[Record]:
-        """Record the denoiser's inputs at every step, one prompt at a time."""
-        records: list[Record] = []
+    def capture(self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, sink: RecordSink) -> None:
+        """Hand the denoiser's inputs at every step to `sink`, one prompt at a time."""
         for prompt_index, (prompt, seed) in enumerate(batches(prompts, seeds, 1)):
 
             def keep(step_index: int, inputs: dict[str, Tensor], prompt_index: int = prompt_index) -> None:
                 copies = {name: tensor.to("cpu", copy=True) for name, tensor in inputs.items()}
-                records.append(Record(step_index, prompt_index, copies))
+                sink(Record(step_index, prompt_index, copies))
 
             self._denoise(prompt, seed, settings, on_call=keep)
-        return records
 
     def deployment_inputs(self, shape: DeploymentShape, *, seed: int = 0) -> dict[str, Tensor]:
         """Return keyword inputs of one denoiser call at the deployment shape."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.calibration.observe import observe
 from hyquant.clock import StepClock
 from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
@@ -43,7 +44,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def stats(model):
-    records = model.capture(PROMPTS, SEEDS, SETTINGS)
+    records = capture_in_memory(model, PROMPTS, SEEDS, SETTINGS)
     return observe(model.denoiser, model.groups(), records, model.clock)
 
 
@@ -153,7 +154,7 @@ def test_a_float16_export_holds_integer_scales_and_renders_the_same(model, quant
 def test_a_bfloat16_model_keeps_its_float_tensors_and_stores_scales_in_float32(tmp_path):
     model = TinyVideoModel(0, dtype=torch.bfloat16)
     plan = build_plan(model.groups(), CONFIGS["m4 timestep"], num_steps=SETTINGS.num_steps)
-    records = model.capture(PROMPTS, SEEDS, SETTINGS)
+    records = capture_in_memory(model, PROMPTS, SEEDS, SETTINGS)
     quantize_(model.denoiser, plan, observe(model.denoiser, model.groups(), records, model.clock), model.clock)
     videos = model.render(PROMPTS, SEEDS, SETTINGS)
     save_quantized(model.denoiser, plan, tmp_path / "export", model=model_info(model))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.calibration.observe import observe
 from hyquant.clock import StepClock
 from hyquant.config import M4, FA3Int8, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
@@ -34,7 +35,7 @@ ALL = M4(layers=FOLDABLE, placement="fold")
 @pytest.fixture(scope="module")
 def loaded():
     model = TinyVideoModel()
-    records = model.capture(["a red square"], [0], SETTINGS)
+    records = capture_in_memory(model, ["a red square"], [0], SETTINGS)
     return model, records, observe(model.denoiser, model.groups(), records, model.clock)
 
 

@@ -7,10 +7,12 @@ import shutil
 import pytest
 import torch
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.errors import ConfigError
 from hyquant.models import load_model, mini
 from hyquant.models.base import DeploymentShape, RenderSettings
-from hyquant.models.hunyuan_folder import find_source
+from hyquant.models.hunyuan_folder import find_source, load_pipeline
+from hyquant.models.hunyuan_video import pipeline_fingerprint
 
 SETTINGS = RenderSettings(height=32, width=16, num_frames=5, num_steps=3)
 PROMPTS = ["a red square moving left on a black background", "a blue circle moving up", "a white cross standing still"]
@@ -100,7 +102,7 @@ def test_on_step_is_called_after_every_step(model):
 
 
 def test_captured_text_is_not_padded_and_inputs_replay(model):
-    records = model.capture(PROMPTS, SEEDS, SETTINGS)
+    records = capture_in_memory(model, PROMPTS, SEEDS, SETTINGS)
     (output,) = model.denoiser(**records[4].inputs, return_dict=False)
     lengths = [records[3 * index].inputs["encoder_hidden_states"].shape[1] for index in range(3)]
 
@@ -114,7 +116,7 @@ def test_captured_text_is_not_padded_and_inputs_replay(model):
 
 def test_deployment_inputs_look_like_captured_ones(model):
     shape = DeploymentShape(height=64, width=32, num_frames=9, num_steps=3, batch_size=2)
-    captured = model.capture(PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
+    captured = capture_in_memory(model, PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
 
     inputs = model.deployment_inputs(shape)
 
@@ -215,6 +217,42 @@ def test_what_is_no_folder_is_refused_without_trying_the_network(source):
 def test_a_folder_without_an_index_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"holds model_index\.json, but .* does not"):
         load_model("hunyuan_video", str(tmp_path), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_pipeline(find_source("mini"), dtype=torch.float32)
+
+
+def nudge(module: torch.nn.Module) -> None:
+    parameter = next(module.parameters())
+    parameter.data.view(-1)[0] += 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda pipe: nudge(pipe.transformer), id="denoiser"),
+        pytest.param(lambda pipe: nudge(pipe.text_encoder), id="text encoder"),
+        pytest.param(lambda pipe: nudge(pipe.text_encoder_2), id="second text encoder"),
+        pytest.param(lambda pipe: nudge(pipe.vae), id="decoder"),
+        pytest.param(lambda pipe: pipe.scheduler.register_to_config(shift=11.0), id="scheduler"),
+        pytest.param(lambda pipe: pipe.tokenizer.add_tokens(["hexagon"]), id="vocabulary"),
+        pytest.param(lambda pipe: pipe.transformer.to(torch.bfloat16), id="dtype"),
+        pytest.param(None, id="prompt template"),
+    ],
+)
+def test_whatever_shapes_a_video_changes_the_fingerprint(pipe, change):
+    """So neither records nor videos of other weights are ever taken for those of these."""
+    template = {"template": "{}", "crop_start": 0}
+    before = pipeline_fingerprint(pipe, template)
+    if change is None:
+        template["crop_start"] = 1
+    else:
+        change(pipe)
+
+    assert pipeline_fingerprint(pipe, template) != before
+    assert pipeline_fingerprint(pipe, template) == pipeline_fingerprint(pipe, template)
 
 
 @pytest.mark.skipif(not mini.OUTLIERS.is_file(), reason="the mini model's outliers.json is not there")

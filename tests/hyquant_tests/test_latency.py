@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.calibration.observe import observe
 from hyquant.compiling import can_compile, compile_blocks_
 from hyquant.config import LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
@@ -28,7 +29,7 @@ def model():
 @pytest.fixture(scope="module")
 def stats(model):
     settings = RenderSettings(height=32, width=32, num_frames=5, num_steps=NUM_STEPS)
-    records = model.capture(["a red circle"], [0], settings)
+    records = capture_in_memory(model, ["a red circle"], [0], settings)
     return observe(model.denoiser, model.groups(), records, model.clock)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.calibration.observe import observe
 from hyquant.calibration.stats import act_range
 from hyquant.clock import StepClock
@@ -41,7 +42,7 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def loaded():
     model = TinyVideoModel()
-    records = model.capture(["a red square", "two"], [0, 1], SETTINGS)
+    records = capture_in_memory(model, ["a red square", "two"], [0, 1], SETTINGS)
     return model, records, observe(model.denoiser, model.groups(), records, model.clock)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.calibration.observe import observe
 from hyquant.config import M3, M4, M6, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
 from hyquant.errors import CalibrationError
@@ -32,7 +33,7 @@ def loaded():
         norms = [block.norm1.linear, block.norm1_context.linear] if hasattr(block, "norm1") else [block.norm.linear]
         for linear in norms:
             linear.bias.data[[3, 32 + 3]] += 30.0
-    records = model.capture(["a red square", "two"], [0, 1], SETTINGS)
+    records = capture_in_memory(model, ["a red square", "two"], [0, 1], SETTINGS)
     return model, records, observe(model.denoiser, model.groups(), records, model.clock)
 
 

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from hyquant.calibration.capture import capture_in_memory
 from hyquant.errors import ConfigError
 from hyquant.models import load_model
 from hyquant.models.base import DeploymentShape, RenderSettings
@@ -66,7 +67,7 @@ def test_a_video_depends_on_everything_it_is_asked_for(model, changes):
 
 
 def test_the_output_depends_on_every_weight(model):
-    inputs = model.capture(PROMPTS[:1], SEEDS[:1], SETTINGS)[1].inputs
+    inputs = capture_in_memory(model, PROMPTS[:1], SEEDS[:1], SETTINGS)[1].inputs
     denoiser = TinyVideoModel(0).denoiser.requires_grad_(True)
     (output,) = denoiser(**inputs, return_dict=False)
     output.square().sum().backward()
@@ -91,7 +92,7 @@ def test_building_it_leaves_the_global_generator_alone():
 
 
 def test_capture_records_every_step_of_every_prompt_in_order(model):
-    records = model.capture(PROMPTS, SEEDS, SETTINGS)
+    records = capture_in_memory(model, PROMPTS, SEEDS, SETTINGS)
 
     assert [(record.prompt_index, record.step_index) for record in records] == [
         (p, s) for p in range(3) for s in range(3)
@@ -102,7 +103,7 @@ def test_capture_records_every_step_of_every_prompt_in_order(model):
 
 def test_replaying_records_gives_the_loops_own_trajectory(model):
     """Euler by hand over recorded inputs: x' = x + (sigma' - sigma) v, with sigma = timestep / 1000."""
-    records = model.capture(PROMPTS[:1], SEEDS[:1], SETTINGS)
+    records = capture_in_memory(model, PROMPTS[:1], SEEDS[:1], SETTINGS)
     first, second = records[0].inputs, records[1].inputs
     (velocity,) = model.denoiser(**first, return_dict=False)
     sigmas = [record.inputs["timestep"].item() / 1000 for record in records]
@@ -117,7 +118,7 @@ def test_the_clock_tells_the_step_of_each_call_and_rests_outside_the_loop(model)
     handle = model.denoiser.register_forward_pre_hook(lambda *_: seen.append(model.clock.step_index))
     render(model, batch_size=2)
     model.clock.set(2)
-    model.denoiser(**model.capture(PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs)
+    model.denoiser(**capture_in_memory(model, PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs)
     handle.remove()
 
     assert seen == [0, 1, 2] * 3 + [2]
@@ -147,7 +148,7 @@ def test_an_error_while_rendering_leaves_the_clock_to_the_next_caller(model):
 def test_deployment_inputs_have_the_shapes_and_dtypes_of_captured_ones(model):
     shape = DeploymentShape(height=64, width=32, num_frames=9, num_steps=3, batch_size=2)
     inputs = model.deployment_inputs(shape)
-    captured = model.capture(PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
+    captured = capture_in_memory(model, PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
 
     assert inputs["hidden_states"].shape == (2, 4, 3, 16, 8)
     assert {name: tensor.dtype for name, tensor in inputs.items()} == {k: t.dtype for k, t in captured.items()}
@@ -175,7 +176,7 @@ def test_it_runs_in_other_dtypes(dtype):
 
 def test_a_step_takes_milliseconds(model):
     """The bound is loose because tests share their machine; idle it is about 10 ms."""
-    inputs = model.capture(PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
+    inputs = capture_in_memory(model, PROMPTS[:1], SEEDS[:1], SETTINGS)[0].inputs
     times = []
     for _ in range(5):
         start = time.perf_counter()

@@ -6,20 +6,25 @@ import math
 import pytest
 import torch
 
+from hyquant.calibration.capture import capture_in_memory
+from hyquant.calibration.sequential import observe_sequential
 from hyquant.calibration.store import Store
 from hyquant.config import M3, M4, M6, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.errors import ConfigError
+from hyquant.export import load_quantized
 from hyquant.plan import build_plan
+from hyquant.quantize import quantize_, quantized_tensors, restore_
 from hyquant.smoothing.search import PlanSearch
 from search.errors import TrialFailed
+from search.exporting import export_config
 from search.leader import Leader
 from search.locks import HostLock
 from search.objective import run_trial
 from search.order import WorkOrder, read_state, slot_folder
 from search.pace import DUPLICATES_BEFORE_RANDOM
-from search.prepare import calibrate, prepare_workbench
+from search.prepare import calibrate, calibrate_sequentially, prepare_workbench
 from search.prompts import StudyPrompts
 from search.proposal import enqueue_point
 from search.repair import agreement
@@ -29,7 +34,7 @@ from search.storage import create_study
 from search.study import Budget, Constraint
 from search.tracking import Tracker
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
-from search.workbench import observe_shard, stored_stats
+from search.workbench import calibration_seeds, observe_shard, stored_stats
 
 PROMPTS = StudyPrompts(calibration=("one red cube", "two blue balls"), search=("a green cone", "a grey ring"))
 
@@ -71,8 +76,22 @@ def test_the_float_control_scores_as_its_own_reference(bench):
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4()),
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M6(placement="fold")),
         QuantConfig(linear=W8A8Dynamic(), smoothing=M3(records="first")),
+        QuantConfig(linear=W8A8Timestep(timestep_sep=1), calibration="sequential"),
+        QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4(), calibration="sequential"),
+        QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M6(), calibration="sequential"),
+        QuantConfig(linear=W8A8Static(), smoothing=M6(placement="fold"), calibration="sequential"),
     ],
-    ids=["dynamic", "timestep", "smoothed ranges observed anew", "searched and folded", "searched on one record"],
+    ids=[
+        "dynamic",
+        "timestep",
+        "smoothed ranges observed anew",
+        "searched and folded",
+        "searched on one record",
+        "sequential",
+        "sequential, smoothed",
+        "sequential, searched",
+        "sequential, searched and folded",
+    ],
 )
 def test_a_trial_scores_its_config_and_leaves_the_float_weights_as_they_were(bench, config):
     before = {name: tensor.clone() for name, tensor in bench.model.denoiser.state_dict().items()}
@@ -126,6 +145,34 @@ def test_a_fold_that_the_target_would_lose_is_refused_before_anything_is_quantiz
 
     with pytest.raises(TrialFailed, match=r"img_mod.linear .*placement multiplier"):
         run_trial(with_config(bench, target="mindie-sd-3.1/910b"), config, Stages(Group()))
+
+
+def test_statistics_of_a_sequential_trial_are_its_own_and_exported_as_they_were(bench, tmp_path):
+    """Not those that trials share, which it neither uses nor makes; the export works them out again, bit by bit."""
+    fresh = dataclasses.replace(bench, stats={}, cache=Store(tmp_path / "cache"))
+    point = QuantConfig(linear=W8A8Static(), calibration="sequential")
+    model, settings = bench.model, bench.config.workload.settings
+    plan = build_plan(model.groups(), point, num_steps=settings.num_steps)
+    seeds = calibration_seeds(bench.config.workload.seed, 2)
+    records = capture_in_memory(model, PROMPTS.calibration, seeds, settings)
+    expected = observe_sequential(model.denoiser, plan, records, model.clock).stats
+    quantize_(model.denoiser, plan, expected, model.clock)
+    tensors = quantized_tensors(model.denoiser)
+    restore_(model.denoiser)
+
+    found = calibrate_sequentially(fresh, plan, Stages(Group()), scales=None).stats
+    study = bench.config.model_copy(update={"store": str(tmp_path / "store")})
+    exported = export_config(study, PROMPTS, point, tmp_path / "export", layout="diffusers")
+    load_quantized(model.denoiser, exported.folder, model.clock)
+    loaded = quantized_tensors(model.denoiser)
+    restore_(model.denoiser)
+
+    assert fresh.stats == {}
+    assert stored_stats(fresh) is None
+    assert all(torch.equal(found[name].hi, group.hi) for name, group in expected.items())
+    assert exported.report.ok
+    for path, layer in tensors.items():
+        assert torch.equal(loaded[path]["input_scale"], layer["input_scale"]), path
 
 
 def test_a_trial_that_breaks_a_bound_has_constraints_but_no_values_and_is_not_timed(bench):

@@ -1,0 +1,63 @@
+"""Everything `quantize_` takes from calibration records for one plan, made by all ranks together.
+
+Statistics of the float model and searched smoothing scales are shared by the trials of a study; what depends on the
+plan's own quantization errors, or on its multipliers, is worked out for the plan alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hyquant.calibration.sequential import needs_sequential_stats
+from hyquant.calibration.stats import GroupStats, Stats
+from hyquant.distributed import merge_stats
+from hyquant.plan import QuantPlan
+from hyquant.quantize import QuantReport, needs_search, needs_smoothed_stats, needs_stats, quantize_
+from search.prepare import calibrate, calibrate_sequentially
+from search.scales import prepare_scales
+from search.stages import Stages
+from search.workbench import Workbench, observe_smoothed_shard
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `quantize_` takes besides the plan; see there."""
+
+    stats: Stats
+    smoothed_stats: Mapping[str, GroupStats] | None
+    scales: Mapping[str, Tensor] | None
+
+
+def calibrate_for(bench: Workbench, plan: QuantPlan, stages: Stages) -> Calibrated:
+    """Return what a plan takes from the calibration records. The denoiser must be in float. Collective.
+
+    Raises:
+        TrialFailed: On every rank, if one rank cannot calibrate.
+    """
+    is_sequential = needs_sequential_stats(plan)
+    if needs_search(plan) or (needs_stats(plan) and not is_sequential):
+        calibrate(bench, stages)
+    scales = prepare_scales(bench, plan, stages)
+    if is_sequential:
+        return Calibrated(*calibrate_sequentially(bench, plan, stages, scales=scales), scales=scales)
+    return Calibrated(bench.stats, _smoothed_stats(bench, plan, stages, scales), scales)
+
+
+def quantize_calibrated(bench: Workbench, plan: QuantPlan, found: Calibrated) -> QuantReport:
+    """Quantize the workbench's denoiser by a plan and what it took from the records. No collective call."""
+    model = bench.model
+    return quantize_(
+        model.denoiser, plan, found.stats, model.clock, smoothed_stats=found.smoothed_stats, scales=found.scales
+    )
+
+
+def _smoothed_stats(
+    bench: Workbench, plan: QuantPlan, stages: Stages, scales: Mapping[str, Tensor] | None
+) -> Stats | None:
+    """Observe the records again where a range of smoothed inputs does not follow from the plain ones. Collective."""
+    if not needs_smoothed_stats(plan):
+        return None
+    own = stages.run("calibrate", lambda: observe_smoothed_shard(bench, plan, scales=scales))
+    with stages.timed("calibrate"):
+        return merge_stats(own, bench.group)
