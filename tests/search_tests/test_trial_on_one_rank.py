@@ -34,7 +34,7 @@ from search.storage import create_study
 from search.study import Budget, Constraint
 from search.tracking import Tracker
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
-from search.workbench import calibration_seeds, observe_shard, stored_stats
+from search.workbench import calibration_seeds, observe_shard, stored_stats, wants_histograms
 
 PROMPTS = StudyPrompts(calibration=("one red cube", "two blue balls"), search=("a green cone", "a grey ring"))
 
@@ -51,6 +51,10 @@ def bench(tmp_path_factory, study_config):
         cache=folder / "cache",
         lock=HostLock(folder / "locks"),
     )
+
+
+def plan_for(bench, config):
+    return build_plan(bench.model.groups(), config, num_steps=bench.config.workload.settings.num_steps)
 
 
 def with_config(bench, **changes):
@@ -74,6 +78,7 @@ def test_the_float_control_scores_as_its_own_reference(bench):
         QuantConfig(linear=W8A8Dynamic()),
         QuantConfig(linear=W8A8Timestep(timestep_sep=1)),
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4()),
+        QuantConfig(linear=W8A8Timestep(timestep_sep=1, act_method="mix", rows="suffix"), smoothing=M4()),
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M6(placement="fold")),
         QuantConfig(linear=W8A8Dynamic(), smoothing=M3(records="first")),
         QuantConfig(linear=W8A8Timestep(timestep_sep=1), calibration="sequential"),
@@ -85,6 +90,7 @@ def test_the_float_control_scores_as_its_own_reference(bench):
         "dynamic",
         "timestep",
         "smoothed ranges observed anew",
+        "smoothed histograms observed anew",
         "searched and folded",
         "searched on one record",
         "sequential",
@@ -226,7 +232,7 @@ def test_each_record_is_observed_once_whether_it_was_captured_now_or_before(benc
     """Capturing runs the denoiser too; it must be over before the denoiser is watched."""
     cold = dataclasses.replace(bench, cache=Store(tmp_path), stats={})
 
-    first, again = observe_shard(cold), observe_shard(cold)
+    first, again = observe_shard(cold, histograms=False), observe_shard(cold, histograms=False)
 
     num_prompts = len(PROMPTS.calibration)
     assert all(stats.calls.tolist() == [num_prompts] * 2 for stats in first.values())
@@ -234,12 +240,48 @@ def test_each_record_is_observed_once_whether_it_was_captured_now_or_before(benc
 
 
 def test_statistics_are_stored_for_the_next_worker(bench):
-    calibrate(bench, Stages(Group()))
+    calibrate(bench, Stages(Group()), plan_for(bench, QuantConfig(linear=W8A8Static())))
 
-    stored = stored_stats(bench)
+    stored = stored_stats(bench, histograms=False)
 
     assert stored.keys() == bench.stats.keys()
     assert all(torch.equal(stored[name].lo, bench.stats[name].lo) for name in stored)
+
+
+def test_statistics_with_histograms_are_gathered_when_a_plan_first_asks_for_them(bench, tmp_path):
+    """The space has no act_method that needs them, as if someone tried a config of his own."""
+    plain = dataclasses.replace(bench, cache=Store(tmp_path), stats={})
+    minmax, histogram = (plan_for(bench, QuantConfig(linear=W8A8Static(act_method=m))) for m in ("minmax", "histogram"))
+
+    calibrate(plain, Stages(Group()), minmax)
+    before = dict(plain.stats)
+    calibrate(plain, Stages(Group()), histogram)
+    after = dict(plain.stats)
+    calibrate(plain, Stages(Group()), minmax)
+
+    assert all(group.histogram is None for group in before.values())
+    assert all(int(group.histogram.counts.sum()) > 0 for group in after.values())
+    assert all(torch.equal(before[name].lo, after[name].lo) for name in before)
+    assert plain.stats == after  # richer statistics serve every plan
+    assert all(group.histogram is None for group in stored_stats(plain, histograms=False).values())
+    stored = stored_stats(plain, histograms=True)
+    assert all(torch.equal(stored[name].histogram.counts, after[name].histogram.counts) for name in after)
+
+
+@pytest.mark.parametrize(
+    ("space", "config", "expected"),
+    [
+        ({"act_methods": ("minmax", "mix")}, W8A8Static(), True),
+        ({"act_methods": ("minmax", "mix"), "strategies": ("dynamic", "m4")}, W8A8Static(), False),
+        ({}, W8A8Static(), False),
+        ({}, W8A8Static(percentile=0.999), True),
+    ],
+    ids=["a method of the space", "a method no strategy uses", "neither", "the plan"],
+)
+def test_histograms_are_wanted_where_the_space_or_the_plan_can_need_them(bench, space, config, expected):
+    own = with_config(bench, space=bench.config.space.model_copy(update=space))
+
+    assert wants_histograms(own, plan_for(bench, QuantConfig(linear=config))) is expected
 
 
 @pytest.fixture
