@@ -38,7 +38,7 @@ from search.prompts import StudyPrompts
 from search.result import MetricResult
 from search.scoring import metric_results
 from search.study import StudyConfig
-from spaces.space import WITH_ACT_METHOD
+from spaces.strategy import parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +178,10 @@ def search_seeds(seed: int, count: int) -> list[int]:
 def wants_histograms(bench: Workbench, plan: QuantPlan) -> bool:
     """Say whether statistics need histograms, for this plan or for some other point of the study's space."""
     space = bench.config.space
-    stores_ranges = any(strategy in WITH_ACT_METHOD for strategy in space.strategies)
-    may_need = stores_ranges and any(OBSERVERS[act_method].needs_histogram for act_method in space.act_methods)
-    return may_need or needs_histograms(plan)
+    stores_ranges = any(parts_of(strategy).stores_ranges for strategy in space.strategies)
+    counts_values = any(OBSERVERS[act_method].needs_histogram for act_method in space.act_methods)
+    cuts_values = any(percentile != "none" for percentile in space.percentiles)
+    return (stores_ranges and (counts_values or cuts_values)) or needs_histograms(plan)
 
 
 def stored_stats(bench: Workbench, *, histograms: bool) -> dict[str, GroupStats] | None:

@@ -273,10 +273,11 @@ def test_statistics_with_histograms_are_gathered_when_a_plan_first_asks_for_them
     [
         ({"act_methods": ("minmax", "mix")}, W8A8Static(), True),
         ({"act_methods": ("minmax", "mix"), "strategies": ("dynamic", "m4")}, W8A8Static(), False),
+        ({"percentiles": ("none", 0.999)}, W8A8Static(), True),
         ({}, W8A8Static(), False),
         ({}, W8A8Static(percentile=0.999), True),
     ],
-    ids=["a method of the space", "a method no strategy uses", "neither", "the plan"],
+    ids=["a method of the space", "a method no strategy uses", "a percentile of the space", "neither", "the plan"],
 )
 def test_histograms_are_wanted_where_the_space_or_the_plan_can_need_them(bench, space, config, expected):
     own = with_config(bench, space=bench.config.space.model_copy(update=space))
