@@ -13,6 +13,7 @@ rounding and clamping are one formula.
 B bins   K quantizations that are compared
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -58,24 +59,25 @@ def quantile(density: Density, share: float) -> float:
     return float(edges[after - 1] + within * (edges[after] - edges[after - 1]))
 
 
-def sum_below(density: Density, limits: Tensor) -> Tensor:
-    """Return, for each limit a, the sum over all values x of max(a - x, 0).
+def sums_below(density: Density) -> Callable[[Tensor], Tensor]:
+    """Return the function that gives, for limits a, the sums over all values x of max(a - x, 0).
 
-    Args:
-        density: The values.
-        limits: Any shape, float64.
-
-    Returns:
-        Float64, shaped as limits: a quadratic within each bin, 0 left of all, and a line right of all.
+    It takes float64 of any shape and returns the same: a quadratic within each bin, 0 left of all values, and a line
+    right of them.
     """
     edges, counts = density
-    width = edges[1] - edges[0]
+    begin, width = edges[0].item(), (edges[1] - edges[0]).item()
     below = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
-    sums = torch.cat((counts.new_zeros(1), ((below[1:] + below[:-1]) / 2).cumsum(0))) * width
-    per_width = torch.cat((counts, counts.new_zeros(1))) / width
-    position = ((limits - edges[0]) / width).floor().clamp(0, len(counts)).long()
-    inside = (limits - edges[position]).clamp(min=0)
-    return sums[position] + below[position] * inside + per_width[position] * inside.square() / 2
+    sums = torch.cat((counts.new_zeros(1), ((below[1:] + below[:-1]) / 2).cumsum(0)))
+    bends = torch.cat((counts, counts.new_zeros(1))) / 2
+
+    def at(limits: Tensor) -> Tensor:
+        position = ((limits - begin) / width).clamp_(min=0)
+        index = position.floor().clamp_(max=len(counts))
+        inside, index = position - index, index.long()
+        return (sums[index] + (below[index] + bends[index] * inside) * inside) * width
+
+    return at
 
 
 def mean_squared_error(density: Density, qparams: QParams) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hyquant.calibration.histogram import density
-from hyquant.numerics.density import Density, mean_squared_error, sum_below
+from hyquant.numerics.density import Density, mean_squared_error, sums_below
 from hyquant.numerics.qparams import QParams
 from hyquant.observers.base import Observer, histogram_for
 
@@ -76,12 +76,13 @@ def _places(seen: Density, widths: Tensor, lo: float, hi: float) -> Tensor:
     The difference of the sums grows with the beginning, so halving finds it; a fraction of a step suffices.
     """
     lowest, highest = (_within(torch.full_like(widths, bound), widths, lo, hi) for bound in (lo, 0.0))
-    num_values = seen.counts.sum()
-    total = torch.dot(seen.counts, (seen.edges[1:] + seen.edges[:-1]) / 2)
+    num_values = seen.counts.sum().item()
+    total = torch.dot(seen.counts, (seen.edges[1:] + seen.edges[:-1]) / 2).item()
+    below_limit = sums_below(seen)
     for _ in range(math.ceil(math.log2(255 * 8))):
         begin = (lowest + highest) / 2
         end = begin + widths
-        below, below_end = sum_below(seen, torch.stack((begin, end)))
+        below, below_end = below_limit(torch.stack((begin, end)))
         above = below_end - (num_values * end - total)  # sum of max(x - end, 0)
         is_too_high = below > above
         lowest, highest = torch.where(is_too_high, lowest, begin), torch.where(is_too_high, begin, highest)

@@ -10,7 +10,7 @@ from hyquant.numerics.density import (
     mean_squared_error,
     quantile,
     standard_deviation,
-    sum_below,
+    sums_below,
 )
 from hyquant.numerics.qparams import QParams
 
@@ -52,7 +52,7 @@ def test_sums_below_limits_are_those_of_evenly_spread_values(samples):
     limits = torch.tensor([[-9.0, -3.0, -2.6, -1.0], [0.1, 0.7, 2.0, 9.0]], dtype=torch.float64)
 
     expected = np.maximum(limits.numpy()[..., None] - samples, 0).sum(axis=-1) / PER_VALUE
-    assert sum_below(DENSITY, limits).numpy() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert sums_below(DENSITY)(limits).numpy() == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize(
