@@ -5,7 +5,7 @@ weight. All arithmetic is float32; the only copy of a weight is the temporary on
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn

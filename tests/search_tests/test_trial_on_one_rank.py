@@ -57,6 +57,12 @@ def plan_for(bench, config):
     return build_plan(bench.model.groups(), config, num_steps=bench.config.workload.settings.num_steps)
 
 
+def with_space(bench, **changes):
+    """Change the space; unless given, it has nothing that needs histograms."""
+    plain = {"act_methods": ("minmax", "mean_minmax"), "percentiles": ("none",)}
+    return with_config(bench, space=bench.config.space.model_copy(update=plain | changes))
+
+
 def with_config(bench, **changes):
     return dataclasses.replace(bench, config=bench.config.model_copy(update=changes))
 
@@ -129,7 +135,7 @@ def test_a_scale_is_searched_once_whatever_else_a_config_selects(bench, monkeypa
     def scales_of(bench, linear, *patterns):
         config = QuantConfig(linear=linear, smoothing=M6(layers=patterns))
         plan = build_plan(bench.model.groups(), config, num_steps=2)
-        calibrate(bench, Stages(Group()))
+        calibrate(bench, Stages(Group()), plan)
         return prepare_scales(bench, plan, Stages(Group()))
 
     first = scales_of(fresh, W8A8Dynamic(), "*img_attn_qkv")
@@ -240,9 +246,10 @@ def test_each_record_is_observed_once_whether_it_was_captured_now_or_before(benc
 
 
 def test_statistics_are_stored_for_the_next_worker(bench):
-    calibrate(bench, Stages(Group()), plan_for(bench, QuantConfig(linear=W8A8Static())))
+    plan = plan_for(bench, QuantConfig(linear=W8A8Static()))
+    calibrate(bench, Stages(Group()), plan)
 
-    stored = stored_stats(bench, histograms=False)
+    stored = stored_stats(bench, histograms=wants_histograms(bench, plan))
 
     assert stored.keys() == bench.stats.keys()
     assert all(torch.equal(stored[name].lo, bench.stats[name].lo) for name in stored)
@@ -250,7 +257,7 @@ def test_statistics_are_stored_for_the_next_worker(bench):
 
 def test_statistics_with_histograms_are_gathered_when_a_plan_first_asks_for_them(bench, tmp_path):
     """The space has no act_method that needs them, as if someone tried a config of his own."""
-    plain = dataclasses.replace(bench, cache=Store(tmp_path), stats={})
+    plain = dataclasses.replace(with_space(bench), cache=Store(tmp_path), stats={})
     minmax, histogram = (plan_for(bench, QuantConfig(linear=W8A8Static(act_method=m))) for m in ("minmax", "histogram"))
 
     calibrate(plain, Stages(Group()), minmax)
@@ -280,7 +287,7 @@ def test_statistics_with_histograms_are_gathered_when_a_plan_first_asks_for_them
     ids=["a method of the space", "a method no strategy uses", "a percentile of the space", "neither", "the plan"],
 )
 def test_histograms_are_wanted_where_the_space_or_the_plan_can_need_them(bench, space, config, expected):
-    own = with_config(bench, space=bench.config.space.model_copy(update=space))
+    own = with_space(bench, **space)
 
     assert wants_histograms(own, plan_for(bench, QuantConfig(linear=config))) is expected
 
