@@ -107,3 +107,11 @@ def test_mix_keeps_outliers_beyond_fifty_standard_deviations_and_weighs_others(o
     assert (ratio <= 50) is (rule == "histogram")
     assert histogram_range(x, "mix") == histogram_range(x, rule)
     assert histogram_range(x, "histogram") != histogram_range(x, "minmax")
+
+
+def test_symmetric_values_get_a_symmetric_range():
+    x = DISTRIBUTIONS["exponential"]
+
+    lo, hi = histogram_range(torch.cat((x, -x)))
+
+    assert -lo == pytest.approx(hi, abs=2 * (hi - lo) / 255)  # the last search moves ranges by a step
