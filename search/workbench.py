@@ -16,6 +16,7 @@ from hyquant.calibration.capture import capture_records, reference_videos
 from hyquant.calibration.observe import observe
 from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.records import StoredRecords
+from hyquant.calibration.sequential import needs_sequential_stats
 from hyquant.calibration.stats import GroupStats
 from hyquant.calibration.store import Entry, Store
 from hyquant.config import digest
@@ -176,12 +177,13 @@ def search_seeds(seed: int, count: int) -> list[int]:
 
 
 def wants_histograms(bench: Workbench, plan: QuantPlan) -> bool:
-    """Say whether statistics need histograms, for this plan or for some other point of the study's space."""
+    """Say whether the shared statistics need histograms, for this plan or some other point of the study's space."""
     space = bench.config.space
     stores_ranges = any(parts_of(strategy).stores_ranges for strategy in space.strategies)
     counts_values = any(OBSERVERS[act_method].needs_histogram for act_method in space.act_methods)
     cuts_values = any(percentile != "none" for percentile in space.percentiles)
-    return (stores_ranges and (counts_values or cuts_values)) or needs_histograms(plan)
+    takes_them = needs_histograms(plan) and not needs_sequential_stats(plan)
+    return takes_them or (stores_ranges and (counts_values or cuts_values))
 
 
 def stored_stats(bench: Workbench, *, histograms: bool) -> dict[str, GroupStats] | None:
