@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hyquant.calibration.stats import GroupStats, act_range
+from hyquant.calibration.stats import GroupStats, Steps, act_range
 from hyquant.clock import StepClock
-from hyquant.config import FrozenModel, W8A8Dynamic
+from hyquant.config import FrozenModel, StoredRange, W8A8Timestep
 from hyquant.errors import CalibrationError
 from hyquant.modules.swap import (
     float_linear,
@@ -37,6 +37,7 @@ __all__ = [
     "LayerReport",
     "QuantReport",
     "install_tensors_",
+    "needs_histograms",
     "needs_search",
     "needs_smoothed_stats",
     "needs_stats",
@@ -81,12 +82,20 @@ def needs_stats(plan: QuantPlan) -> bool:
     return bool(plan.smoothed) or any(SCHEMES[str(layer.scheme)].needs_range for layer in plan.quantized)
 
 
+def needs_histograms(plan: QuantPlan) -> bool:
+    """Return whether ranges need to know how often values occur (`observe(..., histograms=True)`)."""
+    linear = plan.config.linear
+    if not isinstance(linear, StoredRange) or not plan.quantized:
+        return False
+    return OBSERVERS[linear.act_method].needs_histogram or linear.percentile is not None
+
+
 def needs_smoothed_stats(plan: QuantPlan) -> bool:
     """Return whether ranges of smoothed layers need statistics of the smoothed input (`observe(..., mul=...)`)."""
     linear = plan.config.linear
-    if linear is None or isinstance(linear, W8A8Dynamic) or not plan.smoothed:
+    if not isinstance(linear, StoredRange) or not plan.smoothed:
         return False
-    return not OBSERVERS[linear.act_method].follows_multiplier
+    return not OBSERVERS[linear.act_method].follows_multiplier or linear.percentile is not None
 
 
 def needs_search(plan: QuantPlan) -> bool:
@@ -153,7 +162,8 @@ def quantize_(
         plan: What to do to which layer.
         stats: Statistics by group name; may be empty if `needs_stats(plan)` is false.
         clock: The clock that time-step dependent layers follow.
-        smoothed_stats: Statistics of inputs under `smoothing_multipliers`; only where `needs_smoothed_stats(plan)`.
+        smoothed_stats: Statistics of inputs under `smoothing_multipliers`; only where `needs_smoothed_stats(plan)`,
+            and with histograms where `needs_histograms(plan)`, as `stats`.
         scales: Searched smoothing scales by group name, from `search_scales`; only where `needs_search(plan)`.
 
     Returns:
@@ -242,18 +252,29 @@ def _ranges(
 ) -> tuple[Tensor, Tensor] | None:
     """Return the stored ranges of a group: lo and hi [1], or [T, 1] for a scheme per step; None if it stores none."""
     scheme, linear = SCHEMES[str(layer.scheme)], plan.config.linear
-    if not scheme.needs_range or linear is None or isinstance(linear, W8A8Dynamic):
+    if not scheme.needs_range or not isinstance(linear, StoredRange):
         return None
     group = _stats_of(layer, stats)
     if layer.smoothed and smoothed_stats is not None and needs_smoothed_stats(plan):
         group, mul = _stats_of(layer, smoothed_stats), None
-    steps: Sequence[int | None] = range(plan.num_steps) if scheme.is_per_step else (None,)
     try:
-        bounds = [act_range(group, linear.act_method, step_index, mul) for step_index in steps]
+        bounds = [
+            act_range(group, linear.act_method, steps, mul, percentile=linear.percentile)
+            for steps in _steps_per_range(linear, plan.num_steps)
+        ]
     except CalibrationError as error:
         raise CalibrationError(f"{layer.name}: {error}") from error
     lo, hi = (torch.stack(column) for column in zip(*bounds, strict=True))
     return (lo[:, None], hi[:, None]) if scheme.is_per_step else (lo, hi)
+
+
+def _steps_per_range(linear: StoredRange, num_steps: int) -> list[Steps]:
+    """Return for each stored range the steps whose records it comes from."""
+    if not isinstance(linear, W8A8Timestep):
+        return [None]
+    if linear.rows == "step":
+        return list(range(num_steps))
+    return [range(step_index, num_steps) for step_index in range(num_steps)]
 
 
 def _kept_weight(tensors: LayerTensors) -> Tensor:

@@ -37,7 +37,7 @@ def calibrate_for(bench: Workbench, plan: QuantPlan, stages: Stages) -> Calibrat
     """
     is_sequential = needs_sequential_stats(plan)
     if needs_search(plan) or (needs_stats(plan) and not is_sequential):
-        calibrate(bench, stages)
+        calibrate(bench, stages, plan)
     scales = prepare_scales(bench, plan, stages)
     if is_sequential:
         return Calibrated(*calibrate_sequentially(bench, plan, stages, scales=scales), scales=scales)

@@ -32,6 +32,7 @@ from search.workbench import (
     render_references,
     run_pass,
     stored_stats,
+    wants_histograms,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,21 +57,25 @@ def prepare_workbench(
     return bench
 
 
-def calibrate(bench: Workbench, stages: Stages) -> None:
+def calibrate(bench: Workbench, stages: Stages, plan: QuantPlan) -> None:
     """Set the statistics of the calibration prompts, unless they are set. The denoiser must be in float. Collective.
+
+    They hold histograms if the plan or the study's space needs them; a plan from outside the space may be the first
+    to ask for them, and then the records are observed again.
 
     Raises:
         TrialFailed: On every rank, if one rank cannot calibrate.
     """
-    if bench.stats:
+    histograms = wants_histograms(bench, plan)
+    if bench.has_stats(histograms=histograms):
         return
-    found = stages.run("calibrate", lambda: stored_stats(bench))
+    found = stages.run("calibrate", lambda: stored_stats(bench, histograms=histograms))
     if all(bench.group.all_gather(found is not None)) and found is not None:
         bench.stats = found
         return
-    own = stages.run("calibrate", lambda: observe_shard(bench))
+    own = stages.run("calibrate", lambda: observe_shard(bench, histograms=histograms))
     with stages.timed("calibrate"):
-        merge_shards(bench, own)
+        merge_shards(bench, own, histograms=histograms)
 
 
 def calibrate_sequentially(

@@ -16,6 +16,7 @@ from hyquant.calibration.capture import capture_records, reference_videos
 from hyquant.calibration.observe import observe
 from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.records import StoredRecords
+from hyquant.calibration.sequential import needs_sequential_stats
 from hyquant.calibration.stats import GroupStats
 from hyquant.calibration.store import Entry, Store
 from hyquant.config import digest
@@ -25,8 +26,9 @@ from hyquant.latency import LatencyBench
 from hyquant.models import load_model
 from hyquant.models.base import Record, VideoModel
 from hyquant.models.names import LayerGroup
+from hyquant.observers import OBSERVERS
 from hyquant.plan import QuantPlan
-from hyquant.quantize import smoothing_multipliers
+from hyquant.quantize import needs_histograms, smoothing_multipliers
 from metrics.base import Sample
 from metrics.embedders import Embedder, load_embedder
 from metrics.registry import find_metric
@@ -37,6 +39,7 @@ from search.prompts import StudyPrompts
 from search.result import MetricResult
 from search.scoring import metric_results
 from search.study import StudyConfig
+from spaces.strategy import parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class Workbench:
     Attributes:
         calibration: This rank's (prompt, seed) pairs to calibrate on.
         search: This rank's (prompt, seed) pairs to render in a trial.
-        stats: Statistics over the calibration prompts of all ranks.
+        stats: Statistics over the calibration prompts of all ranks; equal on all ranks.
         scales: Searched smoothing scales by their key in the cache; see `search.scales`.
         references: Float videos of all search prompts on rank 0; none elsewhere.
         latency_bench: Times quantizations at the deployment shape on rank 0; None elsewhere.
@@ -104,25 +107,32 @@ class Workbench:
         records = capture_records(self.model, prompts, seeds, settings, self.cache, on_prompt=step_aside)
         return PatientRecords(records, self.lock)
 
-    def observe(self, groups: Sequence[LayerGroup], mul: Mapping[str, Tensor] | None = None) -> dict[str, GroupStats]:
+    def observe(
+        self, groups: Sequence[LayerGroup], mul: Mapping[str, Tensor] | None = None, *, histograms: bool = False
+    ) -> dict[str, GroupStats]:
         """Return statistics over this rank's records, none if it has no prompt; measurements may pass between two
         records.
 
         Args:
             groups: What to watch.
             mul: What inputs are multiplied by, by group name.
+            histograms: Whether to count values too.
         """
         if not self.calibration:
             return {}
         with self.lock.computing():
             records = self.records()  # captured before the denoiser is watched, or capturing would be observed too
-            return observe(self.model.denoiser, groups, records, self.model.clock, mul=mul)
+            return observe(self.model.denoiser, groups, records, self.model.clock, mul=mul, histograms=histograms)
 
     @property
     def has_first_record(self) -> bool:
         """Say whether the first record of all ranks is this rank's."""
         first = (self.prompts.calibration[0], calibration_seeds(self.config.workload.seed, 1)[0])
         return self.calibration[:1] == [first]
+
+    def has_stats(self, *, histograms: bool) -> bool:
+        """Say whether there are statistics, and histograms among them if those are asked for."""
+        return bool(self.stats) and not (histograms and any(group.histogram is None for group in self.stats.values()))
 
     def samples(self, videos: Sequence[Tensor]) -> list[Sample]:
         """Pair the videos of all search prompts with their prompts and float videos."""
@@ -166,23 +176,33 @@ def search_seeds(seed: int, count: int) -> list[int]:
     return [seed + index for index in range(count)]
 
 
-def stored_stats(bench: Workbench) -> dict[str, GroupStats] | None:
+def wants_histograms(bench: Workbench, plan: QuantPlan) -> bool:
+    """Say whether the shared statistics need histograms, for this plan or some other point of the study's space."""
+    space = bench.config.space
+    stores_ranges = any(parts_of(strategy).stores_ranges for strategy in space.strategies)
+    counts_values = any(OBSERVERS[act_method].needs_histogram for act_method in space.act_methods)
+    cuts_values = any(percentile != "none" for percentile in space.percentiles)
+    takes_them = needs_histograms(plan) and not needs_sequential_stats(plan)
+    return takes_them or (stores_ranges and (counts_values or cuts_values))
+
+
+def stored_stats(bench: Workbench, *, histograms: bool) -> dict[str, GroupStats] | None:
     """Return the statistics of this model and these prompts from the cache, if they are there."""
-    entry = bench.cache.get(stats_key(bench))
+    entry = bench.cache.get(stats_key(bench, histograms=histograms))
     return None if entry is None else unpack_stats(entry)
 
 
-def observe_shard(bench: Workbench) -> dict[str, GroupStats]:
+def observe_shard(bench: Workbench, *, histograms: bool) -> dict[str, GroupStats]:
     """Return statistics over this rank's records: one float pass. No collective call."""
-    return bench.observe(bench.model.groups())
+    return bench.observe(bench.model.groups(), histograms=histograms)
 
 
-def merge_shards(bench: Workbench, own: dict[str, GroupStats]) -> None:
+def merge_shards(bench: Workbench, own: dict[str, GroupStats], *, histograms: bool) -> None:
     """Set the statistics of all ranks, and store them. Collective."""
     bench.stats = merge_stats(own, bench.group)
     if bench.group.rank == 0:
         entry: Entry = pack_stats(bench.stats)
-        bench.cache.put(stats_key(bench), entry.tensors, entry.meta)
+        bench.cache.put(stats_key(bench, histograms=histograms), entry.tensors, entry.meta)
 
 
 def observe_smoothed_shard(
@@ -192,7 +212,7 @@ def observe_smoothed_shard(
     multipliers = smoothing_multipliers(bench.model.denoiser, plan, bench.stats, scales=scales)
     smoothed = {layer.name for layer in plan.smoothed}
     groups = [group for group in bench.model.groups() if group.name in smoothed]
-    return bench.observe(groups, multipliers)
+    return bench.observe(groups, multipliers, histograms=needs_histograms(plan))
 
 
 def capture_shard(bench: Workbench) -> PatientRecords:
@@ -237,7 +257,7 @@ def load_judge(bench: Workbench) -> None:
         bench.float_results = metric_results(scores, {})
 
 
-def stats_key(bench: Workbench) -> str:
+def stats_key(bench: Workbench, *, histograms: bool = False) -> str:
     """Return the key of this model's and these prompts' statistics in the cache."""
     workload = bench.config.workload
     seeds = calibration_seeds(workload.seed, len(bench.prompts.calibration))
@@ -247,6 +267,7 @@ def stats_key(bench: Workbench) -> str:
         "prompts": list(bench.prompts.calibration),
         "seeds": list(seeds),
         "settings": workload.settings.model_dump(mode="json", exclude={"batch_size"}),
+        "histograms": histograms,
     }
     return f"stats-{digest(identity, length=32)}"
 

@@ -29,6 +29,7 @@ def observe(
     *,
     mul: Mapping[str, Tensor] | None = None,
     stop_early: bool = False,
+    histograms: bool = False,
 ) -> Stats:
     """Run the denoiser over records and return the statistics of every group's input.
 
@@ -43,6 +44,7 @@ def observe(
         mul: [C] multipliers by group name; the inputs of those groups are multiplied, in float32, before they are
             looked at. Groups without an entry are taken as they are.
         stop_early: End each call when every group was seen once; the rest of the denoiser is not run.
+        histograms: Whether to count values too, for ranges that need to know how often they occur.
 
     Returns:
         Statistics by group name with one row per step up to the last one recorded.
@@ -59,7 +61,7 @@ def observe(
 
     def note(name: str, x: Tensor) -> None:
         steps = running[name]
-        seen = call_stats(x.float() * multipliers[name] if name in multipliers else x)
+        seen = call_stats(x.float() * multipliers[name] if name in multipliers else x, histogram=histograms)
         steps[step_index] = merge(steps[step_index], seen) if step_index in steps else seen
         unseen.discard(name)
         if stop_early and not unseen:

@@ -27,7 +27,13 @@ from hyquant.models.base import Record
 from hyquant.models.names import LayerGroup
 from hyquant.modules.swap import float_linear, restore_
 from hyquant.plan import LayerPlan, QuantPlan
-from hyquant.quantize import needs_smoothed_stats, needs_stats, quantize_, smoothing_multipliers
+from hyquant.quantize import (
+    needs_histograms,
+    needs_smoothed_stats,
+    needs_stats,
+    quantize_,
+    smoothing_multipliers,
+)
 
 Join: TypeAlias = Callable[[Callable[[], Stats]], Stats]
 """Runs a rank's own pass over its records, and returns the statistics of all ranks."""
@@ -135,7 +141,8 @@ class _Turn:
 
     def _observe(self, layers: Sequence[LayerPlan], mul: Mapping[str, Tensor] | None = None) -> Stats:
         groups = [LayerGroup(layer.name, layer.modules, layer.in_features, layer.out_features) for layer in layers]
-        return observe(self.denoiser, groups, self.records, self.clock, mul=mul, stop_early=True)
+        histograms = needs_histograms(self.own)
+        return observe(self.denoiser, groups, self.records, self.clock, mul=mul, stop_early=True, histograms=histograms)
 
 
 def _block_of(name: str) -> str:

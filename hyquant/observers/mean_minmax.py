@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from hyquant.errors import CalibrationError
-from hyquant.observers.base import Observer
+from hyquant.observers.base import Observer, refuse_multiplier
 
 if TYPE_CHECKING:
     from hyquant.calibration.stats import GroupStats
@@ -25,11 +24,7 @@ def choose_range(stats: "GroupStats", mul: Tensor | None) -> tuple[Tensor, Tenso
     Raises:
         CalibrationError: If a multiplier is given.
     """
-    if mul is not None:
-        raise CalibrationError(
-            "mean_minmax of a smoothed layer must come from statistics of the smoothed input, but these are of the "
-            "plain one; observe the records again with mul and pass the result as smoothed_stats, or use minmax."
-        )
+    refuse_multiplier("mean_minmax", mul)
     calls = stats.calls.sum()
     return (stats.sum_lo.sum() / calls).float(), (stats.sum_hi.sum() / calls).float()
 

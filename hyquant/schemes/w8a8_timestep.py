@@ -1,6 +1,6 @@
 """w8a8_timestep: w8a8_dynamic before `timestep_sep`, then w8a8_static with one range per denoising step.
 
-Row t of each table comes from the records of step t alone.
+Row t of each table comes from the records of step t, alone or with those of all later steps.
 """
 
 import torch

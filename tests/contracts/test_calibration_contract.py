@@ -15,7 +15,14 @@ from hyquant.models.base import Record, RenderSettings
 from hyquant.models.tiny import TinyVideoModel
 from hyquant.modules.swap import swapped
 from hyquant.plan import QuantPlan, build_plan
-from hyquant.quantize import needs_smoothed_stats, quantize_, quantized_tensors, restore_, smoothing_multipliers
+from hyquant.quantize import (
+    needs_histograms,
+    needs_smoothed_stats,
+    quantize_,
+    quantized_tensors,
+    restore_,
+    smoothing_multipliers,
+)
 from hyquant.schemes import SCHEMES
 
 NUM_STEPS = 2
@@ -27,12 +34,14 @@ class Found(NamedTuple):
 
 
 def single_pass(model: TinyVideoModel, plan: QuantPlan, records: Iterable[Record]) -> Found:
-    stats = observe(model.denoiser, model.groups(), records, model.clock)
+    histograms = needs_histograms(plan)
+    stats = observe(model.denoiser, model.groups(), records, model.clock, histograms=histograms)
     if not needs_smoothed_stats(plan):
         return Found(stats, {})
     mul = smoothing_multipliers(model.denoiser, plan, stats)
     smoothed = [group for group in model.groups() if group.name in mul]
-    return Found(stats, observe(model.denoiser, smoothed, records, model.clock, mul=mul))
+    again = observe(model.denoiser, smoothed, records, model.clock, mul=mul, histograms=histograms)
+    return Found(stats, again)
 
 
 def sequential(model: TinyVideoModel, plan: QuantPlan, records: Iterable[Record]) -> Found:
@@ -48,6 +57,7 @@ LINEARS: dict[str, StoredRange] = {
     "static mean": W8A8Static(act_method="mean_minmax"),
     "timestep": W8A8Timestep(timestep_sep=1),
     "timestep mean": W8A8Timestep(timestep_sep=0, act_method="mean_minmax"),
+    "timestep histogram": W8A8Timestep(timestep_sep=0, act_method="histogram", percentile=0.999, rows="suffix"),
 }
 
 pytestmark = [

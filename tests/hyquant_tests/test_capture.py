@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hyquant.calibration.capture import cache_key, capture_in_memory, capture_records, reference_videos
+from hyquant.calibration.histogram import concatenate_steps, empty_histogram, histogram_of
 from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.stats import GroupStats
 from hyquant.calibration.store import Store
@@ -151,7 +152,8 @@ def test_another_seed_or_clip_is_another_entry(model, tmp_path):
     assert len(list(tmp_path.glob("*.json"))) == 3
 
 
-def test_packed_statistics_unpack_to_the_same():
+@pytest.mark.parametrize("histogram", [False, True])
+def test_packed_statistics_unpack_to_the_same(histogram):
     generator = torch.Generator().manual_seed(0)
     stats = {
         name: GroupStats(
@@ -160,6 +162,9 @@ def test_packed_statistics_unpack_to_the_same():
             sum_lo=torch.randn(3, generator=generator, dtype=torch.float64),
             sum_hi=torch.randn(3, generator=generator, dtype=torch.float64),
             calls=torch.tensor([1, 2, 3]),
+            histogram=concatenate_steps([histogram_of(torch.randn(9, generator=generator)), empty_histogram(2)])
+            if histogram
+            else None,
         )
         for name in ("double_blocks.0.img_attn_qkv", "single_blocks.0.linear1")
     }
@@ -171,3 +176,6 @@ def test_packed_statistics_unpack_to_the_same():
         for field in ("lo", "hi", "sum_lo", "sum_hi", "calls"):
             assert torch.equal(getattr(unpacked[name], field), getattr(group, field))
             assert getattr(unpacked[name], field).dtype == getattr(group, field).dtype
+        assert (unpacked[name].histogram is not None) is histogram
+        for field in ("exponent", "first", "counts") if histogram else ():
+            assert torch.equal(getattr(unpacked[name].histogram, field), getattr(group.histogram, field))

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from hyquant.calibration.histogram import histogram_of
 from hyquant.calibration.stats import GroupStats
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group, add_sums, init_group, merge_stats, shard
@@ -26,6 +27,7 @@ items = list(range(5))
 mine = shard(items, group.rank, group.world_size)
 x = torch.randn(4, 3, generator=torch.Generator().manual_seed(group.rank))
 stats = merge_stats({"both": call_stats(x), f"only {group.rank}": call_stats(x)}, group)
+counted = merge_stats({"both": call_stats(x * 100**group.rank, histogram=True)}, group)["both"].histogram
 lone = merge_stats({"lone": call_stats(x)} if group.rank == 1 else {}, group)
 found = {
     "rank": group.rank,
@@ -41,6 +43,7 @@ found = {
     "calls": {name: part.calls.tolist() for name, part in sorted(stats.items())},
     "lone": sorted(lone),
     "sums": add_sums({"a": torch.tensor([1.0, 2.0 + group.rank], dtype=torch.float64)}, group)["a"].tolist(),
+    "counted": [counted.exponent.tolist(), counted.first.tolist(), counted.counts.tolist()],
 }
 group.barrier()
 group.close()
@@ -118,6 +121,15 @@ def test_merged_statistics_are_equal_on_all_ranks_and_cover_all_records(ranks):
 @pytest.mark.multiproc
 def test_sums_add_up_on_every_rank(ranks):
     assert [found["sums"] for found in ranks] == [[2.0, 5.0]] * 2
+
+
+@pytest.mark.multiproc
+def test_merged_histograms_are_on_all_ranks_the_one_of_all_values(ranks):
+    inputs = [torch.randn(4, 3, generator=torch.Generator().manual_seed(rank)) * 100**rank for rank in range(2)]
+    whole = histogram_of(torch.cat(inputs))
+
+    for found in ranks:
+        assert found["counted"] == [whole.exponent.tolist(), whole.first.tolist(), whole.counts.tolist()]
 
 
 def test_one_process_alone_needs_no_torchrun(monkeypatch):

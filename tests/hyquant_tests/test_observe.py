@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from hyquant.calibration.histogram import histogram_of
 from hyquant.calibration.observe import observe
 from hyquant.calibration.stats import merge
 from hyquant.clock import StepClock
@@ -80,6 +81,22 @@ def test_minmax_under_a_multiplier_equals_observing_the_multiplied_input(denoise
     assert torch.equal(smoothed["b"].lo, plain["b"].lo)
 
 
+def test_histograms_hold_every_value_of_every_step_under_the_multiplier(denoiser):
+    mul = {"a": torch.tensor([0.5, 2.0, 1.0])}
+    records = [record(0, 1), record(2, 2), record(0, 3)]
+
+    stats = observe(denoiser, GROUPS, records, StepClock(), mul=mul, histograms=True)
+
+    seen = torch.cat([records[index].inputs["x"] for index in (0, 2)]) * mul["a"]
+    assert stats["a"].histogram.counts.sum(dim=1).tolist() == [2 * 6 * 3, 0, 6 * 3]
+    assert torch.equal(stats["a"].histogram.counts[0], histogram_of(seen).counts[0])
+    assert stats["b"].histogram.counts.sum(dim=1).tolist() == [2 * 6 * 4, 0, 6 * 4]
+
+
+def test_no_histogram_is_kept_unless_asked_for(denoiser):
+    assert observe(denoiser, GROUPS, [record(0, 1)], StepClock())["a"].histogram is None
+
+
 def test_no_hook_is_left_behind_even_after_an_error(denoiser):
     with pytest.raises(TypeError):
         observe(denoiser, GROUPS, [Record(0, 0, {"y": torch.zeros(1, 3)})], StepClock())
@@ -104,4 +121,4 @@ def test_a_non_finite_input_names_layer_and_step(denoiser):
     broken.inputs["x"][0, 0, 0] = float("nan")
 
     with pytest.raises(CalibrationError, match=r"input of a is not at steps \[1\]"):
-        observe(denoiser, GROUPS, [record(0, 0), broken], StepClock())
+        observe(denoiser, GROUPS, [record(0, 0), broken], StepClock(), histograms=True)

@@ -17,6 +17,7 @@ from hyquant.modules.linear import QuantLinear
 from hyquant.plan import build_plan
 from hyquant.quantize import (
     install_tensors_,
+    needs_histograms,
     needs_smoothed_stats,
     needs_stats,
     quantize_,
@@ -198,6 +199,25 @@ def test_mean_minmax_under_smoothing_asks_for_and_uses_smoothed_statistics(model
     by_name = {layer.name: layer for layer in report.layers}
     seen = smoothed["single_blocks.0.linear1"]
     assert by_name["single_blocks.0.linear1"].act_hi == pytest.approx((seen.sum_hi.sum() / seen.calls.sum()).item())
+
+
+@pytest.mark.parametrize("linear", [W8A8Static(act_method="histogram"), W8A8Static(percentile=0.99)], ids=str)
+def test_ranges_from_histograms_of_smoothed_layers_come_from_the_smoothed_input(model, records, stats, linear):
+    plan = plan_for(model, QuantConfig(linear=linear, smoothing=M4(layers=("*linear1",))))
+    assert needs_histograms(plan)
+    assert needs_smoothed_stats(plan)
+
+    with pytest.raises(CalibrationError, match="observe with histograms=True"):
+        quantize_(model.denoiser, plan, stats, model.clock)
+    counted = observe(model.denoiser, model.groups(), records, model.clock, histograms=True)
+    mul = smoothing_multipliers(model.denoiser, plan, counted)
+    smoothed = observe(model.denoiser, model.groups(), records, model.clock, mul=mul, histograms=True)
+    report = quantize_(model.denoiser, plan, counted, model.clock, smoothed_stats=smoothed)
+
+    for layer in report.layers:
+        seen = smoothed if layer.smoothed else counted
+        lo, hi = act_range(seen[layer.name], linear.act_method, percentile=linear.percentile)
+        assert (layer.act_lo, layer.act_hi) == (lo.item(), hi.item())
 
 
 def test_smoothing_flattens_an_outlier_channel(model, records, stats):

@@ -37,8 +37,8 @@ def search_as(group, config, folder):
             config, both, group=group, device=resolve_device("cpu"), cache=folder / "cache", lock=lock
         )
         stages = Stages(group)
-        calibrate(bench, stages)
         plan = build_plan(bench.model.groups(), QuantConfig(linear=W8A8Dynamic(), smoothing=smoothing), num_steps=2)
+        calibrate(bench, stages, plan)
         scales = prepare_scales(bench, plan, stages)
         found[name] = {
             "scales": {layer: scale.tolist() for layer, scale in scales.items()},

@@ -34,7 +34,7 @@ from search.storage import create_study
 from search.study import Budget, Constraint
 from search.tracking import Tracker
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
-from search.workbench import calibration_seeds, observe_shard, stored_stats
+from search.workbench import calibration_seeds, observe_shard, stored_stats, wants_histograms
 
 PROMPTS = StudyPrompts(calibration=("one red cube", "two blue balls"), search=("a green cone", "a grey ring"))
 
@@ -51,6 +51,16 @@ def bench(tmp_path_factory, study_config):
         cache=folder / "cache",
         lock=HostLock(folder / "locks"),
     )
+
+
+def plan_for(bench, config):
+    return build_plan(bench.model.groups(), config, num_steps=bench.config.workload.settings.num_steps)
+
+
+def with_space(bench, **changes):
+    """Change the space; unless given, it has nothing that needs histograms."""
+    plain = {"act_methods": ("minmax", "mean_minmax"), "percentiles": ("none",)}
+    return with_config(bench, space=bench.config.space.model_copy(update=plain | changes))
 
 
 def with_config(bench, **changes):
@@ -74,6 +84,7 @@ def test_the_float_control_scores_as_its_own_reference(bench):
         QuantConfig(linear=W8A8Dynamic()),
         QuantConfig(linear=W8A8Timestep(timestep_sep=1)),
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M4()),
+        QuantConfig(linear=W8A8Timestep(timestep_sep=1, act_method="mix", rows="suffix"), smoothing=M4()),
         QuantConfig(linear=W8A8Static(act_method="mean_minmax"), smoothing=M6(placement="fold")),
         QuantConfig(linear=W8A8Dynamic(), smoothing=M3(records="first")),
         QuantConfig(linear=W8A8Timestep(timestep_sep=1), calibration="sequential"),
@@ -85,6 +96,7 @@ def test_the_float_control_scores_as_its_own_reference(bench):
         "dynamic",
         "timestep",
         "smoothed ranges observed anew",
+        "smoothed histograms observed anew",
         "searched and folded",
         "searched on one record",
         "sequential",
@@ -123,7 +135,7 @@ def test_a_scale_is_searched_once_whatever_else_a_config_selects(bench, monkeypa
     def scales_of(bench, linear, *patterns):
         config = QuantConfig(linear=linear, smoothing=M6(layers=patterns))
         plan = build_plan(bench.model.groups(), config, num_steps=2)
-        calibrate(bench, Stages(Group()))
+        calibrate(bench, Stages(Group()), plan)
         return prepare_scales(bench, plan, Stages(Group()))
 
     first = scales_of(fresh, W8A8Dynamic(), "*img_attn_qkv")
@@ -168,7 +180,7 @@ def test_statistics_of_a_sequential_trial_are_its_own_and_exported_as_they_were(
     restore_(model.denoiser)
 
     assert fresh.stats == {}
-    assert stored_stats(fresh) is None
+    assert all(stored_stats(fresh, histograms=histograms) is None for histograms in (False, True))
     assert all(torch.equal(found[name].hi, group.hi) for name, group in expected.items())
     assert exported.report.ok
     for path, layer in tensors.items():
@@ -226,7 +238,7 @@ def test_each_record_is_observed_once_whether_it_was_captured_now_or_before(benc
     """Capturing runs the denoiser too; it must be over before the denoiser is watched."""
     cold = dataclasses.replace(bench, cache=Store(tmp_path), stats={})
 
-    first, again = observe_shard(cold), observe_shard(cold)
+    first, again = observe_shard(cold, histograms=False), observe_shard(cold, histograms=False)
 
     num_prompts = len(PROMPTS.calibration)
     assert all(stats.calls.tolist() == [num_prompts] * 2 for stats in first.values())
@@ -234,12 +246,50 @@ def test_each_record_is_observed_once_whether_it_was_captured_now_or_before(benc
 
 
 def test_statistics_are_stored_for_the_next_worker(bench):
-    calibrate(bench, Stages(Group()))
+    plan = plan_for(bench, QuantConfig(linear=W8A8Static()))
+    calibrate(bench, Stages(Group()), plan)
 
-    stored = stored_stats(bench)
+    stored = stored_stats(bench, histograms=wants_histograms(bench, plan))
 
     assert stored.keys() == bench.stats.keys()
     assert all(torch.equal(stored[name].lo, bench.stats[name].lo) for name in stored)
+
+
+def test_statistics_with_histograms_are_gathered_when_a_plan_first_asks_for_them(bench, tmp_path):
+    """The space has no act_method that needs them, as if someone tried a config of his own."""
+    plain = dataclasses.replace(with_space(bench), cache=Store(tmp_path), stats={})
+    minmax, histogram = (plan_for(bench, QuantConfig(linear=W8A8Static(act_method=m))) for m in ("minmax", "histogram"))
+
+    calibrate(plain, Stages(Group()), minmax)
+    before = dict(plain.stats)
+    calibrate(plain, Stages(Group()), histogram)
+    after = dict(plain.stats)
+    calibrate(plain, Stages(Group()), minmax)
+
+    assert all(group.histogram is None for group in before.values())
+    assert all(int(group.histogram.counts.sum()) > 0 for group in after.values())
+    assert all(torch.equal(before[name].lo, after[name].lo) for name in before)
+    assert plain.stats == after  # richer statistics serve every plan
+    assert all(group.histogram is None for group in stored_stats(plain, histograms=False).values())
+    stored = stored_stats(plain, histograms=True)
+    assert all(torch.equal(stored[name].histogram.counts, after[name].histogram.counts) for name in after)
+
+
+@pytest.mark.parametrize(
+    ("space", "config", "expected"),
+    [
+        ({"act_methods": ("minmax", "mix")}, W8A8Static(), True),
+        ({"act_methods": ("minmax", "mix"), "strategies": ("dynamic", "m4")}, W8A8Static(), False),
+        ({"percentiles": ("none", 0.999)}, W8A8Static(), True),
+        ({}, W8A8Static(), False),
+        ({}, W8A8Static(percentile=0.999), True),
+    ],
+    ids=["a method of the space", "a method no strategy uses", "a percentile of the space", "neither", "the plan"],
+)
+def test_histograms_are_wanted_where_the_space_or_the_plan_can_need_them(bench, space, config, expected):
+    own = with_space(bench, **space)
+
+    assert wants_histograms(own, plan_for(bench, QuantConfig(linear=config))) is expected
 
 
 @pytest.fixture
