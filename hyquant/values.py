@@ -8,7 +8,7 @@ from torch import Tensor
 from hyquant.errors import CalibrationError
 
 CallValue: TypeAlias = Union[
-    Tensor, None, bool, int, float, str, "tuple[CallValue, ...]", "list[CallValue]", "dict[str, CallValue]"
+    Tensor, bool, int, float, str, "tuple[CallValue, ...]", "list[CallValue]", "dict[str, CallValue]", None
 ]
 """What a recorded argument may be: whatever can be stored as tensors and JSON and handed in again."""
 
@@ -45,6 +45,6 @@ def require_plain(value: object, where: str) -> None:
             require_plain(entry, f"{where}[{key!r}]")
     elif value is not None and not isinstance(value, Tensor | bool | int | float | str):
         raise CalibrationError(
-            f"a recorded argument must be made of tensors, numbers, text, None, tuples, lists and dicts with text keys, "
+            "a recorded argument must be made of tensors, numbers, text, None, tuples, lists and dicts with text keys, "
             f"but {where} is a {type(value).__name__}; record a module that gets plain values."
         )
