@@ -13,12 +13,13 @@ from hyquant.calibration.calls import capture_calls
 from hyquant.calibration.observe import observe
 from hyquant.clock import CallCounter, StepClock, attach_clock
 from hyquant.compiling import _contiguous_inputs, blocks_of
-from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
+from hyquant.config import M4, M6, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
 from hyquant.errors import ConfigError, ExportError, LayerMatchError
 from hyquant.export import load_quantized, module_info, save_quantized, verify_export
 from hyquant.models.names import layer_groups, to_diffusers, to_original
 from hyquant.plan import build_plan
 from hyquant.quantize import quantize_, quantized_tensors, restore_, structural_twin
+from hyquant.smoothing.search import search_scales
 from tests.toys.original_dit import ToyOriginalDiT, ToySize, euler_loop, random_toy, toy_inputs
 
 SIZE = ToySize()
@@ -28,6 +29,7 @@ CONFIGS = {
     "timestep": (QuantConfig(linear=W8A8Timestep(timestep_sep=2)), 0.999),
     "dynamic": (QuantConfig(linear=W8A8Dynamic()), 0.9997),
     "m4 static": (QuantConfig(linear=W8A8Static(), smoothing=M4()), 0.9997),
+    "m4 folded": (QuantConfig(linear=W8A8Static(), smoothing=M4(placement="fold")), 0.9997),
     "m4 dynamic": (QuantConfig(linear=W8A8Dynamic(), smoothing=M4()), 0.9997),
 }
 
@@ -218,9 +220,9 @@ def test_a_quantized_original_model_renders_what_float_renders(original, inputs,
 
 @pytest.mark.parametrize(("config", "lowest"), CONFIGS.values(), ids=CONFIGS)
 def test_both_layouts_get_the_same_integers_and_write_the_same_export(original, diffusers, tmp_path, config, lowest):
-    """Statistics come from each layout's own records; they differ in the last bit, the rounded scales do not."""
-    written = {}
-    for name, (denoiser, clock, _, stats, _) in {"ours": original, "theirs": diffusers}.items():
+    """From the same statistics, because those of each layout's own records differ in float32's last bits (see below)."""
+    written, stats = {}, original[3]
+    for name, (denoiser, clock, *_) in {"ours": original, "theirs": diffusers}.items():
         plan = build_plan(layer_groups(denoiser), config, num_steps=NUM_STEPS)
         info = module_info(denoiser, source="toy")
         try:
@@ -235,6 +237,18 @@ def test_both_layouts_get_the_same_integers_and_write_the_same_export(original, 
     assert ours.keys() == theirs.keys()
     assert ours["double_blocks.0.img_mlp.fc2.weight"].dtype == torch.int8
     assert [key for key, tensor in ours.items() if not tensor.equal(theirs[key])] == []
+
+
+def test_both_layouts_see_the_same_activations_in_their_own_records(original, diffusers):
+    """So the same integers come of them, but for a value in millions that lies on the border of two codes."""
+    ours, theirs = original[3], diffusers[3]
+
+    assert list(ours) == list(theirs)
+    for name, group in ours.items():
+        assert group.calls.tolist() == [1] * NUM_STEPS
+        size = torch.maximum(group.lo.abs(), group.hi.abs()).amax().item()
+        torch.testing.assert_close(group.lo, theirs[name].lo, rtol=0, atol=1e-5 * size)
+        torch.testing.assert_close(group.hi, theirs[name].hi, rtol=0, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize("linear", [W8A8Static(), W8A8Timestep(timestep_sep=1), W8A8Dynamic()], ids=lambda c: c.kind)
@@ -261,6 +275,20 @@ def test_an_export_of_any_layout_loads_as_it_was_saved_and_verifies(any_layout, 
     assert loaded == plan
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[path][kind], tensor) for path in expected for kind, tensor in expected[path].items())
+
+
+def test_smoothing_scales_are_searched_in_both_layouts_alike(original, diffusers):
+    """Positional calls with nested arguments are replayed for the search too."""
+    config, found = QuantConfig(linear=W8A8Dynamic(), smoothing=M6()), []
+    for denoiser, clock, records, stats, _ in (original, diffusers):
+        plan = build_plan(layer_groups(denoiser), config, num_steps=NUM_STEPS)
+        found.append(search_scales(denoiser, plan, stats, records, clock))
+    ours, theirs = found
+
+    assert list(ours) == list(theirs)
+    assert len(ours) == 10  # 4 in each double block, 1 in each single block
+    for name, scale in ours.items():
+        torch.testing.assert_close(scale, theirs[name], rtol=1e-4, atol=0)
 
 
 def test_an_export_does_not_load_into_other_weights(original, tmp_path):
