@@ -220,7 +220,7 @@ def test_a_quantized_original_model_renders_what_float_renders(original, inputs,
 
 @pytest.mark.parametrize(("config", "lowest"), CONFIGS.values(), ids=CONFIGS)
 def test_both_layouts_get_the_same_integers_and_write_the_same_export(original, diffusers, tmp_path, config, lowest):
-    """From the same statistics, because those of each layout's own records differ in float32's last bits (see below)."""
+    """From the same statistics; those of each layout's own records differ in the last bits of float32 (see below)."""
     written, stats = {}, original[3]
     for name, (denoiser, clock, *_) in {"ours": original, "theirs": diffusers}.items():
         plan = build_plan(layer_groups(denoiser), config, num_steps=NUM_STEPS)
