@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from hyquant.clock import StepClock
 from hyquant.errors import CalibrationError
-from hyquant.models.base import Record
+from hyquant.models.base import Record, RecordSink
 from hyquant.values import map_tensors, require_plain
 
 
 @contextmanager
-def capture_calls(denoiser: nn.Module, clock: StepClock, *, prompt_index: int = 0) -> Iterator[list[Record]]:
+def capture_calls(
+    denoiser: nn.Module, clock: StepClock, *, prompt_index: int = 0, sink: RecordSink | None = None
+) -> Iterator[list[Record]]:
     """Record every call of a module while the block runs.
 
     Tensors are copied to the CPU when the module is called. One that equals the tensor at the same place of the call
@@ -34,14 +36,17 @@ def capture_calls(denoiser: nn.Module, clock: StepClock, *, prompt_index: int = 
         clock: Holds the step of each call. Whoever runs the loop sets it, or `attach_clock` does so before the call:
             from a scheduler, or by counting with a `CallCounter`.
         prompt_index: What the records say about where they come from; give each run its own.
+        sink: Takes the records instead of the list, for instance that of `hyquant.calibration.records.write_records`,
+            which keeps none of them in memory.
 
     Yields:
-        The list that records are appended to.
+        The list that records are appended to; empty with a sink.
 
     Raises:
         CalibrationError: In the call, if the clock has no step or an argument is not made of plain values.
     """
     records: list[Record] = []
+    take: RecordSink = records.append if sink is None else sink
     held: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -61,7 +66,7 @@ def capture_calls(denoiser: nn.Module, clock: StepClock, *, prompt_index: int = 
             held.append(_copied(tensor, next(before, None)))
             return held[-1]
 
-        records.append(Record(clock.step_index, prompt_index, map_tensors(kwargs, copy), map_tensors(args, copy)))
+        take(Record(clock.step_index, prompt_index, map_tensors(kwargs, copy), map_tensors(args, copy)))
 
     handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:

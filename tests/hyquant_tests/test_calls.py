@@ -1,6 +1,5 @@
 """Records of any module's calls: what is recorded, stored and called again is what was called."""
 
-import json
 from collections import OrderedDict, namedtuple
 
 import pytest
@@ -8,8 +7,7 @@ import torch
 from torch import nn
 
 from hyquant.calibration.calls import capture_calls, output_tensor, replay
-from hyquant.calibration.packing import pack_records, unpack_records
-from hyquant.calibration.store import Store
+from hyquant.calibration.records import StoredRecords, write_records
 from hyquant.clock import CallCounter, StepClock, attach_clock
 from hyquant.errors import CalibrationError, ConfigError
 from hyquant.models.base import Record
@@ -75,43 +73,27 @@ def test_a_block_of_the_original_layout_is_recorded_and_called_again_bit_by_bit(
     assert same(again, outputs)
 
 
-def test_records_survive_the_store(toy, tmp_path):
+def test_records_go_to_disk_as_they_are_made_and_come_back(toy, tmp_path):
     clock = StepClock(6)
     attach_clock(toy, clock, CallCounter(6))
-    with capture_calls(toy.single_blocks[0], clock) as records:
-        euler_loop(toy, toy_inputs(SIZE, seed=1))
-    records.append(Record(2, 1, ODD_KWARGS, ODD_ARGS))
-    store = Store(tmp_path)
-    entry = pack_records(records)
-    store.put("records", entry.tensors, entry.meta)
+    inputs = toy_inputs(SIZE, seed=1)
+    with capture_calls(toy.single_blocks[0], clock) as expected:
+        euler_loop(toy, inputs)
+    expected.append(Record(2, 0, ODD_KWARGS, ODD_ARGS))
 
-    back = unpack_records(store.get("records"))
+    def capture(sink):
+        with capture_calls(toy.single_blocks[0], clock, sink=sink) as kept:
+            euler_loop(toy, inputs)
+        assert kept == []
+        sink(expected[-1])
 
-    assert [(record.step_index, record.prompt_index) for record in back] == [(i, 0) for i in range(6)] + [(2, 1)]
-    for ours, theirs in zip(back, records, strict=True):
+    write_records(tmp_path / "prompt", capture)
+    back = list(StoredRecords([tmp_path / "prompt"]))
+
+    assert [record.step_index for record in back] == [0, 1, 2, 3, 4, 5, 2]
+    for ours, theirs in zip(back, expected, strict=True):
         assert same(ours.args, theirs.args)
         assert same(dict(ours.inputs), dict(theirs.inputs))
-    json.dumps(entry.meta, allow_nan=False)  # nothing but JSON, which no loader executes
-
-
-def test_nan_survives_the_store():
-    (back,) = unpack_records(pack_records([Record(0, 0, {"x": float("nan")})]))
-
-    assert back.inputs["x"] != back.inputs["x"]
-
-
-def test_entries_that_were_written_before_there_were_positional_arguments_are_read():
-    tensor = torch.ones(2)
-    entry = pack_records([Record(1, 2, {"x": tensor})])
-    (packed,) = entry.meta["records"]
-    assert packed.pop("args") == []
-    ((name, content),) = packed["inputs"].items()
-
-    (back,) = unpack_records(entry)
-
-    assert (name, entry.tensors[content].tolist()) == ("x", [1, 1])
-    assert same(back, back) or torch.equal(back.inputs["x"], tensor)
-    assert back.args == ()
 
 
 def test_what_is_recorded_is_a_copy_and_equal_tensors_are_held_once():

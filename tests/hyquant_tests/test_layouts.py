@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hyquant.calibration.calls import capture_calls
 from hyquant.calibration.observe import observe
+from hyquant.calibration.sequential import observe_sequential
 from hyquant.clock import CallCounter, StepClock, attach_clock
 from hyquant.compiling import _contiguous_inputs, blocks_of
 from hyquant.config import M4, M6, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
@@ -289,6 +290,22 @@ def test_smoothing_scales_are_searched_in_both_layouts_alike(original, diffusers
     assert len(ours) == 10  # 4 in each double block, 1 in each single block
     for name, scale in ours.items():
         torch.testing.assert_close(scale, theirs[name], rtol=1e-4, atol=0)
+
+
+def test_sequential_calibration_follows_the_original_blocks(original, inputs):
+    toy, clock, records, stats, expected = original
+    config = QuantConfig(linear=W8A8Static(), calibration="sequential")
+    plan = build_plan(layer_groups(toy), config, num_steps=NUM_STEPS)
+
+    found = observe_sequential(toy, plan, records, clock)
+    quantize_(toy, plan, found.stats, clock)
+    actual = euler_loop(toy, inputs, num_steps=NUM_STEPS)
+    restore_(toy)
+
+    first, last = "double_blocks.0.img_attn_qkv", "single_blocks.1.linear2"
+    assert torch.equal(found.stats[first].hi, stats[first].hi)  # nothing before the first block is quantized
+    assert not torch.equal(found.stats[last].hi, stats[last].hi)
+    assert 0.999 <= F.cosine_similarity(actual.flatten(), expected.flatten(), dim=0).item() < 1
 
 
 def test_an_export_does_not_load_into_other_weights(original, tmp_path):
