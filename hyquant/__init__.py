@@ -2,6 +2,7 @@
 
     config     QuantConfig         what to do, as a frozen value
     plan       build_plan          what happens to every layer, before anything happens
+    record     capture_calls       the calls of any module while a pipeline runs
     calibrate  observe             float activations as statistics that merge in any order
     quantize   quantize_, restore_ int8 Linears in place, and the float ones back bit by bit
     export     save_quantized, load_quantized, verify_export
@@ -16,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hyquant.calibration.calls import capture_calls as capture_calls
     from hyquant.calibration.observe import observe as observe
     from hyquant.config import QuantConfig as QuantConfig
     from hyquant.export import load_quantized as load_quantized
@@ -31,6 +33,7 @@ DISTRIBUTION = "hyq-search"
 _HOMES = {
     "QuantConfig": "hyquant.config",
     "build_plan": "hyquant.plan",
+    "capture_calls": "hyquant.calibration.calls",
     "load_model": "hyquant.models",
     "load_quantized": "hyquant.export",
     "observe": "hyquant.calibration.observe",

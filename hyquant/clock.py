@@ -66,6 +66,41 @@ class StepClock:
             self._callbacks.remove(callback)
 
 
+class CallCounter:
+    """Say the step of a loop by counting the denoiser's calls: for `attach_clock`, where nothing else knows the step.
+
+    After the last step it begins again at 0, so one counter serves run after run. A run that was cut short leaves it
+    in the middle: `restart` then.
+
+    Args:
+        num_steps: Steps of every run, at least 1.
+        calls_per_step: Denoiser calls in each step: 2 where guidance makes a conditional and an unconditional one.
+
+    Raises:
+        ConfigError: If either is below 1.
+    """
+
+    def __init__(self, num_steps: int, calls_per_step: int = 1) -> None:
+        if num_steps < 1 or calls_per_step < 1:
+            raise ConfigError(
+                f"num_steps and calls_per_step must be at least 1, but got {num_steps} and {calls_per_step}; "
+                "give the length of the denoising loop."
+            )
+        self._calls_per_step = calls_per_step
+        self._calls_per_run = num_steps * calls_per_step
+        self._num_calls = 0
+
+    def __call__(self) -> int:
+        """Return the step index of the call that comes next, and count it."""
+        step_index = self._num_calls % self._calls_per_run // self._calls_per_step
+        self._num_calls += 1
+        return step_index
+
+    def restart(self) -> None:
+        """Begin a new run with the next call."""
+        self._num_calls = 0
+
+
 def attach_clock(denoiser: nn.Module, clock: StepClock, step_of: Callable[[], int | None]) -> RemovableHandle:
     """Set the clock before every forward of a denoiser.
 

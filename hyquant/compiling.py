@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from hyquant.values import map_tensors
 
 _CPU_COMPILERS = ("g++", "clang++")
 
@@ -48,11 +50,8 @@ def compile_blocks_(denoiser: nn.Module) -> None:
 def _contiguous_inputs(
     block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple(map(_contiguous, args)), {name: _contiguous(value) for name, value in kwargs.items()}
-
-
-def _contiguous(value: Any) -> Any:
-    return value.contiguous() if isinstance(value, torch.Tensor) else value
+    changed: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors((args, kwargs), Tensor.contiguous)
+    return changed
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

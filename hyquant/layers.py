@@ -72,4 +72,4 @@ def _hint(pattern: str, names: Sequence[str]) -> str:
     if any(fnmatchcase(name, suggestion) for name in names):
         return f"did you mean '{suggestion}'?"
     example = names[0] if names else "none"
-    return f"patterns are globs over original HunyuanVideo names such as '{example}'."
+    return f"patterns are globs over layer names such as '{example}'."

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyquant.calibration.calls import replay
 from hyquant.calibration.stats import GroupStats, Stats, call_stats, merge, stack_steps
 from hyquant.clock import StepClock
 from hyquant.errors import CalibrationError
@@ -73,7 +74,7 @@ def observe(
             clock.set(step_index)
             unseen = set(running)
             with suppress(_AllSeen):
-                denoiser(**{key: value.to(device) for key, value in record.inputs.items()})
+                replay(denoiser, record, device)
             num_records += 1
     if num_records == 0:
         raise CalibrationError("calibration must have records, but got none; capture at least one prompt.")

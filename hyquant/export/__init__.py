@@ -6,7 +6,7 @@ must be.
 Format: `docs/export-format.md`.
 """
 
-from hyquant.export.manifest import ExportManifest, ModelInfo, model_info, read_manifest
+from hyquant.export.manifest import ExportManifest, ModelInfo, model_info, module_info, read_manifest
 from hyquant.export.reader import load_quantized
 from hyquant.export.verify import VerifyReport, verify_export
 from hyquant.export.writer import save_quantized
@@ -17,6 +17,7 @@ __all__ = [
     "VerifyReport",
     "load_quantized",
     "model_info",
+    "module_info",
     "read_manifest",
     "save_quantized",
     "verify_export",

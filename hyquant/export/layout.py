@@ -63,32 +63,42 @@ def layer_names(plan: QuantPlan, layout: Layout) -> dict[str, str]:
     }
 
 
+def is_renamed(plan: QuantPlan, layout: Layout) -> bool:
+    """Return whether an export bears other names than the denoiser: original ones of a diffusers HunyuanVideo."""
+    return layout == "original" and has_diffusers_names(plan)
+
+
+def has_diffusers_names(plan: QuantPlan) -> bool:
+    """Return whether the plan is for HunyuanVideo in diffusers' layout; in every other one, modules name the layers."""
+    return any(layer.modules != (layer.name,) for layer in plan.layers)
+
+
 def deployed(
-    state: Mapping[str, Tensor], layers: Sequence[str], *, layout: Layout, deploy_dtype: str
+    state: Mapping[str, Tensor], layers: Sequence[str], *, renamed: bool, deploy_dtype: str
 ) -> dict[str, Tensor]:
     """Return a denoiser's whole state under the engine's names and with its dtypes.
 
     Args:
-        state: `MODULE.KIND` -> tensor, for every quantized and float tensor, in diffusers' names.
-        layers: Quantized layers, in the layout's names.
-        layout: The names to give.
+        state: `MODULE.KIND` -> tensor, for every quantized and float tensor, in the denoiser's names.
+        layers: Quantized layers, in the names of the export.
+        renamed: Whether diffusers' names become original ones; else the denoiser's names stay.
         deploy_dtype: What the engine computes in; "float16" makes `deq_scale` int64.
     """
-    named = to_original(state) if layout == "original" else dict(state)
+    named = to_original(state) if renamed else dict(state)
     if deploy_dtype == "float16":
         named = {key: _to_bits(tensor) if key.endswith(".deq_scale") else tensor for key, tensor in named.items()}
     smoothed = {layer for layer in layers if f"{layer}.{_SMOOTH_KIND}" in named}
     return {_wrapped(key, smoothed): tensor for key, tensor in named.items()}
 
 
-def undeployed(tensors: Mapping[str, Tensor], *, layout: Layout) -> dict[str, Tensor]:
-    """Undo `deployed`: return `MODULE.KIND` -> tensor in diffusers' names."""
+def undeployed(tensors: Mapping[str, Tensor], *, renamed: bool) -> dict[str, Tensor]:
+    """Undo `deployed`: return `MODULE.KIND` -> tensor in the denoiser's names."""
     smoothed = {key.removesuffix(_SMOOTH_SUFFIX) for key in tensors if key.endswith(_SMOOTH_SUFFIX)}
     named = {
         _unwrapped(key, smoothed): _from_bits(tensor) if key.endswith(".deq_scale") else tensor
         for key, tensor in tensors.items()
     }
-    return to_diffusers(named) if layout == "original" else named
+    return to_diffusers(named) if renamed else named
 
 
 def describe(keys: Sequence[str], schemes: Mapping[str, str], quant_type: str) -> dict[str, str]:

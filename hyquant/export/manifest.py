@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
+from torch import nn
 
 from hyquant.config import FrozenModel, QuantConfig, Target
 from hyquant.errors import ExportError
 from hyquant.models.base import VideoModel
+from hyquant.models.fingerprint import denoiser_digest
 from hyquant.plan import QuantPlan
 
 MANIFEST_NAME = "hyq_manifest.json"
@@ -63,6 +65,17 @@ def model_info(model: VideoModel) -> ModelInfo:
     """Describe a video model for the manifest."""
     dtype = str(model.dtype).removeprefix("torch.")
     return ModelInfo(kind=model.kind, source=model.source, fingerprint=model.fingerprint(), dtype=dtype)
+
+
+def module_info(denoiser: nn.Module, *, source: str) -> ModelInfo:
+    """Describe the float denoiser of a pipeline that is no `VideoModel`.
+
+    Args:
+        denoiser: The denoiser in float.
+        source: What it was loaded from, in words; it is shown when an export meets other weights.
+    """
+    dtype = str(next(denoiser.parameters()).dtype).removeprefix("torch.")
+    return ModelInfo(kind="module", source=source, fingerprint=denoiser_digest(denoiser), dtype=dtype)
 
 
 def static_steps(plan: QuantPlan) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hyquant.clock import StepClock
 from hyquant.errors import ExportError
 from hyquant.export.checks import read_checked
-from hyquant.export.layout import undeployed
+from hyquant.export.layout import is_renamed, undeployed
 from hyquant.export.manifest import ExportManifest, read_manifest
 from hyquant.models.fingerprint import denoiser_digest, denoiser_part
 from hyquant.modules.swap import install_tensors_, restore_
@@ -43,7 +43,8 @@ def load_quantized(denoiser: nn.Module, export_dir: str | Path, clock: StepClock
     restore_(denoiser)
     require_same_denoiser(denoiser, manifest)
     device = next(denoiser.parameters()).device
-    layers = _by_module(undeployed(tensors, layout=manifest.layout), manifest.plan, device)
+    named = undeployed(tensors, renamed=is_renamed(manifest.plan, manifest.layout))
+    layers = _by_module(named, manifest.plan, device)
     install_tensors_(denoiser, manifest.plan, layers, clock)
     logger.info("loaded export=%s layers=%d", folder, len(manifest.plan.quantized))
     return manifest.plan

@@ -1,14 +1,16 @@
 """`verify_export`: is this folder what it says, and does it do what the float model does?"""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from hyquant.calibration.calls import output_tensor, replay
 from hyquant.calibration.capture import capture_in_memory
+from hyquant.clock import StepClock
 from hyquant.config import FrozenModel
 from hyquant.errors import ExportError, HyquantError
 from hyquant.export.checks import read_checked
@@ -63,16 +65,24 @@ class VerifyReport(FrozenModel):
 
 
 def verify_export(
-    export_dir: str | Path, model: VideoModel | None = None, *, prompt: str = PROBE_PROMPT
+    export_dir: str | Path,
+    model: VideoModel | None = None,
+    *,
+    prompt: str = PROBE_PROMPT,
+    denoiser: nn.Module | None = None,
+    records: Sequence[Record] = (),
 ) -> VerifyReport:
     """Check an export: files, description, tensors, layer counts and, with a model, calls in every step mode.
 
-    A bad export gives a report with problems, not an exception.
+    A bad export gives a report with problems, not an exception. A denoiser that belongs to no `VideoModel` is checked
+    on records of its calls instead.
 
     Args:
         export_dir: The folder.
         model: The model it was made from; it is in float afterwards.
         prompt: What the compared calls denoise; the model must know its words.
+        denoiser: In place of a model, the denoiser it was made from; it is in float afterwards.
+        records: Calls of that denoiser; those of the first, the first static and the last step are compared.
 
     Raises:
         ExportError: If the folder is no export at all.
@@ -85,9 +95,12 @@ def verify_export(
         return VerifyReport(ok=False, problems=(str(error),))
     _, problems = read_checked(folder, manifest)
     forward: tuple[ForwardCheck, ...] = ()
-    if model is not None and not problems:
+    if not problems:
         try:
-            forward = _compare(folder, manifest, model, prompt)
+            if model is not None:
+                forward = _compare_model(folder, manifest, model, prompt)
+            elif denoiser is not None:
+                forward = _compare(folder, manifest, denoiser, records, StepClock(manifest.num_steps))
         except HyquantError as error:
             problems.append(str(error))
     problems.extend(_forward_problems(forward))
@@ -102,8 +115,8 @@ def verify_export(
     )
 
 
-def _compare(folder: Path, manifest: ExportManifest, model: VideoModel, prompt: str) -> tuple[ForwardCheck, ...]:
-    """Run the float and the loaded denoiser on the float model's own inputs: first step, first static step, last step.
+def _compare_model(folder: Path, manifest: ExportManifest, model: VideoModel, prompt: str) -> tuple[ForwardCheck, ...]:
+    """Run the float and the loaded denoiser on the float model's own inputs.
 
     Stored ranges belong to a step, so inputs that are not that step's would be clamped in a perfect export too.
     """
@@ -114,19 +127,29 @@ def _compare(folder: Path, manifest: ExportManifest, model: VideoModel, prompt: 
             f"{expected.fingerprint}, but the model is {given.kind} {given.source} in {given.dtype} with "
             f"{given.fingerprint}; load the model it was made from"
         )
-    steps = {0, manifest.num_steps - 1, *(manifest.static_steps or (0,))[:1]}
     clip = RenderSettings(height=64, width=64, num_frames=5, num_steps=manifest.num_steps)
     restore_(model.denoiser)
-    records = [record for record in capture_in_memory(model, [prompt], [0], clip) if record.step_index in steps]
-    references = [_call(model, record) for record in records]
-    load_quantized(model.denoiser, folder, model.clock)
+    return _compare(folder, manifest, model.denoiser, capture_in_memory(model, [prompt], [0], clip), model.clock)
+
+
+def _compare(
+    folder: Path, manifest: ExportManifest, denoiser: nn.Module, records: Sequence[Record], clock: StepClock
+) -> tuple[ForwardCheck, ...]:
+    """Run the float and the loaded denoiser on records of the first, the first static and the last step."""
+    restore_(denoiser)
+    steps = {0, manifest.num_steps - 1, *(manifest.static_steps or (0,))[:1]}
+    chosen = [record for record in records if record.step_index in steps]
+    if not chosen:
+        raise ExportError(f"calls must be compared at steps {sorted(steps)}, but no record is of them; capture a run")
+    references = [_call(denoiser, record, clock) for record in chosen]
+    load_quantized(denoiser, folder, clock)
     try:
-        outputs = [_call(model, record) for record in records]
+        outputs = [_call(denoiser, record, clock) for record in chosen]
     finally:
-        restore_(model.denoiser)
+        restore_(denoiser)
     return tuple(
         ForwardCheck(step_index=record.step_index, cosine=cosine(reference, output), gain=_gain(output, reference))
-        for record, reference, output in zip(records, references, outputs, strict=True)
+        for record, reference, output in zip(chosen, references, outputs, strict=True)
     )
 
 
@@ -145,12 +168,10 @@ def _forward_problems(checks: tuple[ForwardCheck, ...]) -> Iterator[str]:
 
 
 @torch.no_grad()
-def _call(model: VideoModel, record: Record) -> Tensor:
-    model.clock.set(record.step_index)
-    inputs = {name: tensor.to(model.device) for name, tensor in record.inputs.items()}
-    (output,) = model.denoiser(**inputs, return_dict=False)
-    assert isinstance(output, Tensor)
-    return output.double().flatten()
+def _call(denoiser: nn.Module, record: Record, clock: StepClock) -> Tensor:
+    clock.set(record.step_index)
+    output = replay(denoiser, record, next(denoiser.parameters()).device)
+    return output_tensor(output).double().flatten()
 
 
 def _gain(output: Tensor, reference: Tensor) -> float:

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from hyquant.config import Target
 from hyquant.errors import ExportError
 from hyquant.export.folder import new_folder, sha256_of
-from hyquant.export.layout import deployed, describe, description_name, layer_names, model_quant_type, weight_name
+from hyquant.export.layout import (
+    deployed,
+    describe,
+    description_name,
+    has_diffusers_names,
+    is_renamed,
+    layer_names,
+    model_quant_type,
+    weight_name,
+)
 from hyquant.export.manifest import (
     MANIFEST_NAME,
     ExportManifest,
@@ -47,7 +56,8 @@ def save_quantized(
         plan: The plan it was quantized by.
         out_dir: The folder to make; its parent must be writable.
         model: The float model it was made from, by `model_info`.
-        layout: Whose layer names to write; MindIE-SD's own HunyuanVideo has the original ones.
+        layout: Whose layer names to write; MindIE-SD's own HunyuanVideo has the original ones. A denoiser that is not
+            HunyuanVideo in diffusers' layout has "original" names only: its own.
         target: What is meant to execute it.
         overwrite: Replace an export that is there already.
 
@@ -63,6 +73,11 @@ def save_quantized(
         )
     if (problem := fold_problem(plan, target)) is not None:
         raise ExportError(problem)
+    if layout == "diffusers" and not has_diffusers_names(plan):
+        raise ExportError(
+            f"only HunyuanVideo in diffusers' layout can be written in its names, but {type(denoiser).__name__} has "
+            "others; use layout original, which keeps them"
+        )
     tensors = _tensors(denoiser, plan, layout)
     description = describe(list(tensors), layer_names(plan, layout), quant_type)
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -89,7 +104,7 @@ def save_quantized(
 
 
 def _tensors(denoiser: nn.Module, plan: QuantPlan, layout: Layout) -> dict[str, Tensor]:
-    """Return everything the denoiser holds under the names and with the dtypes of the export, on the CPU."""
+    """Return all floats and quantized tensors of the denoiser with the names and dtypes of the export, on the CPU."""
     quantized = quantized_tensors(denoiser)
     planned = {module for layer in plan.quantized for module in layer.modules}
     if set(quantized) != planned:
@@ -99,12 +114,16 @@ def _tensors(denoiser: nn.Module, plan: QuantPlan, layout: Layout) -> dict[str, 
             "all); quantize it with this plan first"
         )
     own = tuple(f"{module}." for module in quantized)
-    state = {key: tensor for key, tensor in denoiser.state_dict().items() if not key.startswith(own)}
+    state = {
+        key: tensor
+        for key, tensor in denoiser.state_dict().items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not key.startswith(own)
+    }
     state |= {f"{module}.{kind}": tensor for module, kinds in quantized.items() for kind, tensor in kinds.items()}
     named = deployed(
         {key: tensor.detach().cpu() for key, tensor in state.items()},
         list(layer_names(plan, layout)),
-        layout=layout,
+        renamed=is_renamed(plan, layout),
         deploy_dtype=plan.config.deploy_dtype,
     )
     return _unshared(named)

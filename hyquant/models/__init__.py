@@ -43,8 +43,8 @@ def load_model(kind: str, source: str, *, device: str = "auto", dtype: str = "fl
 
     Args:
         kind: Entry of `MODELS` or name of an entry point "hyq.models".
-        source: What the kind loads: for "hunyuan_video" "mini", "mini-outliers" or a folder in diffusers layout; for
-            "tiny" the seed of its weights.
+        source: What the kind loads: for "hunyuan_video" "mini", "mini-outliers" or a folder in diffusers' or
+            Tencent's layout; for "tiny" the seed of its weights.
         device: "auto", or a device as torch writes it, such as "cpu" or "npu:1".
         dtype: "float32", "bfloat16" or "float16".
 

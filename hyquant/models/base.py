@@ -1,6 +1,6 @@
 """What the library needs of a video model: a denoiser with named layers that renders, captures and can be timed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hyquant.clock import StepClock
 from hyquant.config import FrozenModel
 from hyquant.models.names import LayerGroup
+from hyquant.values import CallValue
 
 
 class RenderSettings(FrozenModel):
@@ -36,11 +37,12 @@ class DeploymentShape(FrozenModel):
 
 @dataclass(frozen=True)
 class Record:
-    """One captured denoiser call: step index, prompt index and the keyword tensors it got."""
+    """One captured denoiser call: step index, prompt index, and the keyword and positional arguments it got."""
 
     step_index: int
     prompt_index: int
-    inputs: dict[str, Tensor]
+    inputs: Mapping[str, CallValue]
+    args: tuple[CallValue, ...] = ()
 
 
 RecordSink = Callable[[Record], None]

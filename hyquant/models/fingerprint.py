@@ -28,9 +28,13 @@ def tensors_digest(tensors: Mapping[str, Tensor], config: JsonValue) -> str:
 
 
 def denoiser_digest(denoiser: nn.Module) -> str:
-    """Return the digest of a float denoiser's weights and configuration: the first half of a model's fingerprint."""
-    config = getattr(denoiser, "config", {})
-    return tensors_digest(denoiser.state_dict(), plain_config(config))
+    """Return the digest of a float denoiser's weights and configuration: the first half of a model's fingerprint.
+
+    A configuration counts if the module has a mapping of that name, as those of diffusers do.
+    """
+    config = getattr(denoiser, "config", None)
+    tensors = {name: tensor for name, tensor in denoiser.state_dict().items() if isinstance(tensor, Tensor)}
+    return tensors_digest(tensors, plain_config(config if isinstance(config, Mapping) else {}))
 
 
 def denoiser_part(fingerprint: str) -> str:

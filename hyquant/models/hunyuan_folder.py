@@ -1,6 +1,5 @@
-"""Read HunyuanVideo from a folder in diffusers layout, or the shipped mini weights; never from the network."""
+"""Read HunyuanVideo from a folder in diffusers' or Tencent's layout, or the shipped mini; never from the network."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hyquant.errors import ConfigError
+from hyquant.errors import ConfigError, HyquantError
+from hyquant.models.components import COMPONENTS, is_complete
+from hyquant.models.original_folder import (
+    DENOISER,
+    OriginalFolder,
+    find_original,
+    load_components,
+    read_prompt_template,
+)
 
 if TYPE_CHECKING:
     from diffusers import HunyuanVideoPipeline
 
 logger = logging.getLogger(__name__)
-
-COMPONENTS = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-
-_MARKS = {
-    "scheduler": "scheduler_config.json",
-    "tokenizer": "tokenizer_config.json",
-    "tokenizer_2": "tokenizer_config.json",
-}
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,28 @@ class HunyuanSource:
     """Where weights are and how their pipeline must be called.
 
     Attributes:
-        folder: Folder in diffusers layout.
+        folder: The folder.
         prompt_template: The pipeline's template with "template" and "crop_start"; None for the published weights' own.
         max_sequence_length: Longest prompt in tokens, template not counted.
         has_outliers: Whether synthetic outliers are put into the weights after loading.
+        original: Where things lie if the folder is in Tencent's layout; None for diffusers' layout.
+        load_key: Which set of weights of an original checkpoint: "module", or "ema" for averaged ones.
     """
 
     folder: Path
     prompt_template: dict[str, str | int] | None = None
     max_sequence_length: int = 256
     has_outliers: bool = False
+    original: OriginalFolder | None = None
+    load_key: str = "module"
 
 
-def find_source(source: str) -> HunyuanSource:
+def find_source(source: str, *, load_key: str = "module") -> HunyuanSource:
     """Return what "mini", "mini-outliers" or a folder name stand for.
+
+    Args:
+        source: One of the two names, or a folder in diffusers' or in Tencent's layout.
+        load_key: Which set of weights of an original checkpoint: "module" or "ema".
 
     Raises:
         ConfigError: If there is no such folder, or a component of the pipeline is missing in it.
@@ -59,23 +66,43 @@ def find_source(source: str) -> HunyuanSource:
             has_outliers=source == "mini-outliers",
         )
     else:
-        found = HunyuanSource(folder=Path(source).expanduser())
-    _check_folder(found.folder, source)
+        found = _find_folder(Path(source).expanduser(), source, load_key)
+    if found.original is None:
+        _check_components(found.folder)
     return found
+
+
+def _find_folder(folder: Path, source: str, load_key: str) -> HunyuanSource:
+    _check_folder(folder, source)
+    if (folder / "model_index.json").is_file():
+        return HunyuanSource(folder=folder)
+    original = find_original(folder, load_key=load_key)
+    if original is None:
+        raise ConfigError(
+            f"a folder in diffusers layout holds model_index.json, but {folder} does not, and it has no {DENOISER}/ of "
+            "Tencent's layout either; give the folder that contains the weights of all components"
+        )
+    template = read_prompt_template(folder)
+    length = template.pop("max_sequence_length", 256)
+    return HunyuanSource(
+        folder=folder,
+        prompt_template=template or None,
+        max_sequence_length=int(length),
+        original=original,
+        load_key=load_key,
+    )
 
 
 def _check_folder(folder: Path, source: str) -> None:
     if not folder.is_dir():
         raise ConfigError(
-            f"source must be mini, mini-outliers or a folder in diffusers layout, but got {source!r}, and {folder} is "
-            "no folder; download hunyuanvideo-community/HunyuanVideo and give its folder"
+            f"source must be mini, mini-outliers or a folder in diffusers or Tencent layout, but got {source!r}, and "
+            f"{folder} is no folder; download hunyuanvideo-community/HunyuanVideo and give its folder"
         )
-    if not (folder / "model_index.json").is_file():
-        raise ConfigError(
-            f"a folder in diffusers layout holds model_index.json, but {folder} does not; give the folder that "
-            "contains transformer/, vae/ and the others (original Tencent checkpoints must be converted first)"
-        )
-    missing = [name for name in COMPONENTS if not _is_complete(folder / name, name)]
+
+
+def _check_components(folder: Path) -> None:
+    missing = [name for name in COMPONENTS if not is_complete(folder / name, name)]
     if missing:
         raise ConfigError(
             f"HunyuanVideo consists of {', '.join(COMPONENTS)}, but {folder} lacks files of {', '.join(missing)}; "
@@ -83,20 +110,12 @@ def _check_folder(folder: Path, source: str) -> None:
         )
 
 
-def _is_complete(folder: Path, name: str) -> bool:
-    if name in _MARKS:
-        return (folder / _MARKS[name]).is_file()
-    indexes = list(folder.glob("*.safetensors.index.json"))
-    shards = {shard for index in indexes for shard in json.loads(index.read_text())["weight_map"].values()}
-    has_weights = bool(shards) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-    return (folder / "config.json").is_file() and has_weights and all((folder / shard).is_file() for shard in shards)
-
-
 def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideoPipeline":
     """Load all components on the CPU, without network and without progress bars.
 
     Raises:
         ConfigError: If a file cannot be read as what it should be.
+        LayerMatchError: If an original checkpoint holds tensors that HunyuanVideo has not.
     """
     from diffusers import HunyuanVideoPipeline
     from safetensors import SafetensorError
@@ -107,7 +126,13 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
     logger.info("load hunyuan_video folder=%s dtype=%s", source.folder, dtype)
     try:
         with _quiet():
-            pipe = HunyuanVideoPipeline.from_pretrained(str(source.folder), dtype=load_dtype, local_files_only=True)
+            if source.original is not None:
+                parts = load_components(source.original, dtype=load_dtype, load_key=source.load_key)
+                pipe = HunyuanVideoPipeline(**parts)
+            else:
+                pipe = HunyuanVideoPipeline.from_pretrained(str(source.folder), dtype=load_dtype, local_files_only=True)
+    except HyquantError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{source.folder} must load as a HunyuanVideoPipeline, but it does not: {error}") from error
     if source.has_outliers:

@@ -228,13 +228,21 @@ class HunyuanVideo:
         )
 
 
-def load_hunyuan_video(source: str, *, device: torch.device, dtype: torch.dtype) -> HunyuanVideo:
-    """Load HunyuanVideo: "mini", "mini-outliers" or a folder in diffusers layout.
+def load_hunyuan_video(
+    source: str, *, device: torch.device, dtype: torch.dtype, load_key: str = "module"
+) -> HunyuanVideo:
+    """Load HunyuanVideo: "mini", "mini-outliers" or a folder in diffusers' or Tencent's layout.
+
+    Args:
+        source: One of the names, or a folder.
+        device: Where denoiser and decoder live.
+        dtype: Dtype of all weights.
+        load_key: Which set of weights of an original checkpoint: "module", or "ema" for averaged ones.
 
     Raises:
         ConfigError: If the folder or a component is missing or unreadable.
     """
-    found = find_source(source)
+    found = find_source(source, load_key=load_key)
     return HunyuanVideo(load_pipeline(found, dtype=dtype), found, name=source, device=device, dtype=dtype)
 
 

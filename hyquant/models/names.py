@@ -1,28 +1,33 @@
-"""HunyuanVideo's layer names: original (canonical) <-> diffusers, for layer selection and for whole state dicts.
+"""Layer names: HunyuanVideo's original (canonical) ones <-> diffusers', and any other module's own.
 
 One original Linear may be several diffusers Linears ("fused group"): `img_attn_qkv` is to_q, to_k, to_v stacked along
 the output rows, in that order; `linear1` of a single block is to_q, to_k, to_v, proj_mlp. Everything here works on
-names and structure; diffusers is not imported. The tables are in `hyquant.models.name_tables`.
+names and structure; neither diffusers nor Tencent's code is imported. The tables are in `hyquant.models.name_tables`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hyquant.errors import LayerMatchError
 from hyquant.models.name_tables import HALVES_SWAPPED, SECTIONS
 from hyquant.modules.linear import QuantLinear
 from hyquant.schemes.contract import INPUT_TENSORS, ROW_DIMS
 
+_MARK = "context_embedder.proj_in"
+"""A Linear that HunyuanVideo has in diffusers; models that share its block names alone do not."""
+
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """One original Linear and the diffusers Linears it consists of.
+    """One canonical Linear and the Linears of the denoiser that it consists of.
 
     Attributes:
-        name: Canonical name, as in `double_blocks.3.img_mlp.fc1`.
+        name: Canonical name, as in `double_blocks.3.img_mlp.fc1`: the original one for HunyuanVideo, the module path
+            for every other module.
         modules: Module paths in the denoiser, in the order of their output rows.
         in_features: Input channels, shared by all members (they read the same tensor).
         out_features: Output channels of each member.
@@ -35,20 +40,31 @@ class LayerGroup:
 
 
 def layer_groups(denoiser: nn.Module) -> tuple[LayerGroup, ...]:
-    """Return every Linear of a diffusers HunyuanVideo transformer under its original name, blocks first.
+    """Return every Linear of a denoiser under its canonical name.
+
+    A denoiser whose Linears all have a name in the diffusers tables is HunyuanVideo in diffusers' layout: groups get
+    the original names, and several Linears may form one. In every other module, HunyuanVideo in Tencent's own layout
+    included, each Linear is a group of its own and its module path is its name.
 
     Args:
-        denoiser: A `HunyuanVideoTransformer3DModel` of any size, float or quantized (on any device, also "meta").
+        denoiser: Any module, float or quantized (on any device, also "meta").
 
     Returns:
-        Groups in block order: double blocks, single blocks, then what is outside the blocks.
+        Groups in model order, HunyuanVideo's double and single blocks before what is outside of them.
 
     Raises:
-        LayerMatchError: If a Linear has no original name or a fused group is incomplete.
+        LayerMatchError: If a fused group is incomplete, or there is no Linear below the module.
     """
-    linears = {name: module for name, module in denoiser.named_modules() if isinstance(module, nn.Linear | QuantLinear)}
-    table = _matched(linears, of="diffusers")
-    _refuse_unknown(linears, (path for paths in table.values() for path in paths), of="diffusers")
+    linears = {name: module for name, module in denoiser.named_modules() if name and _can_be_replaced(module)}
+    if not linears:
+        raise LayerMatchError(
+            f"a denoiser must have Linears below it, but {type(denoiser).__name__} has none; give the module that is "
+            "called once per denoising step."
+        )
+    if _is_diffusers(linears):
+        table = _matched(linears, of="diffusers")
+    else:
+        table = {name: (name,) for name in (*_matched(linears, of="original"), *linears)}
     return tuple(
         LayerGroup(
             name=name,
@@ -113,6 +129,16 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return diffusers
 
 
+def _can_be_replaced(module: nn.Module) -> bool:
+    """Return whether a module is a Linear that runs by being called; some of torch's own only lend their weight."""
+    return isinstance(module, nn.Linear | QuantLinear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def _is_diffusers(names: Collection[str]) -> bool:
+    known = {path for _, paths in _entries(names, of="diffusers") for path in paths}
+    return _MARK in names and known.issuperset(names)
+
+
 def _by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
@@ -125,22 +151,29 @@ def _matched(names: Iterable[str], *, of: str) -> dict[str, tuple[str, ...]]:
     """Return original -> diffusers modules for those table entries whose own side (`of`) is among the names."""
     known = set(names)
     matched: dict[str, tuple[str, ...]] = {}
+    for name, paths in _entries(known, of=of):
+        own = (name,) if of == "original" else paths
+        missing = sorted(set(own) - known)
+        if missing and len(missing) < len(own):
+            raise LayerMatchError(
+                f"all parts of {name} must be there, but {missing} are missing; give a complete model."
+            )
+        if not missing:
+            matched[name] = paths
+    return matched
+
+
+def _entries(names: Iterable[str], *, of: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield original -> diffusers modules of all table entries, for the block indices that occur among the names."""
+    known = set(names)
     for section in SECTIONS:
         prefix = section.original if of == "original" else section.diffusers
         for index in _block_indices(known, prefix):
             for original, parts in section.modules.items():
-                name = section.original.format(index) + original
-                paths = tuple(section.diffusers.format(index) + part for part in parts)
-                own = (name,) if of == "original" else paths
-                present = [path for path in own if path in known]
-                if present and len(present) < len(own):
-                    missing = sorted(set(own) - known)
-                    raise LayerMatchError(
-                        f"all parts of {name} must be there, but {missing} are missing; give a complete model."
-                    )
-                if present:
-                    matched[name] = paths
-    return matched
+                yield (
+                    section.original.format(index) + original,
+                    tuple(section.diffusers.format(index) + part for part in parts),
+                )
 
 
 def _block_indices(names: Iterable[str], prefix: str) -> list[int]:

@@ -111,7 +111,15 @@ class QuantLinear(nn.Module):
 
         Returns:
             [..., N] in x's dtype.
+
+        Raises:
+            ConfigError: If x is not float: modules that cast their input to the dtype of this weight get int8.
         """
+        if not x.is_floating_point():
+            raise ConfigError(
+                f"the input of a quantized layer must be float, but is {x.dtype}: what comes before casts to the dtype "
+                "of the layer's weight, as timestep embedders do; exclude the layer."
+            )
         params = self.input
         if self.is_static_step is None:
             raise CalibrationError(

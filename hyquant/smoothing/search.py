@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyquant.calibration.calls import replay
 from hyquant.calibration.stats import GroupStats, select_steps
 from hyquant.clock import StepClock
 from hyquant.config import M3
@@ -87,7 +88,7 @@ class PlanSearch:
         with torch.inference_mode(), self._watched(sums):
             for record in islice(records, 1 if self.takes_first_record else None):
                 clock.set(record.step_index)
-                self._denoiser(**{key: value.to(device) for key, value in record.inputs.items()})
+                replay(self._denoiser, record, device)
         return sums
 
     def tell(self, sums: Mapping[str, Tensor]) -> None:

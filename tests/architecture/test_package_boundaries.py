@@ -89,6 +89,7 @@ def test_public_names_of_hyquant_are_these():
     assert sorted(hyquant._HOMES) == [
         "QuantConfig",
         "build_plan",
+        "capture_calls",
         "load_model",
         "load_quantized",
         "observe",

@@ -1,0 +1,27 @@
+"""The parts of a HunyuanVideo pipeline as folders, and whether one is complete."""
+
+import json
+from pathlib import Path
+
+COMPONENTS = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+_MARKS = {
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+    "tokenizer_2": "tokenizer_config.json",
+}
+
+
+def is_complete(folder: Path, name: str) -> bool:
+    """Tell whether a component's folder holds its configuration and, for a model, every file of its weights.
+
+    Args:
+        folder: The component's folder.
+        name: Which of `COMPONENTS` it is.
+    """
+    if name in _MARKS:
+        return (folder / _MARKS[name]).is_file()
+    indexes = list(folder.glob("*.safetensors.index.json"))
+    shards = {shard for index in indexes for shard in json.loads(index.read_text())["weight_map"].values()}
+    has_weights = bool(shards) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    return (folder / "config.json").is_file() and has_weights and all((folder / shard).is_file() for shard in shards)
