@@ -64,8 +64,7 @@ def install_tensors_(
     *,
     attentions: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Put QuantLinears made of given tensors in place of the planned Linears, Linears where the plan rewrites, and
-    quantize the planned attentions.
+    """Put QuantLinears in place of the planned Linears, Linears where the plan rewrites, and quantize attentions.
 
     The denoiser is restored first if it is quantized. Nothing is exchanged unless everything fits.
 
