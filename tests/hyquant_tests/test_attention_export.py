@@ -190,7 +190,7 @@ def put(key, change):
     ("name", "change", "problem"),
     [
         ("int8", drop("double_blocks.0.fa_k.scale"), "fa_k.scale of the attention of double_blocks.0 must be there"),
-        ("int8", put("single_blocks.1.fa_v.scale", lambda x: x.repeat(7, 1)), r"must have shape \(2, 1\), but has \(14, 1\)"),
+        ("int8", put("single_blocks.1.fa_v.scale", lambda x: x.repeat(7, 1)), r"shape \(2, 1\), but has \(14, 1\)"),
         ("int8", put("double_blocks.0.fa_q.scale", torch.neg), "fa_q.scale must be positive, but has 2"),
         ("int8", put("double_blocks.0.fa_q.offset", lambda x: x + 1), "fa_q.offset must be zero"),
         ("int8", put("double_blocks.0.fa_q.offset", torch.Tensor.float), "fa_q.offset must be torch.int8"),
