@@ -1,7 +1,7 @@
 """Everything `quantize_` takes from calibration records for one plan, made by all ranks together.
 
-Statistics of the float model, of its attention too, and searched smoothing scales are shared by the trials of a study; what depends on the
-plan's own quantization errors, or on its multipliers, is worked out for the plan alone.
+Statistics of the float model (of its attention too) and searched smoothing scales are shared by the trials of a study;
+what depends on the plan's own quantization errors, or on its multipliers, is worked out for the plan alone.
 """
 
 from collections.abc import Mapping

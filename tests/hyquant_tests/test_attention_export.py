@@ -33,7 +33,8 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def loaded():
     model = TinyVideoModel(0)
-    records = model.capture(["a red ball"], [1], SETTINGS)
+    records = []
+    model.capture(["a red ball"], [1], SETTINGS, records.append)
     blocks = attention_blocks(model.denoiser)
     return model, observe_attention(model.denoiser, blocks, records, model.clock, FA3Int8())
 

@@ -44,7 +44,8 @@ def identity(q, k, v, valid):
 @pytest.fixture(scope="module")
 def loaded():
     model = TinyVideoModel(3)
-    records = model.capture(["a red square", "two"], [0, 1], SETTINGS)
+    records = []
+    model.capture(["a red square", "two"], [0, 1], SETTINGS, records.append)
     blocks = attention_blocks(model.denoiser)
     return model, records, observe_attention(model.denoiser, blocks, records, model.clock, INT8)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hyquant.calibration.store import Store
-from hyquant.config import FA3Fp8, FA3Int8, QuantConfig, W8A8Dynamic
+from hyquant.config import FA3Fp8, FA3Int8, QuantConfig, W8A8Dynamic, W8A8Static
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.export import verify_export
@@ -111,3 +111,12 @@ def test_a_study_exports_quantized_attention(study_config, tmp_path):
     assert exported.report.ok
     assert exported.manifest.layer_counts["fa3_int8 attention"] == 4
     assert verify_export(tmp_path / "out").ok
+
+
+def test_sequential_calibration_leaves_attention_in_float_until_the_end(bench):
+    config = QuantConfig(linear=W8A8Static(), attention=FA3Int8(), calibration="sequential")
+
+    measurement = run_trial(bench, config, Stages(Group()))
+
+    assert measurement.result.outcome == "complete"
+    assert len(measurement.evidence.report.attentions) == 4
