@@ -38,13 +38,14 @@ def compile_blocks_(denoiser: nn.Module) -> None:
     Inputs are made contiguous before each block: the first block of a kind often gets a view of another stride than the
     later ones, which would compile the same arithmetic twice.
     """
-    copies: dict[type[nn.Module], Callable[..., Any]] = {}
+    copies: dict[Callable[..., Any], Callable[..., Any]] = {}
     for block in blocks_of(denoiser):
-        kind = type(block)
-        if kind not in copies:
-            copies[kind] = _with_own_code(kind.forward)
+        # A block whose attention is intercepted in the original layout has a forward of its own.
+        forward = vars(block).get("forward", types.MethodType(type(block).forward, block)).__func__
+        if forward not in copies:
+            copies[forward] = _with_own_code(forward)
         block.register_forward_pre_hook(_contiguous_inputs, with_kwargs=True)
-        block.forward = torch.compile(types.MethodType(copies[kind], block), dynamic=False)
+        block.forward = torch.compile(types.MethodType(copies[forward], block), dynamic=False)
 
 
 def _contiguous_inputs(

@@ -170,7 +170,9 @@ def _first_static_step(plan: QuantPlan) -> int:
 
 def _is_native(denoiser: nn.Module) -> bool:
     state = swapped(denoiser)
-    return state is None or all(module.kernel_kind == "native" for module in state.quantized.values())
+    if state is None:
+        return True
+    return not state.attentions and all(module.kernel_kind == "native" for module in state.quantized.values())
 
 
 def _describe_device(device: torch.device) -> str:

@@ -1,15 +1,23 @@
 """Deciding what happens to every layer before anything happens: a configuration becomes a `QuantPlan`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from hyquant.config import FA3Int8, FrozenModel, LayerSelection, QuantConfig, Target
 from hyquant.errors import ConfigError
 from hyquant.layers import first_match, require_matches, select_layers
+from hyquant.models.attentions import AttentionBlock
 from hyquant.models.names import LayerGroup
 from hyquant.models.producers import junction_of
 
 SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep"]
+AttentionSchemeName = Literal["fa3_int8", "fp8_dynamic"]
+
+ATTENTION_TARGETS: Mapping[AttentionSchemeName, tuple[Target, ...]] = {
+    "fa3_int8": ("hyquant", "mindie-sd-2.3/910b"),
+    "fp8_dynamic": ("hyquant", "mindie-sd-3.1/950"),
+}
+"""What executes quantized attention: MindIE-SD lost int8 attention after its 2.3 line; float8 needs an Ascend 950."""
 
 
 class LayerPlan(FrozenModel):
@@ -35,17 +43,34 @@ class LayerPlan(FrozenModel):
         return self.smoothed and not self.folded
 
 
+class AttentionPlan(FrozenModel):
+    """What happens to the attention of one block, and why; `scheme=None` leaves it in float."""
+
+    name: str
+    module: str
+    heads: int
+    head_dim: int
+    scheme: AttentionSchemeName | None
+    reason: str
+
+
 class QuantPlan(FrozenModel):
-    """A configuration worked out for one model: every layer group in model order with its decision."""
+    """A configuration worked out for one model: every layer group and block in model order with its decision."""
 
     config: QuantConfig
     num_steps: int
     layers: tuple[LayerPlan, ...]
+    attentions: tuple[AttentionPlan, ...] = ()
 
     @property
     def quantized(self) -> tuple[LayerPlan, ...]:
         """Return the groups that are quantized."""
         return tuple(layer for layer in self.layers if layer.scheme is not None)
+
+    @property
+    def quantized_attentions(self) -> tuple[AttentionPlan, ...]:
+        """Return the blocks whose attention is quantized."""
+        return tuple(block for block in self.attentions if block.scheme is not None)
 
     @property
     def smoothed(self) -> tuple[LayerPlan, ...]:
@@ -74,8 +99,9 @@ def build_plan(
     num_steps: int,
     model: str = "hunyuan_video",
     target: Target = "hyquant",
+    attentions: Sequence[AttentionBlock] = (),
 ) -> QuantPlan:
-    """Decide for every layer group what a configuration does to it.
+    """Decide for every layer group, and for every block's attention, what a configuration does to it.
 
     Args:
         groups: All layer groups of the model, in model order.
@@ -83,10 +109,13 @@ def build_plan(
         num_steps: Denoising steps of the runs the plan is for, at least 1; tables get this many rows.
         model: Name of the model, for messages.
         target: What is meant to execute the result.
+        attentions: The blocks that own an attention, by `hyquant.models.attentions.attention_blocks`; needed only where
+            the configuration quantizes attention.
 
     Raises:
         ConfigError: If `num_steps` is below 1, no layer is selected, smoothing would touch no quantized layer, a
-            smoothed layer has nothing to fold into, or the target cannot load what would be folded.
+            smoothed layer has nothing to fold into, attention is to be quantized and there are no blocks, or the target
+            cannot execute the result.
         LayerMatchError: If a pattern matches no layer of the model.
     """
     if num_steps < 1:
@@ -110,12 +139,17 @@ def build_plan(
             scheme=scheme if group.name in selected else None,
             smoothed=group.name in smoothed,
             folded=group.name in folded,
-            reason=_reason(group.name, config.layers) if scheme is not None else "the configuration is the control",
+            reason=_reason(group.name, config.layers) if scheme is not None else _float_reason(config),
         )
         for group in groups
     )
-    plan = QuantPlan(config=config, num_steps=num_steps, layers=tuple(layers))
-    if (problem := fold_problem(plan, target)) is not None:
+    plan = QuantPlan(
+        config=config,
+        num_steps=num_steps,
+        layers=tuple(layers),
+        attentions=tuple(_attention_plans(attentions, config, model=model)),
+    )
+    if (problem := fold_problem(plan, target) or attention_problem(plan, target)) is not None:
         raise ConfigError(problem)
     return plan
 
@@ -132,6 +166,50 @@ def fold_problem(plan: QuantPlan, target: Target) -> str | None:
         f"{target} loads quantized layers only, but smoothing would be folded into {names[0]} ({len(names)} in all), "
         "which stays in float; use placement multiplier, or quantize it too"
     )
+
+
+def attention_problem(plan: QuantPlan, target: Target) -> str | None:
+    """Return why a target cannot execute the attention of a plan, None if it can."""
+    blocks = plan.quantized_attentions
+    if not blocks or blocks[0].scheme is None or target in ATTENTION_TARGETS[blocks[0].scheme]:
+        return None
+    scheme = blocks[0].scheme
+    what = "ignores int8 attention without a message" if scheme == "fa3_int8" else "has no float8 attention"
+    return (
+        f"{target} {what}, but the plan quantizes the attention of {len(blocks)} blocks as {scheme}; "
+        f"use target {' or '.join(ATTENTION_TARGETS[scheme])}, or leave attention in float"
+    )
+
+
+def _attention_plans(blocks: Sequence[AttentionBlock], config: QuantConfig, *, model: str) -> Iterator[AttentionPlan]:
+    names = [block.name for block in blocks]
+    attention = config.attention
+    if attention is not None:
+        if not blocks:
+            raise ConfigError(
+                f"a configuration with {attention.kind} needs blocks that own an attention, but {model} was given with "
+                "none; pass attentions=attention_blocks(denoiser), or use attention=None."
+            )
+        require_matches(names, {"attention": attention.layers}, model=model)
+    for block in blocks:
+        pattern = None if attention is None else first_match(block.name, attention.layers)
+        yield AttentionPlan(
+            name=block.name,
+            module=block.module,
+            heads=block.heads,
+            head_dim=block.head_dim,
+            scheme=None if attention is None or pattern is None else attention.kind,
+            reason="the configuration keeps attention in float"
+            if attention is None
+            else "not included by any pattern"
+            if pattern is None
+            else f"included by '{pattern}'",
+        )
+
+
+def _float_reason(config: QuantConfig) -> str:
+    is_control = config.attention is None
+    return "the configuration is the control" if is_control else "the configuration keeps Linears in float"
 
 
 def _smoothed(names: Sequence[str], selected: set[str], config: QuantConfig, *, model: str) -> set[str]:

@@ -1,7 +1,8 @@
 """Quantizing a denoiser in place: `quantize_` works out int8 tensors from a plan and statistics, `restore_` undoes it.
 
 Per layer group: the smoothing multiplier (if any), activation ranges, int8 parameters of the input, then each member's
-weight. All arithmetic is float32; the only copy of a weight is the temporary one being quantized.
+weight. All arithmetic is float32; the only copy of a weight is the temporary one being quantized. Then, per block, what
+its quantized attention stores.
 """
 
 import logging
@@ -10,11 +11,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hyquant.attention.fp8 import fp8_tensors
+from hyquant.attention.int8 import PARTS, int8_tensors
+from hyquant.attention.stats import HeadStats
 from hyquant.calibration.stats import GroupStats, Steps, act_range
 from hyquant.clock import StepClock
-from hyquant.config import FrozenModel, StoredRange, W8A8Timestep
+from hyquant.config import FA3Fp8, FA3Int8, FrozenModel, StoredRange, W8A8Timestep
 from hyquant.errors import CalibrationError
+from hyquant.latency_report import KernelKind
 from hyquant.modules.swap import (
+    attention_tensors,
     float_linear,
     install_tensors_,
     quantized_tensors,
@@ -25,7 +31,7 @@ from hyquant.modules.swap import (
 from hyquant.numerics.error import sqnr_db
 from hyquant.numerics.qparams import QParams, choose_qparams
 from hyquant.observers import OBSERVERS
-from hyquant.plan import LayerPlan, QuantPlan
+from hyquant.plan import AttentionPlan, LayerPlan, QuantPlan
 from hyquant.schemes import SCHEMES
 from hyquant.schemes.contract import LayerTensors
 from hyquant.smoothing import SMOOTHINGS
@@ -34,9 +40,12 @@ from hyquant.smoothing.multiplier import multiplier
 from hyquant.smoothing.search import unit_facts
 
 __all__ = [
+    "AttentionReport",
     "LayerReport",
     "QuantReport",
+    "attention_tensors",
     "install_tensors_",
+    "needs_attention_stats",
     "needs_histograms",
     "needs_search",
     "needs_smoothed_stats",
@@ -69,12 +78,26 @@ class LayerReport(FrozenModel):
     kernel_kind: str
 
 
+class AttentionReport(FrozenModel):
+    """What quantization did to the attention of one block.
+
+    `act_absmax` is the largest value that int8 represents in any head, of q, k and v; None where each input has its own
+    scale. `kernel_kind` says whether the attention runs natively in 8 bits here.
+    """
+
+    name: str
+    scheme: str
+    act_absmax: tuple[float, float, float] | None
+    kernel_kind: KernelKind = "simulated"
+
+
 class QuantReport(FrozenModel):
-    """What `quantize_` did: every quantized group, and the bytes of the denoiser's weights before and after."""
+    """What `quantize_` did: every quantized group and attention, and the bytes of weights before and after."""
 
     layers: tuple[LayerReport, ...]
     float_bytes: int
     weight_bytes: int
+    attentions: tuple[AttentionReport, ...] = ()
 
 
 def needs_stats(plan: QuantPlan) -> bool:
@@ -96,6 +119,11 @@ def needs_smoothed_stats(plan: QuantPlan) -> bool:
     if not isinstance(linear, StoredRange) or not plan.smoothed:
         return False
     return not OBSERVERS[linear.act_method].follows_multiplier or linear.percentile is not None
+
+
+def needs_attention_stats(plan: QuantPlan) -> bool:
+    """Return whether a plan needs statistics of q, k and v: int8 attention stores its scales."""
+    return any(block.scheme == "fa3_int8" for block in plan.attentions)
 
 
 def needs_search(plan: QuantPlan) -> bool:
@@ -151,8 +179,9 @@ def quantize_(
     *,
     smoothed_stats: Mapping[str, GroupStats] | None = None,
     scales: Mapping[str, Tensor] | None = None,
+    attention_stats: Mapping[str, HeadStats] | None = None,
 ) -> QuantReport:
-    """Replace the planned Linears of a denoiser by int8 ones.
+    """Replace the planned Linears of a denoiser by int8 ones, and quantize the planned attentions.
 
     It always starts from float: a quantized denoiser is restored first. If anything is wrong the denoiser is left in
     float. The float modules are kept aside for `restore_`.
@@ -165,9 +194,11 @@ def quantize_(
         smoothed_stats: Statistics of inputs under `smoothing_multipliers`; only where `needs_smoothed_stats(plan)`,
             and with histograms where `needs_histograms(plan)`, as `stats`.
         scales: Searched smoothing scales by group name, from `search_scales`; only where `needs_search(plan)`.
+        attention_stats: Statistics of q, k and v by block name, from `hyquant.attention.observe`; only where
+            `needs_attention_stats(plan)`.
 
     Returns:
-        A report per layer group.
+        A report per layer group and per quantized attention.
 
     Raises:
         CalibrationError: If statistics are missing (the message names layer and step) or not finite, or smoothing
@@ -193,13 +224,24 @@ def quantize_(
             drafts.append((layer, sqnr, widest))
         for path in (path for layer in plan.rewritten for path in layer.modules):
             tensors[path] = _rewritten(float_linear(denoiser, path), edits[path])
-        install_tensors_(denoiser, plan, tensors, clock)
+        device = next(denoiser.parameters()).device
+        attentions = {
+            block.module: {name: tensor.to(device) for name, tensor in _attention(block, plan, attention_stats).items()}
+            for block in plan.quantized_attentions
+        }
+        install_tensors_(denoiser, plan, tensors, clock, attentions=attentions)
     report = QuantReport(
         layers=tuple(_layer_report(denoiser, *draft) for draft in drafts),
         float_bytes=float_bytes,
         weight_bytes=weight_bytes(denoiser),
+        attentions=tuple(_attention_report(block, attentions[block.module]) for block in plan.quantized_attentions),
     )
-    logger.info("quantized groups=%d weight_bytes=%d", len(report.layers), report.weight_bytes)
+    logger.info(
+        "quantized groups=%d attentions=%d weight_bytes=%d",
+        len(report.layers),
+        len(report.attentions),
+        report.weight_bytes,
+    )
     return report
 
 
@@ -310,6 +352,37 @@ def _searched_scale(plan: QuantPlan, unit: tuple[LayerPlan, ...], scales: Mappin
             "hyquant.smoothing.search.search_scales on the calibration records and pass its result as scales."
         )
     return scales[name]
+
+
+def _attention(block: AttentionPlan, plan: QuantPlan, stats: Mapping[str, HeadStats] | None) -> dict[str, Tensor]:
+    """Return the contract tensors of one block's attention."""
+    config, deploy_dtype = plan.config.attention, plan.config.deploy_dtype
+    if isinstance(config, FA3Fp8):
+        return fp8_tensors(block.head_dim, deploy_dtype, rotate=config.rotate)
+    assert isinstance(config, FA3Int8)
+    if stats is None or block.name not in stats:
+        raise CalibrationError(
+            f"int8 attention of {block.name} must have statistics of q, k and v, but there are none; gather them by "
+            "hyquant.attention.observe.observe_attention and pass them as attention_stats."
+        )
+    seen = stats[block.name]
+    if seen.lo.shape[1] != block.heads:
+        raise CalibrationError(
+            f"statistics of {block.name} must be of {block.heads} heads, but are of {seen.lo.shape[1]}; observe this "
+            "denoiser."
+        )
+    try:
+        return int8_tensors(seen, deploy_dtype)
+    except CalibrationError as error:
+        raise CalibrationError(f"attention of {block.name}: {error}") from error
+
+
+def _attention_report(block: AttentionPlan, tensors: Mapping[str, Tensor]) -> AttentionReport:
+    absmax = None
+    if block.scheme == "fa3_int8":
+        q, k, v = (127 * tensors[f"{part}.scale"].amax().item() for part in PARTS)
+        absmax = (q, k, v)
+    return AttentionReport(name=block.name, scheme=str(block.scheme), act_absmax=absmax)
 
 
 def _stats_of(layer: LayerPlan, stats: Mapping[str, GroupStats]) -> GroupStats:

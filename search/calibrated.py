@@ -1,7 +1,7 @@
 """Everything `quantize_` takes from calibration records for one plan, made by all ranks together.
 
-Statistics of the float model and searched smoothing scales are shared by the trials of a study; what depends on the
-plan's own quantization errors, or on its multipliers, is worked out for the plan alone.
+Statistics of the float model (of its attention too) and searched smoothing scales are shared by the trials of a study;
+what depends on the plan's own quantization errors, or on its multipliers, is worked out for the plan alone.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hyquant.attention.stats import HeadStats
 from hyquant.calibration.sequential import needs_sequential_stats
 from hyquant.calibration.stats import GroupStats, Stats
 from hyquant.distributed import merge_stats
 from hyquant.plan import QuantPlan
 from hyquant.quantize import QuantReport, needs_search, needs_smoothed_stats, needs_stats, quantize_
+from search.attention import prepare_attention
 from search.prepare import calibrate, calibrate_sequentially
 from search.scales import prepare_scales
 from search.stages import Stages
@@ -27,6 +29,7 @@ class Calibrated:
     stats: Stats
     smoothed_stats: Mapping[str, GroupStats] | None
     scales: Mapping[str, Tensor] | None
+    attention_stats: Mapping[str, HeadStats] | None
 
 
 def calibrate_for(bench: Workbench, plan: QuantPlan, stages: Stages) -> Calibrated:
@@ -38,17 +41,25 @@ def calibrate_for(bench: Workbench, plan: QuantPlan, stages: Stages) -> Calibrat
     is_sequential = needs_sequential_stats(plan)
     if needs_search(plan) or (needs_stats(plan) and not is_sequential):
         calibrate(bench, stages, plan)
+    heads = prepare_attention(bench, plan, stages)
     scales = prepare_scales(bench, plan, stages)
     if is_sequential:
-        return Calibrated(*calibrate_sequentially(bench, plan, stages, scales=scales), scales=scales)
-    return Calibrated(bench.stats, _smoothed_stats(bench, plan, stages, scales), scales)
+        stats, smoothed_stats = calibrate_sequentially(bench, plan, stages, scales=scales)
+        return Calibrated(stats, smoothed_stats, scales, heads)
+    return Calibrated(bench.stats, _smoothed_stats(bench, plan, stages, scales), scales, heads)
 
 
 def quantize_calibrated(bench: Workbench, plan: QuantPlan, found: Calibrated) -> QuantReport:
     """Quantize the workbench's denoiser by a plan and what it took from the records. No collective call."""
     model = bench.model
     return quantize_(
-        model.denoiser, plan, found.stats, model.clock, smoothed_stats=found.smoothed_stats, scales=found.scales
+        model.denoiser,
+        plan,
+        found.stats,
+        model.clock,
+        smoothed_stats=found.smoothed_stats,
+        scales=found.scales,
+        attention_stats=found.attention_stats,
     )
 
 

@@ -8,6 +8,7 @@ from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.export import ExportManifest, VerifyReport, model_info, save_quantized, verify_export
 from hyquant.export.manifest import Layout
+from hyquant.models.attentions import attention_blocks
 from hyquant.plan import build_plan
 from hyquant.quantize import restore_
 from search.calibrated import calibrate_for, quantize_calibrated
@@ -86,7 +87,14 @@ def export_config(
     bench = build_workbench(config, prompts, group=Group(), device=device, cache=cache, lock=HostLock())
     model = bench.model
     num_steps = config.workload.settings.num_steps
-    plan = build_plan(model.groups(), point, num_steps=num_steps, model=model.name, target=config.target)
+    plan = build_plan(
+        model.groups(),
+        point,
+        num_steps=num_steps,
+        model=model.name,
+        target=config.target,
+        attentions=attention_blocks(model.denoiser),
+    )
     found = calibrate_for(bench, plan, Stages(bench.group))
     quantize_calibrated(bench, plan, found)
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hyquant.config import QuantConfig, digest
 from hyquant.latency import PreparedSteps
 from hyquant.latency_report import LatencyReport
+from hyquant.models.attentions import attention_blocks
 from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
@@ -77,8 +78,14 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
 
 def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
     num_steps = bench.config.workload.settings.num_steps
+    model = bench.model
     return build_plan(
-        bench.model.groups(), config, num_steps=num_steps, model=bench.model.name, target=bench.config.target
+        model.groups(),
+        config,
+        num_steps=num_steps,
+        model=model.name,
+        target=bench.config.target,
+        attentions=attention_blocks(model.denoiser),
     )
 
 

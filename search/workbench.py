@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from torch import Tensor
 
+from hyquant.attention.stats import HeadStats
 from hyquant.calibration.capture import capture_records, reference_videos
 from hyquant.calibration.observe import observe
 from hyquant.calibration.packing import pack_stats, unpack_stats
@@ -72,6 +73,7 @@ class Workbench:
         search: This rank's (prompt, seed) pairs to render in a trial.
         stats: Statistics over the calibration prompts of all ranks; equal on all ranks.
         scales: Searched smoothing scales by their key in the cache; see `search.scales`.
+        head_stats: Statistics of q, k and v by their key in the cache; see `search.attention`.
         references: Float videos of all search prompts on rank 0; none elsewhere.
         latency_bench: Times quantizations at the deployment shape on rank 0; None elsewhere.
         embedder: The judge on rank 0; None elsewhere.
@@ -90,6 +92,7 @@ class Workbench:
     search: list[tuple[str, int]]
     stats: dict[str, GroupStats] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
+    head_stats: dict[str, dict[str, HeadStats]] = field(default_factory=dict)
     references: list[Tensor] = field(default_factory=list)
     latency_bench: LatencyBench | None = None
     embedder: Embedder | None = None

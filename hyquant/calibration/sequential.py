@@ -154,4 +154,4 @@ def _part(plan: QuantPlan, blocks: Sequence[str]) -> QuantPlan:
     """Return the plan of some blocks' layers alone."""
     layers = tuple(layer for layer in plan.layers if _block_of(layer.name) in blocks)
     config = plan.config.model_copy(update={"attention": None})
-    return plan.model_copy(update={"layers": layers, "config": config})
+    return plan.model_copy(update={"layers": layers, "attentions": (), "config": config})

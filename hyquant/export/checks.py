@@ -15,12 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hyquant.attention.int8 import PARTS
+from hyquant.config import FA3Fp8
 from hyquant.export.folder import FILE_MODE, sha256_of
-from hyquant.export.layout import describe, description_name, layer_names, weight_name
+from hyquant.export.layout import attention_names, describe, description_name, layer_names, weight_name
 from hyquant.export.manifest import MANIFEST_NAME, ExportManifest
-from hyquant.plan import LayerPlan
+from hyquant.plan import AttentionPlan, LayerPlan
 
 Shape = tuple[int, ...]
+
+MAX_ROTATION_ERROR = 1e-2
+"""What bfloat16 entries of an orthogonal matrix may make of the identity; ours are exact."""
 
 
 def read_checked(folder: Path, manifest: ExportManifest) -> tuple[dict[str, Tensor], list[str]]:
@@ -77,7 +82,9 @@ def description_problems(text: str, keys: Iterable[str], manifest: ExportManifes
     except json.JSONDecodeError as error:
         yield f"{name} must be JSON, but it is not: {error}"
         return
-    expected = describe(list(keys), layer_names(manifest.plan, manifest.layout), manifest.model_quant_type)
+    plan, layout = manifest.plan, manifest.layout
+    schemes, attentions = layer_names(plan, layout), attention_names(plan, layout)
+    expected = describe(list(keys), schemes, manifest.model_quant_type, attentions)
     if not isinstance(found, dict):
         yield f"{name} must be a flat table, but it is a {type(found).__name__}"
         return
@@ -103,6 +110,15 @@ def tensor_problems(tensors: Mapping[str, Tensor], manifest: ExportManifest) -> 
                 else:
                     yield from _tensor_problems(key, tensors[key], dtypes, shape)
             yield from _bias_problems(f"{_prefix(layer, name)}.bias", tensors, layer, rows)
+    for name, block in attention_names(manifest.plan, manifest.layout).items():
+        expected = expected_attention_tensors(block, name, manifest)
+        seen |= set(expected)
+        for key, (dtypes, shape) in expected.items():
+            if key not in tensors:
+                yield f"{key} of the attention of {block.name} must be there, but is missing"
+            else:
+                yield from _tensor_problems(key, tensors[key], dtypes, shape)
+        yield from _rotation_problems(name, tensors)
     for key in sorted(set(tensors) - seen):
         if not tensors[key].is_floating_point():
             yield f"{key} belongs to no quantized layer and must be float, but is {tensors[key].dtype}"
@@ -132,6 +148,32 @@ def expected_tensors(
     return expected
 
 
+def expected_attention_tensors(
+    block: AttentionPlan, name: str, manifest: ExportManifest
+) -> dict[str, tuple[tuple[torch.dtype, ...], Shape]]:
+    """Return what must be stored of a quantized attention: key -> allowed dtypes and shape."""
+    attention = manifest.config.attention
+    if block.scheme == "fa3_int8":
+        dtypes = {"scale": torch.float32, "offset": torch.int8}
+        return {f"{name}.{part}.{kind}": ((dtypes[kind],), (block.heads, 1)) for part in PARTS for kind in dtypes}
+    if not isinstance(attention, FA3Fp8) or not attention.rotate:
+        return {}
+    dtype: torch.dtype = getattr(torch, manifest.config.deploy_dtype)
+    return {f"{name}.{kind}": ((dtype,), (block.head_dim, block.head_dim)) for kind in ("q_rot", "k_rot")}
+
+
+def _rotation_problems(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Check that rotating q and k leaves their products as they are."""
+    if not {f"{name}.q_rot", f"{name}.k_rot"} <= set(tensors):
+        return
+    q_rot, k_rot = (tensors[f"{name}.{kind}"].double() for kind in ("q_rot", "k_rot"))
+    if q_rot.ndim != 2 or q_rot.shape != k_rot.shape:
+        return
+    error = (q_rot @ k_rot.T - torch.eye(len(q_rot), dtype=torch.double)).abs().max().item()
+    if not error <= MAX_ROTATION_ERROR:
+        yield f"{name}.q_rot times {name}.k_rot transposed must be the identity, but is off by {error:.3g}"
+
+
 def _tensor_problems(key: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: Shape) -> Iterator[str]:
     if tensor.dtype not in dtypes:
         yield f"{key} must be {' or '.join(map(str, dtypes))}, but is {tensor.dtype}"
@@ -141,12 +183,12 @@ def _tensor_problems(key: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], 
         yield f"{key} must be finite, but is not"
         return
     kind = key.rpartition(".")[2]
-    if kind.endswith("_scale") and not bool((tensor > 0).all()):
+    if (kind == "scale" or kind.endswith("_scale")) and not bool((tensor > 0).all()):
         yield f"{key} must be positive, but has {int((tensor <= 0).sum())} values that are not"
     if kind == "input_offset" and not bool(((tensor == tensor.round()) & (tensor >= -128) & (tensor <= 127)).all()):
         yield f"{key} must hold integers in [-128, 127], but holds others"
-    if kind == "weight_offset" and bool(tensor.any()):
-        yield f"{key} must be zero, because engines take weights as symmetric, but is not"
+    if kind in ("weight_offset", "offset") and bool(tensor.any()):
+        yield f"{key} must be zero, because engines take weights, q, k and v as symmetric, but is not"
 
 
 def _bias_problems(key: str, tensors: Mapping[str, Tensor], layer: LayerPlan, rows: int) -> Iterator[str]:

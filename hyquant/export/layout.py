@@ -3,8 +3,10 @@
 The engine is MindIE-SD: a layer's tensors are named `LAYER.KIND`, and a description names the algorithm of every
 tensor. Where a layer is smoothed, its multiplier is `LAYER.div.mul_scale` and all its other tensors are
 `LAYER.linear.KIND`. Scales are float32; only for float16 deployment `deq_scale` is int64 with the float32's bits in
-the low half, as the operator wants it. Weights that stay in float keep the model's dtype. Source: mindiesd 3.1
-(`quantize`), torch_npu `npu_quant_matmul`.
+the low half, as the operator wants it. Weights that stay in float keep the model's dtype. Quantized attention belongs
+to a block M: int8 has `M.fa_q.scale`, `M.fa_q.offset` and so on, float8 has `M.q_rot` and `M.k_rot`, and an entry
+`M.quant_type` of the description that names no tensor. Sources: mindiesd 3.1 (`quantize`), torch_npu
+`npu_quant_matmul`; for int8 attention msModelSlim 26.1.0, whose exports have one scale per token, not per head.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +14,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hyquant.attention.int8 import PARTS
+from hyquant.config import FA3Fp8
 from hyquant.errors import ExportError
 from hyquant.export.manifest import Layout
 from hyquant.models.names import to_diffusers, to_original
-from hyquant.plan import QuantPlan
+from hyquant.plan import AttentionPlan, QuantPlan
 
 ALGORITHMS: Mapping[str, str] = {
     "w8a8_static": "W8A8",
@@ -24,9 +28,15 @@ ALGORITHMS: Mapping[str, str] = {
 }
 """The engine's name of each scheme."""
 
+ATTENTION_ALGORITHMS: Mapping[str, str] = {"fa3_int8": "FAQuant", "fp8_dynamic": "FP8_DYNAMIC"}
+"""The engine's name of each attention scheme."""
+
 FLOAT = "FLOAT"
 TYPE_KEY = "model_quant_type"
+ATTENTION_TYPE_KEY = "fa_quant_type"
 
+_INT8_KINDS = tuple(f"{part}.{kind}" for part in PARTS for kind in ("scale", "offset"))
+_ATTENTION_KINDS = (*_INT8_KINDS, "q_rot", "k_rot")
 _SMOOTH_KIND = "mul_scale"
 _SMOOTH_SUFFIX = ".div.mul_scale"
 
@@ -35,8 +45,15 @@ def model_quant_type(plan: QuantPlan) -> str:
     """Return the engine's name of what the plan does.
 
     Raises:
-        ExportError: If the plan quantizes nothing: there is no such export.
+        ExportError: If the plan quantizes nothing, or int8 attention alone: there is no such export.
     """
+    if plan.quantized_attentions and not plan.quantized:
+        if isinstance(plan.config.attention, FA3Fp8):
+            return ATTENTION_ALGORITHMS["fp8_dynamic"]
+        raise ExportError(
+            "an export with int8 attention must quantize a Linear too, because engines know no type for attention "
+            "alone, but this plan quantizes none; add w8a8_dynamic"
+        )
     if plan.config.linear is None or not plan.quantized:
         raise ExportError(
             "an export must quantize a layer, but this plan quantizes none; ship the float weights instead"
@@ -73,6 +90,24 @@ def has_diffusers_names(plan: QuantPlan) -> bool:
     return any(layer.modules != (layer.name,) for layer in plan.layers)
 
 
+def attention_names(plan: QuantPlan, layout: Layout) -> dict[str, AttentionPlan]:
+    """Return block -> plan of the quantized attentions, with the block names of a layout."""
+    return {block.name if layout == "original" else block.module: block for block in plan.quantized_attentions}
+
+
+def split_attentions(
+    tensors: Mapping[str, Tensor], plan: QuantPlan, layout: Layout
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Return the tensors of an export without those of attentions, and those by module path of their block."""
+    attentions: dict[str, dict[str, Tensor]] = {block.module: {} for block in plan.quantized_attentions}
+    others = dict(tensors)
+    for name, block in attention_names(plan, layout).items():
+        for kind in _ATTENTION_KINDS:
+            if f"{name}.{kind}" in others:
+                attentions[block.module][kind] = others.pop(f"{name}.{kind}")
+    return others, attentions
+
+
 def deployed(
     state: Mapping[str, Tensor], layers: Sequence[str], *, renamed: bool, deploy_dtype: str
 ) -> dict[str, Tensor]:
@@ -101,9 +136,31 @@ def undeployed(tensors: Mapping[str, Tensor], *, renamed: bool) -> dict[str, Ten
     return to_diffusers(named) if renamed else named
 
 
-def describe(keys: Sequence[str], schemes: Mapping[str, str], quant_type: str) -> dict[str, str]:
-    """Return the description: the type of the model, and of every tensor FLOAT or its layer's algorithm."""
-    return {TYPE_KEY: quant_type} | {key: _algorithm(key, schemes) for key in sorted(keys)}
+def describe(
+    keys: Sequence[str],
+    schemes: Mapping[str, str],
+    quant_type: str,
+    attentions: Mapping[str, AttentionPlan] | None = None,
+) -> dict[str, str]:
+    """Return the description: the types of the model and of quantized attentions, and of every tensor its algorithm.
+
+    Args:
+        keys: Names of all tensors.
+        schemes: Scheme by quantized layer; tensors of others are FLOAT.
+        quant_type: The type of the model.
+        attentions: Quantized attentions by block, from `attention_names`.
+    """
+    head, kinds = {TYPE_KEY: quant_type}, dict[str, str]()
+    for name, block in (attentions or {}).items():
+        algorithm = ATTENTION_ALGORITHMS[str(block.scheme)]
+        if block.scheme == "fa3_int8":
+            head[ATTENTION_TYPE_KEY] = algorithm
+            kinds |= {f"{name}.{kind}": algorithm for kind in _INT8_KINDS}
+        else:
+            kinds[f"{name}.quant_type"] = algorithm
+    tensors = {key: kinds.get(key) or _algorithm(key, schemes) for key in keys}
+    types = {key: algorithm for key, algorithm in kinds.items() if key.endswith(".quant_type")}
+    return head | dict(sorted((tensors | types).items()))
 
 
 def _algorithm(key: str, schemes: Mapping[str, str]) -> str:

@@ -43,8 +43,10 @@ class ExportManifest(FrozenModel):
         static_steps: First and one-past-last step index that use stored activation scales; None if no step does. An
             engine with a step policy, such as MindIE-SD's TimestepPolicyConfig, must be told: it is dynamic
             everywhere by default.
-        layer_counts: Number of layers by what happened to them: a scheme's name, "float", "smoothed".
+        layer_counts: Number of layers by what happened to them: a scheme's name, "float", "smoothed"; and of blocks
+            with quantized attention, as "SCHEME attention".
         files: The other files of the folder, by name.
+        notes: What whoever deploys this must know, one sentence each.
     """
 
     format_version: Literal[1] = 1
@@ -59,6 +61,7 @@ class ExportManifest(FrozenModel):
     layer_counts: dict[str, int]
     versions: dict[str, str]
     files: dict[str, FileInfo]
+    notes: tuple[str, ...] = ()
 
 
 def model_info(model: VideoModel) -> ModelInfo:
@@ -88,9 +91,23 @@ def static_steps(plan: QuantPlan) -> tuple[int, int] | None:
 
 
 def layer_counts(plan: QuantPlan) -> dict[str, int]:
-    """Count layers by what happens to them."""
+    """Count layers, and quantized attentions, by what happens to them."""
     schemes = [layer.scheme or "float" for layer in plan.layers]
-    return {name: schemes.count(name) for name in sorted(set(schemes))} | {"smoothed": len(plan.smoothed)}
+    attentions = [str(block.scheme) for block in plan.quantized_attentions]
+    counts = {name: schemes.count(name) for name in sorted(set(schemes))} | {"smoothed": len(plan.smoothed)}
+    return counts | {f"{name} attention": attentions.count(name) for name in sorted(set(attentions))}
+
+
+def notes(plan: QuantPlan) -> tuple[str, ...]:
+    """Return what whoever deploys an export of this plan must know."""
+    schemes = {block.scheme for block in plan.quantized_attentions}
+    texts = {
+        "fa3_int8": "MindIE-SD 3.1 ignores FAQuant entries without a message and runs attention in float; int8 "
+        "attention needs its 2.3 line.",
+        "fp8_dynamic": "MindIE-SD 3.1 attaches fa_quant to each block but does not reroute its attention: the model's "
+        "code must call self.fa_quant(q, k, v, layout=...), on an Ascend 950.",
+    }
+    return tuple(text for scheme, text in texts.items() if scheme in schemes)
 
 
 def software_versions() -> dict[str, str]:

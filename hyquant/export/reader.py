@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hyquant.clock import StepClock
 from hyquant.errors import ExportError
 from hyquant.export.checks import read_checked
-from hyquant.export.layout import is_renamed, undeployed
+from hyquant.export.layout import is_renamed, split_attentions, undeployed
 from hyquant.export.manifest import ExportManifest, read_manifest
 from hyquant.models.fingerprint import denoiser_digest, denoiser_part
 from hyquant.modules.swap import install_tensors_, restore_
@@ -43,10 +43,14 @@ def load_quantized(denoiser: nn.Module, export_dir: str | Path, clock: StepClock
     restore_(denoiser)
     require_same_denoiser(denoiser, manifest)
     device = next(denoiser.parameters()).device
+    tensors, stored = split_attentions(tensors, manifest.plan, manifest.layout)
     named = undeployed(tensors, renamed=is_renamed(manifest.plan, manifest.layout))
     layers = _by_module(named, manifest.plan, device)
-    install_tensors_(denoiser, manifest.plan, layers, clock)
-    logger.info("loaded export=%s layers=%d", folder, len(manifest.plan.quantized))
+    attentions = {
+        module: {kind: tensor.to(device) for kind, tensor in kinds.items()} for module, kinds in stored.items()
+    }
+    install_tensors_(denoiser, manifest.plan, layers, clock, attentions=attentions)
+    logger.info("loaded export=%s layers=%d attentions=%d", folder, len(manifest.plan.quantized), len(attentions))
     return manifest.plan
 
 

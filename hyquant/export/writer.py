@@ -14,6 +14,7 @@ from hyquant.config import Target
 from hyquant.errors import ExportError
 from hyquant.export.folder import new_folder, sha256_of
 from hyquant.export.layout import (
+    attention_names,
     deployed,
     describe,
     description_name,
@@ -30,11 +31,12 @@ from hyquant.export.manifest import (
     Layout,
     ModelInfo,
     layer_counts,
+    notes,
     software_versions,
     static_steps,
 )
-from hyquant.plan import QuantPlan, fold_problem
-from hyquant.quantize import quantized_tensors
+from hyquant.plan import QuantPlan, attention_problem, fold_problem
+from hyquant.quantize import attention_tensors, quantized_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +73,15 @@ def save_quantized(
             f"{target} loads layers by the original names and leaves all others in float without a message, but layout "
             "is diffusers; use layout original, or target hyquant"
         )
-    if (problem := fold_problem(plan, target)) is not None:
+    if (problem := fold_problem(plan, target) or attention_problem(plan, target)) is not None:
         raise ExportError(problem)
     if layout == "diffusers" and not has_diffusers_names(plan):
         raise ExportError(
             f"only HunyuanVideo in diffusers' layout can be written in its names, but {type(denoiser).__name__} has "
             "others; use layout original, which keeps them"
         )
-    tensors = _tensors(denoiser, plan, layout)
-    description = describe(list(tensors), layer_names(plan, layout), quant_type)
+    tensors = _tensors(denoiser, plan, layout) | _attention_tensors(denoiser, plan, layout)
+    description = describe(list(tensors), layer_names(plan, layout), quant_type, attention_names(plan, layout))
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     out_dir = Path(out_dir)
     with new_folder(out_dir, size_bytes=size_bytes, mark=MANIFEST_NAME, overwrite=overwrite) as folder:
@@ -97,6 +99,7 @@ def save_quantized(
             layer_counts=layer_counts(plan),
             versions=software_versions(),
             files={file.name: _file_info(file) for file in sorted(folder.iterdir())},
+            notes=notes(plan),
         )
         _write_json(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2))
     logger.info("export out_dir=%s type=%s layout=%s size_bytes=%d", out_dir, quant_type, layout, size_bytes)
@@ -127,6 +130,22 @@ def _tensors(denoiser: nn.Module, plan: QuantPlan, layout: Layout) -> dict[str, 
         deploy_dtype=plan.config.deploy_dtype,
     )
     return _unshared(named)
+
+
+def _attention_tensors(denoiser: nn.Module, plan: QuantPlan, layout: Layout) -> dict[str, Tensor]:
+    """Return what quantized attentions store under the names of the export, on the CPU."""
+    held = attention_tensors(denoiser)
+    names = attention_names(plan, layout)
+    if set(held) != {block.module for block in names.values()}:
+        raise ExportError(
+            f"the denoiser must be quantized by the plan that is saved, but it has {len(held)} quantized attentions "
+            f"and the plan {len(names)}; quantize it with this plan first"
+        )
+    return {
+        f"{name}.{kind}": tensor.detach().cpu().contiguous()
+        for name, block in names.items()
+        for kind, tensor in held[block.module].items()
+    }
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

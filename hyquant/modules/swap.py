@@ -1,4 +1,4 @@
-"""Exchanging the Linears of a denoiser for QuantLinears and back, by swapping pointers.
+"""Exchanging the Linears of a denoiser for QuantLinears and back, by swapping pointers; hooking its attentions.
 
 Float Linears that smoothing scales are folded into are exchanged too, for Linears with the folded weights.
 
@@ -9,14 +9,16 @@ the quantized ones, the plan, and the clock they follow.
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from hyquant.attention import ATTENTIONS, QuantAttention
 from hyquant.clock import StepClock
 from hyquant.config import W8A8Timestep
 from hyquant.errors import ConfigError, LayerMatchError
+from hyquant.models.attentions import hook_attentions_, unhook_attention_
 from hyquant.modules.linear import QuantLinear, quant_linears
 from hyquant.plan import QuantPlan
 from hyquant.schemes.contract import LayerTensors
@@ -33,12 +35,13 @@ _HOOK_TABLES = (
 
 @dataclass(frozen=True)
 class Swapped:
-    """What `install_tensors_` did to a denoiser; both tables are by module path."""
+    """What `install_tensors_` did to a denoiser; all tables are by module path."""
 
     plan: QuantPlan
     clock: StepClock
     floats: dict[str, nn.Module]
     quantized: dict[str, QuantLinear]
+    attentions: dict[str, QuantAttention] = field(default_factory=dict)
 
     def set_step(self, step_index: int) -> None:
         """Tell every quantized layer the step."""
@@ -54,9 +57,14 @@ def swapped(denoiser: nn.Module) -> Swapped | None:
 
 
 def install_tensors_(
-    denoiser: nn.Module, plan: QuantPlan, tensors: Mapping[str, LayerTensors], clock: StepClock
+    denoiser: nn.Module,
+    plan: QuantPlan,
+    tensors: Mapping[str, LayerTensors],
+    clock: StepClock,
+    *,
+    attentions: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Put QuantLinears made of given tensors in place of the planned Linears, and Linears where the plan rewrites.
+    """Put QuantLinears in place of the planned Linears, Linears where the plan rewrites, and quantize attentions.
 
     The denoiser is restored first if it is quantized. Nothing is exchanged unless everything fits.
 
@@ -65,10 +73,12 @@ def install_tensors_(
         plan: Which layers, with which scheme.
         tensors: Contract tensors by module path; weight and bias of what stays in float with other weights.
         clock: The clock the layers follow.
+        attentions: Contract tensors of each planned attention by its block's module path; an attention without stored
+            tensors has an empty entry or none.
 
     Raises:
         LayerMatchError: If tensors for a planned module are missing, or the denoiser lacks it.
-        ConfigError: If a weight has another shape than the module it replaces.
+        ConfigError: If a weight has another shape than the module it replaces, or an attention cannot be intercepted.
     """
     restore_(denoiser)
     sep = plan.config.linear.timestep_sep if isinstance(plan.config.linear, W8A8Timestep) else 0
@@ -84,9 +94,14 @@ def install_tensors_(
     for path in (path for layer in plan.rewritten for path in layer.modules):
         floats[path] = _fitting_linear(denoiser, path, tensors)
         rewritten[path] = linear_of(tensors[path]["weight"], tensors[path].get("bias"))
+    hooks = {
+        block.module: ATTENTIONS[str(block.scheme)]((attentions or {}).get(block.module, {}))
+        for block in plan.quantized_attentions
+    }
+    hook_attentions_(denoiser, hooks)
     for path, module in (quantized | rewritten).items():
         _put(denoiser, path, module)
-    state = Swapped(plan=plan, clock=clock, floats=floats, quantized=quantized)
+    state = Swapped(plan=plan, clock=clock, floats=floats, quantized=quantized, attentions=hooks)
     setattr(denoiser, _ATTRIBUTE, state)
     clock.subscribe(state.set_step)
 
@@ -99,6 +114,8 @@ def restore_(denoiser: nn.Module) -> None:
     state.clock.unsubscribe(state.set_step)
     for path, module in state.floats.items():
         _put(denoiser, path, module)
+    for path in state.attentions:
+        unhook_attention_(denoiser, path)
     delattr(denoiser, _ATTRIBUTE)
 
 
@@ -106,6 +123,12 @@ def quantized_tensors(denoiser: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Return the contract tensors of every quantized Linear by module path; empty for a float denoiser."""
     state = swapped(denoiser)
     return {} if state is None else {path: module.tensors() for path, module in state.quantized.items()}
+
+
+def attention_tensors(denoiser: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the contract tensors of every quantized attention by its block's module path; empty if there are none."""
+    state = swapped(denoiser)
+    return {} if state is None else {path: hook.tensors() for path, hook in state.attentions.items()}
 
 
 def structural_twin(denoiser: nn.Module, clock: StepClock | None = None) -> nn.Module:
@@ -156,6 +179,8 @@ def _shared_tensors(denoiser: nn.Module, state: Swapped | None) -> Iterator[Tens
         held = (module._parameters, module._buffers, vars(module))
         for table in held:
             yield from (value for value in table.values() if isinstance(value, Tensor) and id(value) not in own)
+    for hook in () if state is None else state.attentions.values():
+        yield from (value for value in vars(hook).values() if isinstance(value, Tensor))
 
 
 def float_linear(denoiser: nn.Module, path: str) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""Searching smoothing scales as two real processes: they agree with each other and with one process alone."""
+"""Smoothing scales and scales of attention on two real processes: they agree with each other and with one alone."""
 
 import json
 import os
@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hyquant.config import M3, M6, QuantConfig, W8A8Dynamic
+from hyquant.config import M3, M6, FA3Int8, QuantConfig, W8A8Dynamic
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group, init_group
+from hyquant.models.attentions import attention_blocks
 from hyquant.plan import build_plan
+from search.attention import prepare_attention
 from search.locks import HostLock
 from search.prepare import calibrate, prepare_workbench
 from search.prompts import StudyPrompts
@@ -28,7 +30,7 @@ CASES = {
 
 
 def search_as(group, config, folder):
-    """Return what a rank finds by case: scales by layer, and whether it has the first record of all."""
+    """Return what a rank finds by case: scales by layer, whether it has the first record of all, ranges of heads."""
     found = {}
     for name, (prompts, smoothing) in CASES.items():
         both = StudyPrompts(calibration=prompts, search=("a green cone", "a grey ring"))
@@ -37,12 +39,16 @@ def search_as(group, config, folder):
             config, both, group=group, device=resolve_device("cpu"), cache=folder / "cache", lock=lock
         )
         stages = Stages(group)
-        plan = build_plan(bench.model.groups(), QuantConfig(linear=W8A8Dynamic(), smoothing=smoothing), num_steps=2)
+        point = QuantConfig(linear=W8A8Dynamic(), smoothing=smoothing, attention=FA3Int8(ratio_qk=0.9))
+        blocks = attention_blocks(bench.model.denoiser)
+        plan = build_plan(bench.model.groups(), point, num_steps=2, attentions=blocks)
         calibrate(bench, stages, plan)
         scales = prepare_scales(bench, plan, stages)
+        heads = prepare_attention(bench, plan, stages)
         found[name] = {
             "scales": {layer: scale.tolist() for layer, scale in scales.items()},
             "has_first_record": bench.has_first_record,
+            "heads": {block: [*stats.lo.tolist(), *stats.hi.tolist()] for block, stats in heads.items()},
         }
     return found
 
@@ -73,6 +79,8 @@ def test_two_ranks_search_what_one_process_searches(study_config, tmp_path):
     assert [found["m3"]["has_first_record"] for found in (first, second)] == [False, True]
     for name in CASES:
         assert first[name]["scales"] == second[name]["scales"]
+        assert first[name]["heads"] == second[name]["heads"] == alone[name]["heads"]
+        assert len(first[name]["heads"]) == 4
         assert first[name]["scales"].keys() == alone[name]["scales"].keys()
         for layer, scale in alone[name]["scales"].items():
             assert first[name]["scales"][layer] == pytest.approx(scale, rel=1e-6)

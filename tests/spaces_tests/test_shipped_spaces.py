@@ -6,6 +6,7 @@ from itertools import combinations, pairwise
 import pytest
 from optuna.trial import FixedTrial
 
+from hyquant.models.attentions import AttentionBlock
 from hyquant.models.names import LayerGroup
 from hyquant.plan import build_plan
 from spaces.space import load_space
@@ -75,16 +76,19 @@ def test_nothing_outside_the_blocks_is_ever_quantized(space_name):
 
 @pytest.mark.parametrize("space_name", BLOCKS)
 def test_every_strategy_and_set_makes_a_plan(space_name):
-    """So no pattern matches nothing, and smoothing always finds a layer."""
+    """So no pattern matches nothing, smoothing always finds a layer, and attention is quantized in every block."""
     space = load_space(space_name)
     groups = [LayerGroup(name, (name,), in_features=8, out_features=(8,)) for name in layer_names(space_name)]
+    names = dict.fromkeys(".".join(name.split(".")[:2]) for name in layer_names(space_name) if "_blocks" in name)
+    blocks = [AttentionBlock(name, name, heads=2, head_dim=8) for name in names]
     for strategy in space.strategies:
         for exclusion in space.exclusions:
             params = {"strategy": strategy, "exclusion": exclusion, "act_method": "minmax", "timestep_sep_share": 0.5}
             params["placement"] = "multiplier"
             config = suggest(FixedTrial(params), space, num_steps=20)
-            plan = build_plan(groups, config, num_steps=20)
+            plan = build_plan(groups, config, num_steps=20, attentions=blocks)
 
+            assert len(plan.quantized_attentions) == (0 if config.attention is None else sum(BLOCKS[space_name]))
             assert {layer.name for layer in plan.quantized} == quantized_names(space_name, exclusion)
 
 

@@ -14,13 +14,15 @@ import torch
 from optuna.trial import FixedTrial
 from torch import nn
 
+from hyquant.attention.observe import observe_attention
 from hyquant.calibration.capture import capture_records
 from hyquant.calibration.observe import observe
 from hyquant.calibration.store import Store
-from hyquant.config import QuantConfig
+from hyquant.config import FA3Int8, QuantConfig
 from hyquant.kernels import KERNELS, kernel_for
 from hyquant.latency import LatencyBench
 from hyquant.models import load_model
+from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import DeploymentShape
 from hyquant.modules.linear import QuantLinear
 from hyquant.plan import build_plan
@@ -51,9 +53,15 @@ def main() -> None:
     stats = observe(model.denoiser, model.groups(), records, model.clock)
     bench = LatencyBench(model, shape, compile=not args.eager)
     for name, recipe in _recipes(config, args.preset):
-        plan = build_plan(model.groups(), recipe, num_steps=config.workload.settings.num_steps, model=model.name)
+        num_steps, blocks = config.workload.settings.num_steps, attention_blocks(model.denoiser)
+        plan = build_plan(model.groups(), recipe, num_steps=num_steps, model=model.name, attentions=blocks)
         scales = search_scales(model.denoiser, plan, stats, records, model.clock) if needs_search(plan) else None
-        quantize_(model.denoiser, plan, stats, model.clock, scales=scales)
+        heads = (
+            observe_attention(model.denoiser, blocks, records, model.clock, recipe.attention)
+            if isinstance(recipe.attention, FA3Int8)
+            else None
+        )
+        quantize_(model.denoiser, plan, stats, model.clock, scales=scales, attention_stats=heads)
         for kernel in args.kernel or [kernel_for(model.device).name]:
             _use_kernel(model.denoiser, kernel)
             report = bench.measure(bench.prepare(plan, warmup=2), rounds=args.rounds)

@@ -1,0 +1,57 @@
+"""Attention on int8 q, k and v with one stored scale per head, simulated: quantize, dequantize, attend in float.
+
+    s = max(|lo|, |hi|) / 127, rounded to the deployment dtype      x ~ clamp(round(x / s), -128, 127) s
+
+Limits: softmax and its product with v are float, where an integer operator would quantize the probabilities too; and
+what is dequantized is rounded to the model's dtype (bfloat16: 2^-9 of each value), which integers would not be.
+
+A heads   D head dim
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hyquant.attention.stats import HeadStats
+from hyquant.config import DeployDtype
+from hyquant.numerics.affine import fake_quantize
+from hyquant.numerics.qparams import QParams, choose_qparams
+
+PARTS = ("fa_q", "fa_k", "fa_v")
+"""Contract names of what is quantized; each has a `scale` and an `offset`."""
+
+
+class Int8Attention:
+    """Fake quantization of q, k and v with one scale per head.
+
+    Args:
+        tensors: `fa_q.scale`, `fa_k.scale` and `fa_v.scale`, each [A, 1] float32.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.q_scale, self.k_scale, self.v_scale = (tensors[f"{part}.scale"] for part in PARTS)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what int8 keeps of q, k and v, [B, S, A, D], in their own dtype."""
+        return _kept(q, self.q_scale), _kept(k, self.k_scale), _kept(v, self.v_scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the block's tensors under their contract names: scales [A, 1] float32, offsets [A, 1] int8 zeros."""
+        scales = dict(zip(PARTS, (self.q_scale, self.k_scale, self.v_scale), strict=True))
+        offsets = {f"{part}.offset": torch.zeros_like(scale, dtype=torch.int8) for part, scale in scales.items()}
+        return {f"{part}.scale": scale for part, scale in scales.items()} | offsets
+
+
+def int8_tensors(stats: HeadStats, deploy_dtype: DeployDtype) -> dict[str, Tensor]:
+    """Return the contract tensors of a block: one symmetric scale per head, exact in the deployment dtype.
+
+    Raises:
+        CalibrationError: If an interval is not finite or its scale overflows the dtype.
+    """
+    scale_3A1 = choose_qparams(stats.lo, stats.hi, symmetric=True, deploy_dtype=deploy_dtype).scale[..., None]
+    return Int8Attention({f"{part}.scale": scale_3A1[row].clone() for row, part in enumerate(PARTS)}).tensors()
+
+
+def _kept(x_BSAD: Tensor, scale_A1: Tensor) -> Tensor:
+    return fake_quantize(x_BSAD, QParams(scale_A1, torch.zeros_like(scale_A1))).to(x_BSAD.dtype)
