@@ -51,8 +51,17 @@ def compile_blocks_(denoiser: nn.Module) -> None:
 def _contiguous_inputs(
     block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    changed: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors((args, kwargs), Tensor.contiguous)
+    changed: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors((args, kwargs), _packed)
     return changed
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor with the strides of a new one; a dimension of size 1 may have kept others."""
+    whole, strides, stride = tensor.contiguous(), [], 1
+    for size in reversed(tensor.shape):
+        strides.append(stride)
+        stride *= max(size, 1)
+    return whole.as_strided(whole.shape, strides[::-1], whole.storage_offset())
 
 
 def _with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,6 +25,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 Calibration = Literal["single_pass", "sequential"]
 Placement = Literal["multiplier", "fold"]
+AttentionStatistic = Literal["window", "absmax"]
 Percentile = Annotated[float, Field(gt=0.5, lt=1.0)]
 
 _GRID_TOLERANCE = 1e-8  # of a step; Optuna's own tolerance for "lies on the grid"
@@ -65,6 +66,7 @@ class PresetParams(FrozenModel):
     percentile: Percentile | Literal["none"] | None = None
     calibration: Calibration | None = None
     placement: Placement | None = None
+    attention_statistic: AttentionStatistic | None = None
     timestep_sep_share: Share | None = None
 
 
@@ -86,6 +88,8 @@ class SearchSpace(FrozenModel):
         percentiles: Which share of all values a stored range keeps; "none" keeps all.
         calibrations: Whether stored ranges come from the float model, or layer by layer from a quantized one.
         placements: Where smoothing divides the input: at run time, or folded into the layer that makes it.
+        attention_statistics: What the stored scales of `fa3` cover: a window that leaves out the outermost values, or
+            all of them.
         include: Glob patterns over canonical layer names that take part at all.
         exclusions: Named sets of glob patterns that stay in float; the search picks one set.
         presets: Recipes that a study enqueues before it searches.
@@ -99,6 +103,7 @@ class SearchSpace(FrozenModel):
     percentiles: Annotated[tuple[Percentile | Literal["none"], ...], Field(min_length=1)] = ("none",)
     calibrations: Annotated[tuple[Calibration, ...], Field(min_length=1)] = ("single_pass",)
     placements: Annotated[tuple[Placement, ...], Field(min_length=1)] = ("multiplier",)
+    attention_statistics: Annotated[tuple[AttentionStatistic, ...], Field(min_length=1)] = ("window",)
     include: Annotated[tuple[Pattern, ...], Field(min_length=1)] = LayerSelection().include
     exclusions: Annotated[dict[Name, tuple[Pattern, ...]], Field(min_length=1)]
     presets: tuple[Preset, ...] = ()
@@ -174,6 +179,7 @@ def _repetitions(space: SearchSpace) -> list[str]:
         "percentiles": tuple(map(str, space.percentiles)),
         "calibrations": space.calibrations,
         "placements": space.placements,
+        "attention_statistics": space.attention_statistics,
         "include": space.include,
         "presets": tuple(preset.name for preset in space.presets),
     }
@@ -230,6 +236,11 @@ def optional_choices(strategy: Strategy, space: SearchSpace) -> tuple[tuple[str,
         ("percentile", parts.stores_ranges and len(space.percentiles) > 1, space.percentiles),
         ("calibration", parts.stores_ranges and len(space.calibrations) > 1, space.calibrations),
         ("placement", parts.smoothing is not None and len(space.placements) > 1, space.placements),
+        (
+            "attention_statistic",
+            parts.attention == "fa3" and len(space.attention_statistics) > 1,
+            space.attention_statistics,
+        ),
     )
 
 

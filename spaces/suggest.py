@@ -9,6 +9,7 @@ A parameter is asked for only where it means something. Parameter names and choi
     percentile          only where ranges are stored and the space has several
     calibration         only where ranges are stored and the space has both
     placement           only where there is smoothing and the space has both
+    attention_statistic only for fa3 and where the space has both
 """
 
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 _SMOOTHINGS: dict[str, type[M3] | type[M4] | type[M6]] = {"m3": M3, "m4": M4, "m6": M6}
-_ATTENTIONS: dict[str, AttentionScheme] = {"fa3": FA3Int8(), "fp8": FA3Fp8()}
 
 
 def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantConfig:
@@ -66,7 +66,7 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
     return QuantConfig(
         linear=linear,
         smoothing=_smoothing(parts, optional),
-        attention=None if parts.attention is None else _ATTENTIONS[parts.attention],
+        attention=_attention(parts, optional),
         calibration=optional["calibration"] if stores_ranges else "single_pass",
         layers=LayerSelection(include=space.include, exclude=space.exclusions[exclusion]),
     )
@@ -90,6 +90,12 @@ def _linear_scheme(
 
 def _smoothing(parts: StrategyParts, optional: dict[str, Any]) -> Smoothing | None:
     return None if parts.smoothing is None else _SMOOTHINGS[parts.smoothing](placement=optional["placement"])
+
+
+def _attention(parts: StrategyParts, optional: dict[str, Any]) -> AttentionScheme | None:
+    if parts.attention is None:
+        return None
+    return FA3Fp8() if parts.attention == "fp8" else FA3Int8(statistic=optional["attention_statistic"])
 
 
 def preset_params(space: SearchSpace, preset: str) -> dict[str, str | float]:

@@ -90,9 +90,9 @@ def main() -> None:
     """Be one rank: print what it finds."""
     group = init_group(resolve_device("cpu"), timeout_s=60)
     found = search_as(group, StudyConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+    print(json.dumps(found), flush=True)
     group.barrier()
-    group.close()
-    print(json.dumps(found))
+    os._exit(0)  # now and then one of gloo's threads aborts a process that winds it down
 
 
 if __name__ == "__main__":

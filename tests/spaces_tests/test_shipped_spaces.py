@@ -84,7 +84,7 @@ def test_every_strategy_and_set_makes_a_plan(space_name):
     for strategy in space.strategies:
         for exclusion in space.exclusions:
             params = {"strategy": strategy, "exclusion": exclusion, "act_method": "minmax", "timestep_sep_share": 0.5}
-            params["placement"] = "multiplier"
+            params |= {"placement": "multiplier", "attention_statistic": "absmax"}
             config = suggest(FixedTrial(params), space, num_steps=20)
             plan = build_plan(groups, config, num_steps=20, attentions=blocks)
 

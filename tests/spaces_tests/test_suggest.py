@@ -150,6 +150,7 @@ FULL = SearchSpace.model_validate(
         "percentiles": ["none", 0.9999],
         "calibrations": ["single_pass", "sequential"],
         "placements": ["multiplier", "fold"],
+        "attention_statistics": ["window", "absmax"],
         "exclusions": {"none": []},
     }
 )
@@ -158,13 +159,14 @@ FULL = SearchSpace.model_validate(
 def test_combinations_are_the_configs_they_name():
     params = {"exclusion": "none", "act_method": "minmax", "percentile": 0.9999, "calibration": "sequential"}
     mixed = {**params, "strategy": "m4+timestep+fa3", "timestep_sep_share": 0.5, "placement": "fold"}
+    mixed["attention_statistic"] = "absmax"
 
     config = suggest(FixedTrial(mixed), FULL, num_steps=20)
     fp8 = suggest(FixedTrial({"strategy": "fp8", "exclusion": "none"}), FULL, num_steps=20)
 
     assert config.linear == W8A8Timestep(act_method="minmax", timestep_sep=10, percentile=0.9999)
     assert config.smoothing == M4(placement="fold")
-    assert config.attention == FA3Int8()
+    assert config.attention == FA3Int8(statistic="absmax")
     assert config.calibration == "sequential"
     assert (fp8.linear, fp8.attention, fp8.smoothing) == (W8A8Dynamic(), FA3Fp8(), None)
 
@@ -184,7 +186,7 @@ def test_choices_are_asked_only_where_they_mean_something_and_there_are_several(
         "dynamic": set(),
         "m3": {"placement"},
         "m6+static": ranges | {"placement"},
-        "m4+timestep+fa3": ranges | {"timestep_sep_share", "placement"},
+        "m4+timestep+fa3": ranges | {"timestep_sep_share", "placement", "attention_statistic"},
         "fp8": set(),
     }
     assert "percentile" not in suggest_params(SPACE, "static")
