@@ -3,7 +3,7 @@
     config     QuantConfig         what to do, as a frozen value
     plan       build_plan          what happens to every layer, before anything happens
     record     capture_calls       the calls of any module while a pipeline runs
-    calibrate  observe             float activations as statistics that merge in any order
+    calibrate  calibrate, observe  float activations as statistics that merge in any order
     quantize   quantize_, restore_ int8 Linears in place, and the float ones back bit by bit
     export     save_quantized, load_quantized, verify_export
     models     load_model          HunyuanVideo from a folder or the shipped mini weights
@@ -17,6 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hyquant.calibration.calibrate import calibrate as calibrate
+    from hyquant.calibration.calibrate import quantize_calibrated_ as quantize_calibrated_
     from hyquant.calibration.calls import capture_calls as capture_calls
     from hyquant.calibration.observe import observe as observe
     from hyquant.config import QuantConfig as QuantConfig
@@ -33,11 +35,13 @@ DISTRIBUTION = "hyq-search"
 _HOMES = {
     "QuantConfig": "hyquant.config",
     "build_plan": "hyquant.plan",
+    "calibrate": "hyquant.calibration.calibrate",
     "capture_calls": "hyquant.calibration.calls",
     "load_model": "hyquant.models",
     "load_quantized": "hyquant.export",
     "observe": "hyquant.calibration.observe",
     "quantize_": "hyquant.quantize",
+    "quantize_calibrated_": "hyquant.calibration.calibrate",
     "restore_": "hyquant.quantize",
     "save_quantized": "hyquant.export",
     "verify_export": "hyquant.export",

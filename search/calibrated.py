@@ -5,31 +5,20 @@ what depends on the plan's own quantization errors, or on its multipliers, is wo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from hyquant.attention.stats import HeadStats
+from hyquant.calibration.calibrate import Calibrated
 from hyquant.calibration.sequential import needs_sequential_stats
-from hyquant.calibration.stats import GroupStats, Stats
+from hyquant.calibration.stats import Stats
 from hyquant.distributed import merge_stats
 from hyquant.plan import QuantPlan
-from hyquant.quantize import QuantReport, needs_search, needs_smoothed_stats, needs_stats, quantize_
+from hyquant.quantize import needs_search, needs_smoothed_stats, needs_stats
 from search.attention import prepare_attention
 from search.prepare import calibrate, calibrate_sequentially
 from search.scales import prepare_scales
 from search.stages import Stages
 from search.workbench import Workbench, observe_smoothed_shard
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What `quantize_` takes besides the plan; see there."""
-
-    stats: Stats
-    smoothed_stats: Mapping[str, GroupStats] | None
-    scales: Mapping[str, Tensor] | None
-    attention_stats: Mapping[str, HeadStats] | None
 
 
 def calibrate_for(bench: Workbench, plan: QuantPlan, stages: Stages) -> Calibrated:
@@ -47,20 +36,6 @@ def calibrate_for(bench: Workbench, plan: QuantPlan, stages: Stages) -> Calibrat
         stats, smoothed_stats = calibrate_sequentially(bench, plan, stages, scales=scales)
         return Calibrated(stats, smoothed_stats, scales, heads)
     return Calibrated(bench.stats, _smoothed_stats(bench, plan, stages, scales), scales, heads)
-
-
-def quantize_calibrated(bench: Workbench, plan: QuantPlan, found: Calibrated) -> QuantReport:
-    """Quantize the workbench's denoiser by a plan and what it took from the records. No collective call."""
-    model = bench.model
-    return quantize_(
-        model.denoiser,
-        plan,
-        found.stats,
-        model.clock,
-        smoothed_stats=found.smoothed_stats,
-        scales=found.scales,
-        attention_stats=found.attention_stats,
-    )
 
 
 def _smoothed_stats(

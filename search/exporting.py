@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyquant.calibration.calibrate import quantize_calibrated_
 from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
@@ -11,7 +12,7 @@ from hyquant.export.manifest import Layout
 from hyquant.models.attentions import attention_blocks
 from hyquant.plan import build_plan
 from hyquant.quantize import restore_
-from search.calibrated import calibrate_for, quantize_calibrated
+from search.calibrated import calibrate_for
 from search.errors import SearchError
 from search.locks import HostLock
 from search.overview import Overview, TrialRow
@@ -96,7 +97,7 @@ def export_config(
         attentions=attention_blocks(model.denoiser),
     )
     found = calibrate_for(bench, plan, Stages(bench.group))
-    quantize_calibrated(bench, plan, found)
+    quantize_calibrated_(model.denoiser, plan, found, model.clock)
     try:
         info = model_info(model)
         manifest = save_quantized(

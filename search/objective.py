@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hyquant.calibration.calibrate import quantize_calibrated_
 from hyquant.config import QuantConfig, digest
 from hyquant.latency import PreparedSteps
 from hyquant.latency_report import LatencyReport
@@ -16,7 +17,7 @@ from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
 from metrics.score import score_samples
-from search.calibrated import calibrate_for, quantize_calibrated
+from search.calibrated import calibrate_for
 from search.prepare import prepare_judge
 from search.result import MetricResult, TrialResult
 from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
@@ -58,7 +59,7 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     found = calibrate_for(bench, plan, stages)
     bench.device.reset_memory_peak(bench.group.local_rank)
     try:
-        report = stages.run("quantize", lambda: quantize_calibrated(bench, plan, found))
+        report = stages.run("quantize", lambda: quantize_calibrated_(denoiser, plan, found, bench.model.clock))
         own_videos = stages.run("render", lambda: _render_shard(bench))
         with stages.timed("render"):
             videos = gather_videos(bench, own_videos)

@@ -12,6 +12,7 @@ from hyquant.config import FrozenModel, QuantConfig, Target
 from hyquant.errors import ExportError
 from hyquant.models.base import VideoModel
 from hyquant.models.fingerprint import denoiser_digest
+from hyquant.modules.swap import swapped
 from hyquant.plan import QuantPlan
 
 MANIFEST_NAME = "hyq_manifest.json"
@@ -76,7 +77,12 @@ def module_info(denoiser: nn.Module, *, source: str) -> ModelInfo:
     Args:
         denoiser: The denoiser in float.
         source: What it was loaded from, in words; it is shown when an export meets other weights.
+
+    Raises:
+        ExportError: If it is quantized: the digest would not be that of the weights an export is loaded into.
     """
+    if swapped(denoiser) is not None:
+        raise ExportError("a model is described by its float weights, but this one is quantized; describe it before")
     dtype = str(next(denoiser.parameters()).dtype).removeprefix("torch.")
     return ModelInfo(kind="module", source=source, fingerprint=denoiser_digest(denoiser), dtype=dtype)
 

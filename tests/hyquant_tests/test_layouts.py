@@ -1,27 +1,26 @@
 """One quantization for three layouts: HunyuanVideo in Tencent's modules and in diffusers', and any other module."""
 
-from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
-from diffusers import HunyuanVideoTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hyquant.calibration.calls import capture_calls
 from hyquant.calibration.observe import observe
 from hyquant.calibration.sequential import observe_sequential
-from hyquant.clock import CallCounter, StepClock, attach_clock
+from hyquant.clock import StepClock
 from hyquant.compiling import _contiguous_inputs, blocks_of
 from hyquant.config import M4, M6, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
 from hyquant.errors import ConfigError, ExportError, LayerMatchError
 from hyquant.export import load_quantized, module_info, save_quantized, verify_export
-from hyquant.models.names import layer_groups, to_diffusers, to_original
+from hyquant.models.names import layer_groups, to_original
 from hyquant.plan import build_plan
 from hyquant.quantize import quantize_, quantized_tensors, restore_, structural_twin
 from hyquant.smoothing.search import search_scales
-from tests.toys.original_dit import ToyOriginalDiT, ToySize, euler_loop, random_toy, toy_inputs
+from tests.toys.both_layouts import AsDiffusers, recorded
+from tests.toys.original_dit import ToySize, euler_loop, random_toy, toy_inputs
 
 SIZE = ToySize()
 NUM_STEPS = 6
@@ -33,29 +32,6 @@ CONFIGS = {
     "m4 folded": (QuantConfig(linear=W8A8Static(), smoothing=M4(placement="fold")), 0.9997),
     "m4 dynamic": (QuantConfig(linear=W8A8Dynamic(), smoothing=M4()), 0.9997),
 }
-
-
-class AsDiffusers(nn.Module):
-    """The diffusers class behind the toy's signature, so that one loop runs both; its weights are the toy's."""
-
-    def __init__(self, toy: ToyOriginalDiT) -> None:
-        super().__init__()
-        sizes = asdict(toy.size) | {"out_channels": toy.size.in_channels}
-        self.denoiser = HunyuanVideoTransformer3DModel(**sizes).eval().requires_grad_(False)
-        self.denoiser.load_state_dict(to_diffusers(toy.state_dict()))
-
-    def forward(self, x, t, text_states, text_mask, text_states_2, freqs_cos, freqs_sin, guidance) -> dict[str, Tensor]:
-        del freqs_cos, freqs_sin  # the class makes its own
-        return {
-            "x": self.denoiser(
-                hidden_states=x,
-                timestep=t,
-                encoder_hidden_states=text_states,
-                encoder_attention_mask=text_mask,
-                pooled_projections=text_states_2,
-                guidance=guidance,
-            ).sample
-        }
 
 
 class Mixed(nn.Module):
@@ -82,15 +58,6 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def recorded(denoiser: nn.Module, loop, inputs, *, num_steps: int = NUM_STEPS):
-    """Run a loop once in float; return the clock that follows the denoiser's calls, records, and the result."""
-    clock = StepClock(num_steps)
-    attach_clock(denoiser, clock, CallCounter(num_steps))
-    with capture_calls(denoiser, clock) as records:
-        result = loop(inputs)
-    return clock, records, result
-
-
 @pytest.fixture(scope="module")
 def inputs():
     return toy_inputs(SIZE, seed=10)
@@ -100,7 +67,8 @@ def inputs():
 def original(inputs):
     """The toy in the original layout with its clock, records, statistics and float result."""
     toy = random_toy(0, SIZE)
-    clock, records, result = recorded(toy, lambda i: euler_loop(toy, i, num_steps=NUM_STEPS), inputs)
+    loop = partial(euler_loop, toy, num_steps=NUM_STEPS)
+    clock, records, result = recorded(toy, loop, inputs, num_steps=NUM_STEPS)
     return toy, clock, records, observe(toy, layer_groups(toy), records, clock), result
 
 
@@ -108,7 +76,8 @@ def original(inputs):
 def diffusers(original, inputs):
     """The diffusers class with the same weights, as `original`."""
     outer = AsDiffusers(original[0])
-    clock, records, result = recorded(outer.denoiser, lambda i: euler_loop(outer, i, num_steps=NUM_STEPS), inputs)
+    loop = partial(euler_loop, outer, num_steps=NUM_STEPS)
+    clock, records, result = recorded(outer.denoiser, loop, inputs, num_steps=NUM_STEPS)
     stats = observe(outer.denoiser, layer_groups(outer.denoiser), records, clock)
     return outer.denoiser, clock, records, stats, result
 
@@ -385,3 +354,14 @@ def _tensor(output) -> Tensor:
     if isinstance(output, Tensor):
         return output
     return output["x"] if "x" in output else output["sample"]
+
+
+def test_a_quantized_module_is_not_described_as_the_float_one(original):
+    toy, clock, _, stats, _ = original
+    plan = build_plan(layer_groups(toy), QuantConfig(linear=W8A8Static()), num_steps=NUM_STEPS)
+    quantize_(toy, plan, stats, clock)
+    try:
+        with pytest.raises(ExportError, match="describe it before"):
+            module_info(toy, source="toy")
+    finally:
+        restore_(toy)

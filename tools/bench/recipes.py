@@ -14,11 +14,10 @@ import torch
 from optuna.trial import FixedTrial
 from torch import nn
 
-from hyquant.attention.observe import observe_attention
+from hyquant.calibration.calibrate import calibrate, quantize_calibrated_
 from hyquant.calibration.capture import capture_records
-from hyquant.calibration.observe import observe
 from hyquant.calibration.store import Store
-from hyquant.config import FA3Int8, QuantConfig
+from hyquant.config import QuantConfig
 from hyquant.kernels import KERNELS, kernel_for
 from hyquant.latency import LatencyBench
 from hyquant.models import load_model
@@ -26,8 +25,7 @@ from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import DeploymentShape
 from hyquant.modules.linear import QuantLinear
 from hyquant.plan import build_plan
-from hyquant.quantize import needs_search, quantize_, restore_
-from hyquant.smoothing.search import search_scales
+from hyquant.quantize import restore_
 from search.prompts import load_prompts
 from search.study import StudyConfig
 from search.study_file import load_study
@@ -50,18 +48,12 @@ def main() -> None:
     model = load_model(config.model.kind, config.model.source, device=config.model.device, dtype=config.model.dtype)
     prompt = load_prompts(config.workload, args.study.parent).calibration[0]
     records = capture_records(model, [prompt], [0], config.workload.settings, Store(args.cache))
-    stats = observe(model.denoiser, model.groups(), records, model.clock)
     bench = LatencyBench(model, shape, compile=not args.eager)
     for name, recipe in _recipes(config, args.preset):
         num_steps, blocks = config.workload.settings.num_steps, attention_blocks(model.denoiser)
         plan = build_plan(model.groups(), recipe, num_steps=num_steps, model=model.name, attentions=blocks)
-        scales = search_scales(model.denoiser, plan, stats, records, model.clock) if needs_search(plan) else None
-        heads = (
-            observe_attention(model.denoiser, blocks, records, model.clock, recipe.attention)
-            if isinstance(recipe.attention, FA3Int8)
-            else None
-        )
-        quantize_(model.denoiser, plan, stats, model.clock, scales=scales, attention_stats=heads)
+        found = calibrate(model.denoiser, plan, records, model.clock)
+        quantize_calibrated_(model.denoiser, plan, found, model.clock)
         for kernel in args.kernel or [kernel_for(model.device).name]:
             _use_kernel(model.denoiser, kernel)
             report = bench.measure(bench.prepare(plan, warmup=2), rounds=args.rounds)

@@ -1,0 +1,94 @@
+"""Everything a plan takes from calibration records, gathered in one process: `calibrate`, then `quantize_calibrated_`.
+
+Which passes over the records are made depends on the plan: none for dynamic activations alone; one float pass for
+stored ranges; one for the heads of int8 attention; two for smoothing scales that are searched; one more where the range
+of a smoothed input does not follow from the plain one; one per block for a sequential calibration.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hyquant.attention.observe import observe_attention
+from hyquant.attention.stats import HeadStats
+from hyquant.calibration.observe import observe
+from hyquant.calibration.sequential import needs_sequential_stats, observe_sequential
+from hyquant.calibration.stats import GroupStats, Stats
+from hyquant.clock import StepClock
+from hyquant.config import FA3Int8
+from hyquant.models.attentions import attention_blocks
+from hyquant.models.base import Record
+from hyquant.models.names import LayerGroup, layer_groups
+from hyquant.modules.swap import restore_
+from hyquant.plan import LayerPlan, QuantPlan
+from hyquant.quantize import (
+    QuantReport,
+    needs_attention_stats,
+    needs_histograms,
+    needs_search,
+    needs_smoothed_stats,
+    needs_stats,
+    quantize_,
+    smoothing_multipliers,
+)
+from hyquant.smoothing.search import search_scales
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `quantize_` takes besides the plan; see there."""
+
+    stats: Stats
+    smoothed_stats: Mapping[str, GroupStats] | None = None
+    scales: Mapping[str, Tensor] | None = None
+    attention_stats: Mapping[str, HeadStats] | None = None
+
+
+def calibrate(denoiser: nn.Module, plan: QuantPlan, records: Sequence[Record], clock: StepClock) -> Calibrated:
+    """Gather what a plan takes from records, with as few passes over them as it needs.
+
+    Args:
+        denoiser: The denoiser; restored to float before and after.
+        plan: What will be done to it.
+        records: Captured denoiser calls; may be empty if the plan needs nothing from them.
+        clock: Set to each record's step.
+
+    Raises:
+        CalibrationError: As `observe`, `search_scales`, `observe_attention` and `observe_sequential`.
+    """
+    restore_(denoiser)
+    is_sequential, histograms = needs_sequential_stats(plan), needs_histograms(plan)
+    stats: Stats = {}
+    if needs_search(plan) or (needs_stats(plan) and not is_sequential):
+        stats = observe(denoiser, layer_groups(denoiser), records, clock, histograms=histograms)
+    config = plan.config.attention
+    heads = None
+    if isinstance(config, FA3Int8) and needs_attention_stats(plan):
+        heads = observe_attention(denoiser, attention_blocks(denoiser), records, clock, config)
+    scales = search_scales(denoiser, plan, stats, records, clock) if needs_search(plan) else None
+    if is_sequential:
+        return Calibrated(*observe_sequential(denoiser, plan, records, clock, scales=scales), scales, heads)
+    smoothed_stats = None
+    if needs_smoothed_stats(plan):
+        mul = smoothing_multipliers(denoiser, plan, stats, scales=scales)
+        groups = [_group(layer) for layer in plan.smoothed]
+        smoothed_stats = observe(denoiser, groups, records, clock, mul=mul, histograms=histograms)
+    return Calibrated(stats, smoothed_stats, scales, heads)
+
+
+def quantize_calibrated_(denoiser: nn.Module, plan: QuantPlan, found: Calibrated, clock: StepClock) -> QuantReport:
+    """Quantize a denoiser by a plan and what it took from the records; see `quantize_`."""
+    return quantize_(
+        denoiser,
+        plan,
+        found.stats,
+        clock,
+        smoothed_stats=found.smoothed_stats,
+        scales=found.scales,
+        attention_stats=found.attention_stats,
+    )
+
+
+def _group(layer: LayerPlan) -> LayerGroup:
+    return LayerGroup(layer.name, layer.modules, layer.in_features, layer.out_features)
