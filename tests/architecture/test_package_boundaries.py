@@ -89,11 +89,13 @@ def test_public_names_of_hyquant_are_these():
     assert sorted(hyquant._HOMES) == [
         "QuantConfig",
         "build_plan",
+        "calibrate",
         "capture_calls",
         "load_model",
         "load_quantized",
         "observe",
         "quantize_",
+        "quantize_calibrated_",
         "restore_",
         "save_quantized",
         "verify_export",
