@@ -11,7 +11,7 @@ from search.readable import readable
 if TYPE_CHECKING:
     from hyquant.export import VerifyReport
 
-_CONFIG_COLUMNS = ("linear.act_method", "linear.timestep_sep", "smoothing.kind", "layers.exclude")
+_CONFIG_COLUMNS = ("linear.act_method", "linear.timestep_sep", "smoothing.placement", "layers.exclude")
 
 
 def table_row(row: TrialRow) -> dict[str, str]:
@@ -23,6 +23,7 @@ def table_row(row: TrialRow) -> dict[str, str]:
         "front": ", ".join(row.picks) or ("yes" if row.is_on_front else ""),
         "strategy": row.strategy or "",
         **{name: readable(value) for name, value in (row.values or {}).items()},
+        "latency": "" if row.result is None or row.result.latency is None else row.result.latency.kind,
         **{name.split(".")[-1]: params.get(name, "") for name in _CONFIG_COLUMNS},
         "seconds": "" if row.duration_s is None else f"{row.duration_s:.1f}",
         "reason": row.reason or "",

@@ -39,7 +39,7 @@ def save_front_png(path: Path, plot: FrontPlot) -> None:
     axes.set_title(plot.title, fontsize=11)
     axes.grid(alpha=0.25)
     if plot.points:
-        figure.legend(loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+        figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(path)
 
 
@@ -123,8 +123,8 @@ def _html_y_axis(plot: FrontPlot) -> dict[str, object]:
 
 
 def _legend_name(strategy: str, points: list[PlotPoint]) -> str:
-    """Return a strategy's name, and that empty marks are simulated latencies if it has any."""
-    return f"{strategy} (empty: simulated)" if any(p.is_simulated for p in points) else strategy
+    """Return a strategy's name, and whether its marks are empty because their latency is simulated."""
+    return f"{strategy} (simulated)" if any(p.is_simulated for p in points) else strategy
 
 
 def _html_trace(strategy: str, points: list[PlotPoint], is_feasible: bool) -> dict[str, object]:

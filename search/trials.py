@@ -8,9 +8,11 @@ Complete and infeasible trials are *evaluated*: they cost a rendering and count 
 """
 
 from collections.abc import Iterable, Sequence
+from operator import mul
 from typing import Literal
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig
@@ -82,10 +84,30 @@ def num_evaluated(counts: dict[str, int]) -> int:
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the complete trials that no other dominates, by number; each config once."""
-    if not any(trial_state(trial) == "complete" for trial in study.get_trials(deepcopy=False)):
-        return []
-    return [trial for trial in study.best_trials if trial_state(trial) == "complete"]
+    """Return the complete trials that no other dominates, by number; each config once.
+
+    Where latency is an objective, trials whose latency is simulated compete only if there is no native one: the seconds
+    of float arithmetic and those of integer kernels are not the same quantity.
+    """
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial_state(trial) == "complete"]
+    stored = study.user_attrs.get("study_config", {}).get("objectives", ())
+    if any(objective["metric"].startswith("latency") for objective in stored):
+        complete = [trial for trial in complete if not is_simulated(trial)] or complete
+    signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in study.directions]
+    losses = {trial.number: tuple(map(mul, signs, trial.values)) for trial in complete}
+    return [
+        trial for trial in complete if not any(_dominates(other, losses[trial.number]) for other in losses.values())
+    ]
+
+
+def is_simulated(trial: FrozenTrial) -> bool:
+    """Say whether a trial's latency is that of float arithmetic standing in for integer kernels."""
+    result = trial_result(trial)
+    return result is not None and result.latency is not None and result.latency.kind == "simulated"
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def find_record(trials: Sequence[FrozenTrial], config_digest: str) -> FrozenTrial | None:

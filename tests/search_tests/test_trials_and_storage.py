@@ -34,13 +34,15 @@ def ask(study):
         return study.ask()
 
 
-def _evaluate(study, make_result, config=None, *, constraint=-1.0, values=(0.9, 0.8)):
+def _evaluate(study, make_result, config=None, *, constraint=-1.0, values=(0.9, 0.8), kind="native"):
     """One trial as a worker ends it."""
     config = config or QuantConfig(linear=W8A8Dynamic())
+    result = make_result()
+    result = result.model_copy(update={"latency": result.latency.model_copy(update={"kind": kind})})
 
     def objective(trial):
         trial.set_user_attr("config_digest", digest(config))
-        trial.set_user_attr("result", make_result().model_dump(mode="json"))
+        trial.set_user_attr("result", result.model_dump(mode="json"))
         trial.set_constraint("collapsed", constraint)
         if constraint > 0:
             raise optuna.TrialPruned
@@ -147,6 +149,17 @@ def test_the_front_holds_each_config_once_and_nothing_dominated_or_infeasible(st
     study.optimize(reuse, n_trials=1)
 
     assert [trial.number for trial in front(study)] == [0, 1]
+
+
+def test_a_simulated_latency_competes_only_where_none_is_native(study, make_result):
+    for values in [(0.8, 0.5), (0.7, 0.9)]:
+        _evaluate(study, make_result, values=values, kind="simulated")
+    only_simulated = [trial.number for trial in front(study)]
+    for values in [(0.9, 0.8), (0.7, 0.7)]:
+        _evaluate(study, make_result, values=values)
+
+    assert only_simulated == [0]
+    assert [trial.number for trial in front(study)] == [2, 3]
 
 
 def test_the_record_of_an_equal_config_is_found_unless_it_failed(study, make_result):
