@@ -9,10 +9,12 @@ the read keeps two workers from popping the same waiting trial. Optuna waits for
                         presets_enqueued         True once the space's presets are in the queue
 """
 
+import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +176,19 @@ def require_space(store: Path) -> None:
 
 
 def _make_database(path: Path) -> None:
+    """Make a database with all its tables, unless there is one; who looks meanwhile finds none, not half of one."""
+    if path.is_file():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=10.0)
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    finally:
-        connection.close()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+        draft = Path(folder) / path.name
+        with closing(sqlite3.connect(draft)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        RDBStorage(f"sqlite:///{draft}").engine.dispose()
+        with closing(sqlite3.connect(draft)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(FileExistsError):  # another runner was faster
+            os.link(draft, path)
 
 
 def _begin_immediate(engine: sqlalchemy.Engine) -> None:

@@ -1,6 +1,7 @@
 import sqlite3
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import optuna
@@ -15,7 +16,7 @@ from search.proposal import choose_config, claim, enqueue_point, enqueue_presets
 from search.resume import differences, reclaim_lost_trials, require_same_study
 from search.retry import MAX_RETRIES
 from search.samplers import SAMPLERS, build_sampler
-from search.storage import create_study, open_study, stored_config, study_names
+from search.storage import create_study, open_storage, open_study, stored_config, study_names
 from search.study import SamplerConfig
 from search.trials import count_states, find_record, front, trailing, trial_config, trial_reason, trial_state
 
@@ -58,6 +59,33 @@ def test_a_study_is_created_once_and_opened_by_name(tmp_path, study_config):
     assert (is_new, is_new_again) == (True, False)
     assert study_names(tmp_path) == ("tiny-study",)
     assert stored_config(open_study(tmp_path, "tiny-study")) == study_config
+
+
+def test_a_database_is_there_as_a_whole_or_not_at_all(tmp_path, study_config):
+    """Readers look while several runners create it: they find no store yet, or every table."""
+    is_created = threading.Event()
+    found: list[str] = []
+
+    def read() -> None:
+        while not is_created.is_set():
+            try:
+                found.append(",".join(study_names(tmp_path)))
+            except StoreError as error:
+                found.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        with ThreadPoolExecutor(3) as runners:
+            studies = list(runners.map(lambda _: open_storage(tmp_path, create=True), range(3)))
+    finally:
+        is_created.set()
+        reader.join()
+
+    assert len(studies) == 3
+    assert set(found) == {""}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".new-")] == []
+    assert create_study(tmp_path, study_config, PROMPTS)[1]
 
 
 def test_opening_to_read_creates_nothing(tmp_path):
