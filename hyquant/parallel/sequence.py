@@ -78,6 +78,19 @@ def unparallelize_(denoiser: nn.Module) -> None:
     delattr(denoiser, _ATTRIBUTE)
 
 
+def require_ring_on(device_type: str) -> None:
+    """Check that a ring can run on a kind of device.
+
+    Raises:
+        ConfigError: If attention there does not tell its log-sum-exp.
+    """
+    if device_type == "npu":
+        raise ConfigError(
+            "a ring needs an attention that returns its log-sum-exp, but that of an NPU does not; use ring 1 and "
+            "Ulysses over all ranks."
+        )
+
+
 def _require_degrees(denoiser: nn.Module, ulysses: int, ring: int, group: Group) -> None:
     from hyquant.models.sequence import require_cuttable
 
@@ -104,12 +117,7 @@ def _require_degrees(denoiser: nn.Module, ulysses: int, ring: int, group: Group)
 
 
 def _require_ring(denoiser: nn.Module, paths: list[str]) -> None:
-    device = next(denoiser.parameters()).device.type
-    if device == "npu":
-        raise ConfigError(
-            "a ring needs an attention that returns its log-sum-exp, but that of an NPU does not; use ring 1 and "
-            "Ulysses over all ranks."
-        )
+    require_ring_on(next(denoiser.parameters()).device.type)
     for path in paths:
         block: Any = denoiser.get_submodule(path)
         if block.attn.processor._attention_backend is not None:
