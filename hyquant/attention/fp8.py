@@ -35,6 +35,9 @@ class Fp8Attention:
         tensors: `q_rot` and `k_rot`, each [D, D], with q_rot k_rot^T the identity; both missing for none.
     """
 
+    needs_all_tokens = True
+    """Blocks of tokens share a scale, and a block may lie on two ranks."""
+
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.q_rot, self.k_rot = tensors.get("q_rot"), tensors.get("k_rot")
 

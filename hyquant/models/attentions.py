@@ -5,6 +5,9 @@ A *hook* gets q, k and v as they enter the attention (after normalization and ro
 attention gets another processor; in the original one the block, and no other, gets copies of its methods for which the
 module-wide functions `attention` and `parallel_attention` are ones that call the hook first.
 
+In diffusers' layout the attention itself can be replaced as well, for one that spans several ranks; hooks stay in front
+of it, whichever was put in first.
+
 B batch   S tokens   A heads   D head dim
 """
 
@@ -13,15 +16,27 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from hyquant.errors import ConfigError, HyquantError, LayerMatchError
 
+if TYPE_CHECKING:
+    from hyquant.models.hunyuan_attention import BlockProcessor
+
 QkvHook: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
-"""Called as hook(q, k, v, valid); `valid` is [B, S] bool, False for padded tokens, or None if there are none."""
+"""Called as hook(q, k, v, valid); `valid` is [B, S] bool, False for padded tokens, or None if there are none.
+
+A hook whose attribute `needs_all_tokens` is true cannot work on the strip of tokens that one of several ranks has.
+"""
+
+OwnAttention: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Called as attend(q, k, v, valid): q [B, S_q, A, D] over k and v [B, S, A, D] of which `valid` [B, S] may be seen."""
+
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, OwnAttention], Tensor]
+"""Called as attend(q, k, v, valid, own) in place of a block's `own` attention; returns [B, S, A, D]."""
 
 BLOCK_LISTS: Mapping[str, str] = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
 """Original name of each list of blocks -> its name in diffusers."""
@@ -83,9 +98,11 @@ def hook_attention_(denoiser: nn.Module, path: str, hook: QkvHook) -> None:
     if _HOOKED in vars(block):
         raise ConfigError(f"the attention of {path} must have one hook at most, but has one; restore the denoiser.")
     if hasattr(block, "attn"):
-        from hyquant.models.hunyuan_attention import HookedProcessor
-
-        block.attn.processor = HookedProcessor.in_place_of(block.attn.processor, hook, path)
+        processor = _processor(block, path)
+        if processor.attend is not None:
+            _require_local(hook, path)
+        processor.hook = hook
+        block.attn.processor = processor
         vars(block)[_HOOKED] = ()
         return
     methods = _intercepted_methods(block, hook)
@@ -106,7 +123,8 @@ def unhook_attention_(denoiser: nn.Module, path: str) -> None:
     if methods is None:
         return
     if hasattr(block, "attn"):
-        block.attn.processor = block.attn.processor.replaced
+        block.attn.processor.hook = None
+        block.attn.processor = block.attn.processor.settled()
     for name in methods:
         del vars(block)[name]
 
@@ -133,6 +151,49 @@ def hooked(denoiser: nn.Module, hooks: Mapping[str, QkvHook]) -> Iterator[None]:
     finally:
         for path in hooks:
             unhook_attention_(denoiser, path)
+
+
+def replace_attentions_(denoiser: nn.Module, attend: Attend) -> None:
+    """Let something else attend in every block, for `put_back_attentions_` to undo; hooks stay in front of it.
+
+    Args:
+        denoiser: A denoiser in diffusers' layout; changed in place, unless an error is raised.
+        attend: What is called instead of each block's attention.
+
+    Raises:
+        ConfigError: If an attention cannot be intercepted, or has a hook that needs all tokens.
+    """
+    processors = {
+        block.module: _processor(_block(denoiser, block.module), block.module) for block in attention_blocks(denoiser)
+    }
+    for path, processor in processors.items():
+        if processor.hook is not None:
+            _require_local(processor.hook, path)
+    for path, processor in processors.items():
+        processor.attend = attend
+        _block(denoiser, path).attn.processor = processor
+
+
+def put_back_attentions_(denoiser: nn.Module) -> None:
+    """Put back the attentions that `replace_attentions_` replaced; hooks stay."""
+    for block in attention_blocks(denoiser):
+        attn = _block(denoiser, block.module).attn
+        attn.processor.attend = None
+        attn.processor = attn.processor.settled()
+
+
+def _processor(block: Any, path: str) -> "BlockProcessor":
+    from hyquant.models.hunyuan_attention import BlockProcessor
+
+    return BlockProcessor.in_place_of(block.attn.processor, path)
+
+
+def _require_local(hook: QkvHook, path: str) -> None:
+    if getattr(hook, "needs_all_tokens", False):
+        raise ConfigError(
+            f"under sequence parallelism attention is quantized on one rank's tokens, but {type(hook).__name__} of "
+            f"{path} shares scales among tokens of several ranks; leave attention in float, use fa3_int8, or one rank."
+        )
 
 
 def _block(denoiser: nn.Module, path: str) -> Any:

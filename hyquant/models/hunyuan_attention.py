@@ -1,7 +1,8 @@
-"""diffusers' HunyuanVideo attention with a hook between q, k, v and the attention itself.
+"""diffusers' HunyuanVideo attention with a hook between q, k, v and the attention itself, which may be replaced too.
 
-Without a hook that changes anything it computes, bit by bit, what diffusers' own processor does: project, normalize per
-head, rotate the video tokens, join video and text, attend, and project back where the block has projections.
+With neither a hook that changes anything nor a replacement it computes, bit by bit, what diffusers' own processor does:
+project, normalize per head, rotate the video tokens, join video and text, attend, and project back where the block has
+projections.
 
 B batch   S tokens   A heads   D head dim   C channels
 """
@@ -15,36 +16,46 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from torch import Tensor
 
 from hyquant.errors import ConfigError
-from hyquant.models.attentions import QkvHook
+from hyquant.models.attentions import Attend, QkvHook
 
 
-class HookedProcessor:
-    """A processor for the attention of HunyuanVideo's blocks that shows q, k and v to a hook.
+class BlockProcessor:
+    """A processor for the attention of HunyuanVideo's blocks that shows q, k and v to a hook and lets others attend.
 
     Args:
         replaced: The processor in whose place it is; its back end and its parallel configuration are used.
-        hook: What is called before the attention.
+
+    Attributes:
+        hook: What is called before the attention, if anything.
+        attend: What is called instead of the attention, if anything.
     """
 
-    def __init__(self, replaced: Any, hook: QkvHook) -> None:
+    def __init__(self, replaced: Any) -> None:
         self.replaced = replaced
-        self.hook = hook
+        self.hook: QkvHook | None = None
+        self.attend: Attend | None = None
         self._attention_backend = replaced._attention_backend
         self._parallel_config = replaced._parallel_config
 
     @classmethod
-    def in_place_of(cls, replaced: object, hook: QkvHook, path: str) -> "HookedProcessor":
-        """Build one for an attention.
+    def in_place_of(cls, current: object, path: str) -> "BlockProcessor":
+        """Return the processor of an attention if it is one already, else one that takes its place.
 
         Raises:
             ConfigError: If the attention has a processor that does something else than diffusers' own.
         """
-        if type(replaced) is not HunyuanVideoAttnProcessor2_0:
+        if isinstance(current, cls):
+            return current
+        if type(current) is not HunyuanVideoAttnProcessor2_0:
             raise ConfigError(
                 f"the attention of {path} must have diffusers' HunyuanVideoAttnProcessor2_0 to be intercepted, but has "
-                f"{type(replaced).__name__}; put that one back or leave attention in float."
+                f"{type(current).__name__}; put that one back or leave attention in float."
             )
-        return cls(replaced, hook)
+        return cls(current)
+
+    def settled(self) -> Any:
+        """Return the processor that is to stay: itself while it has something to do, else the one it replaced."""
+        return self.replaced if self.hook is None and self.attend is None else self
 
     def __call__(
         self,
@@ -82,23 +93,30 @@ class HookedProcessor:
             video = (*(_rotated(x, num_video, image_rotary_emb) for x in own[:2]), own[2])
             q, k, v = (torch.cat(pair, dim=1) for pair in zip(video, text, strict=True))
         dtype = q.dtype
-        q, k, v = self.hook(q, k, v, None if attention_mask is None else attention_mask[:, 0, 0])
-        out = dispatch_attention_fn(
-            q,
-            k,
-            v,
-            attn_mask=attention_mask,
-            dropout_p=0.0,
-            is_causal=False,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+        valid = None if attention_mask is None else attention_mask[:, 0, 0]
+        if self.hook is not None:
+            q, k, v = self.hook(q, k, v, valid)
+        out = self._attend(q, k, v, valid) if self.attend is None else self.attend(q, k, v, valid, self._attend)
         out_BSC = out.flatten(2, 3).to(dtype)
         video_out, text_out = out_BSC[:, :num_video], out_BSC[:, num_video:]
         if attn.to_out is not None:
             for layer in attn.to_out:
                 video_out = layer(video_out)
         return video_out, text_out if attn.to_add_out is None else attn.to_add_out(text_out)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Attend by diffusers' back end: [B, S, A, D], keys that are not valid left out."""
+        out: Tensor = dispatch_attention_fn(
+            q,
+            k,
+            v,
+            attn_mask=None if valid is None else valid[:, None, None],
+            dropout_p=0.0,
+            is_causal=False,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return out
 
 
 def _projected(x_BSC: Tensor, heads: int, layers: tuple[Any, ...], norms: tuple[Any, Any]) -> tuple[Tensor, ...]:

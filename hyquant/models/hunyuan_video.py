@@ -81,6 +81,12 @@ class HunyuanVideo:
         """Return every original Linear of the denoiser as a group of module paths."""
         return self._groups
 
+    @property
+    def vae(self) -> nn.Module:
+        """Return what decodes latents to pixels."""
+        decoder: nn.Module = self._pipe.vae
+        return decoder
+
     def fingerprint(self) -> str:
         """Return the digests of the weights as they were loaded."""
         return self._fingerprint
