@@ -1,6 +1,5 @@
 """The tiny model fulfils what tests assume of every video model."""
 
-
 import pytest
 import torch
 
