@@ -7,7 +7,18 @@ from hyquant.calibration.calibrate import quantize_calibrated_
 from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
-from hyquant.export import ExportManifest, VerifyReport, model_info, save_quantized, verify_export
+from hyquant.export import (
+    ExportManifest,
+    FileNames,
+    VerifyReport,
+    default_names,
+    for_rank,
+    model_info,
+    require_writable,
+    save_quantized,
+    verify_export,
+)
+from hyquant.export.layout import model_quant_type
 from hyquant.export.manifest import Layout
 from hyquant.models.attentions import attention_blocks
 from hyquant.plan import build_plan
@@ -32,6 +43,26 @@ class Exported:
     folder: Path
     manifest: ExportManifest
     report: VerifyReport
+
+
+@dataclass(frozen=True)
+class ExportShape:
+    """How an export is laid out in its folder.
+
+    Attributes:
+        layout: Whose layer names to write.
+        num_ranks: How many copies to write, one per rank; None for one pair of files without a rank in its name.
+        part_size_bytes: Most bytes of one tensor file; None for a single file.
+    """
+
+    layout: Layout = "original"
+    num_ranks: int | None = None
+    part_size_bytes: int | None = None
+
+    def names(self, quant_type: str) -> tuple[FileNames, ...]:
+        """Return the file names for a type of the description."""
+        names = default_names(quant_type)
+        return (names,) if self.num_ranks is None else tuple(for_rank(names, rank) for rank in range(self.num_ranks))
 
 
 def find_pick(overview: Overview, pick: str) -> TrialRow:
@@ -64,7 +95,7 @@ def export_config(
     point: QuantConfig,
     out: Path,
     *,
-    layout: Layout = "original",
+    shape: ExportShape = ExportShape(),
     overwrite: bool = False,
 ) -> Exported:
     """Quantize a study's model by one config, save it, and verify what was saved.
@@ -76,7 +107,7 @@ def export_config(
         prompts: Its prompts; those for calibration are used.
         point: What to do to the model.
         out: The folder to make.
-        layout: Whose layer names to write.
+        shape: How it is laid out in the folder.
         overwrite: Replace an export that is there already.
 
     Raises:
@@ -96,12 +127,30 @@ def export_config(
         target=config.target,
         attentions=attention_blocks(model.denoiser),
     )
+    names = shape.names(model_quant_type(plan))
+    require_writable(
+        plan,
+        out,
+        layout=shape.layout,
+        target=config.target,
+        overwrite=overwrite,
+        names=names,
+        part_size_bytes=shape.part_size_bytes,
+    )
     found = calibrate_for(bench, plan, Stages(bench.group))
     quantize_calibrated_(model.denoiser, plan, found, model.clock)
     try:
         info = model_info(model)
         manifest = save_quantized(
-            model.denoiser, plan, out, model=info, layout=layout, target=config.target, overwrite=overwrite
+            model.denoiser,
+            plan,
+            out,
+            model=info,
+            layout=shape.layout,
+            target=config.target,
+            overwrite=overwrite,
+            names=names,
+            part_size_bytes=shape.part_size_bytes,
         )
     finally:
         restore_(model.denoiser)

@@ -7,18 +7,23 @@ Format: `docs/export-format.md`.
 """
 
 from hyquant.export.manifest import ExportManifest, ModelInfo, model_info, module_info, read_manifest
+from hyquant.export.names import FileNames, default_names, for_rank
 from hyquant.export.reader import load_quantized
 from hyquant.export.verify import VerifyReport, verify_export
-from hyquant.export.writer import save_quantized
+from hyquant.export.writer import require_writable, save_quantized
 
 __all__ = [
     "ExportManifest",
+    "FileNames",
     "ModelInfo",
     "VerifyReport",
+    "default_names",
+    "for_rank",
     "load_quantized",
     "model_info",
     "module_info",
     "read_manifest",
+    "require_writable",
     "save_quantized",
     "verify_export",
 ]

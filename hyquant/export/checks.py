@@ -6,20 +6,17 @@ Sources of the rules: the files MindIE-SD 3.1 accepts and the shapes and dtypes 
 """
 
 import json
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hyquant.attention.int8 import PARTS
 from hyquant.config import FA3Fp8
-from hyquant.export.folder import FILE_MODE, sha256_of
-from hyquant.export.layout import attention_names, describe, description_name, layer_names, weight_name
-from hyquant.export.manifest import MANIFEST_NAME, ExportManifest
+from hyquant.export.files import file_problems, rank_problems, read_tensors
+from hyquant.export.layout import attention_names, describe, layer_names
+from hyquant.export.manifest import ExportManifest
 from hyquant.plan import AttentionPlan, LayerPlan
 
 Shape = tuple[int, ...]
@@ -31,52 +28,26 @@ MAX_ROTATION_ERROR = 1e-2
 def read_checked(folder: Path, manifest: ExportManifest) -> tuple[dict[str, Tensor], list[str]]:
     """Read the tensors of an export and return them, on the CPU, with everything that is wrong with the folder.
 
-    What cannot be read is not looked into; then the tensors are incomplete or missing, and there are problems.
+    Of pairs with the same digests, which every rank's are, one is read. What cannot be read is not looked into; then
+    the tensors are incomplete or missing, and there are problems.
     """
-    problems = list(file_problems(folder, manifest))
-    weights = folder / weight_name(manifest.model_quant_type)
-    description = folder / description_name(manifest.model_quant_type)
-    if not weights.is_file() or not description.is_file():
+    problems = [*file_problems(folder, manifest), *rank_problems(manifest)]
+    names = manifest.names[0]
+    description = folder / names.description
+    if not description.is_file():
         return {}, problems
-    try:
-        tensors = load_file(weights)
-    except (SafetensorError, OSError) as error:
-        return {}, [*problems, f"{weights.name} must be a safetensors file, but cannot be read: {error}"]
+    tensors, unreadable = read_tensors(folder, names)
+    if unreadable:
+        return {}, [*problems, *(problem for problem in unreadable if problem not in problems)]
     text = description.read_text(encoding="utf-8", errors="replace")
     problems.extend(description_problems(text, tensors, manifest))
     problems.extend(tensor_problems(tensors, manifest))
     return tensors, problems
 
 
-def file_problems(folder: Path, manifest: ExportManifest) -> Iterator[str]:
-    """Check names, kinds, modes, sizes and digests of the files."""
-    expected = {weight_name(manifest.model_quant_type), description_name(manifest.model_quant_type)}
-    if set(manifest.files) != expected:
-        yield f"the files must be {sorted(expected)}, but the manifest lists {sorted(manifest.files)}"
-    for name in (MANIFEST_NAME, *sorted(manifest.files)):
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            yield f"{name} must be a regular file, but it is {'a link' if path.is_symlink() else 'missing'}"
-            continue
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & ~FILE_MODE:
-            yield f"{name} must have a mode within 0640, but it has {mode:04o}; the engine refuses it"
-        if name in manifest.files:
-            yield from _content_problems(path, manifest)
-
-
-def _content_problems(path: Path, manifest: ExportManifest) -> Iterator[str]:
-    info = manifest.files[path.name]
-    size = path.stat().st_size
-    if size != info.size_bytes:
-        yield f"{path.name} must have {info.size_bytes} bytes, but it has {size}; copy it again"
-    elif sha256_of(path) != info.sha256:
-        yield f"{path.name} must have the SHA-256 of the manifest, but its bytes were changed; copy it again"
-
-
 def description_problems(text: str, keys: Iterable[str], manifest: ExportManifest) -> Iterator[str]:
     """Check that the description names exactly the tensors, each with the algorithm of the plan."""
-    name = description_name(manifest.model_quant_type)
+    name = manifest.names[0].description
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:

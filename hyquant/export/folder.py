@@ -2,11 +2,13 @@
 
 import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,38 +21,78 @@ FILE_MODE = 0o640
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _SPARE_BYTES = 16 * 2**20
+_PARTIAL = ".hyq-partial"
 
 
 @contextmanager
-def new_folder(path: Path, *, size_bytes: int, mark: str, overwrite: bool) -> Iterator[Path]:
+def new_folder(
+    path: Path, *, size_bytes: int, mark: str, overwrite: bool, is_ours: Callable[[Path, str], bool]
+) -> Iterator[Path]:
     """Give a temporary sibling folder to fill, which becomes `path` if the block ends well.
 
     Files get mode 0640 and the folder 0750, everything is flushed to disk before the folder gets its name, and after an
-    error nothing is left. An old folder stays until the new one takes its place.
+    error nothing is left. An old folder stays until the new one takes its place, and what a killed writer left behind
+    is removed by the next one. Where the file system cannot exchange two names in one step (Linux can), a kill between
+    two renames leaves the old folder under a hidden name, and the next writer puts it back.
 
     Args:
         path: The folder to make; missing parents are made.
         size_bytes: About how much will be written.
         mark: A file name that shows that a folder is one of ours and may be replaced.
         overwrite: Whether an existing folder may be replaced.
+        is_ours: Tells of a file name in an existing folder whether we wrote it; a folder with other things is kept.
 
     Raises:
         ExportError: If the folder exists and may not be replaced, is not ours, or the disk cannot take it.
     """
-    _check_target(path, mark=mark, overwrite=overwrite)
     temporary: Path | None = None
     try:
+        _clear_leftovers(path)
+        check_target(path, mark=mark, overwrite=overwrite, is_ours=is_ours)
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_space(path.parent, size_bytes)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        yield temporary
-        _settle(temporary)
-        _swap_in(temporary, path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL))
+        with _held(temporary):
+            yield temporary
+            _settle(temporary)
+            check_target(path, mark=mark, overwrite=overwrite, is_ours=is_ours)  # another writer may have been faster
+            _swap_in(temporary, path)
     except OSError as error:
         raise _as_export_error(error, path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(path: Path, *, mark: str, overwrite: bool, is_ours: Callable[[Path, str], bool]) -> None:
+    """Check that a folder may be made or replaced, before anything is computed for it.
+
+    Args:
+        path: The folder to make.
+        mark: A file name that shows that a folder is one of ours and may be replaced.
+        overwrite: Whether an existing folder may be replaced.
+        is_ours: Tells of a file name in an existing folder whether we wrote it.
+
+    Raises:
+        ExportError: If it exists and may not be replaced, or holds things that we did not write.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise ExportError(f"an export must be a folder, but {path} is something else; give another path")
+    names = sorted(file.name for file in path.iterdir())
+    if not names:
+        return
+    if mark not in names:
+        raise ExportError(f"only an export may be replaced, but {path} holds other things; give another path")
+    if not overwrite:
+        raise ExportError(f"{path} holds an export already; give another path, or say that it may be overwritten")
+    others = [name for name in names if name != mark and not is_ours(path, name)]
+    if others:
+        raise ExportError(
+            f"an export is replaced with all its files, but {path} also holds {', '.join(others[:3])}; move that away "
+            "or give another path"
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -62,17 +104,45 @@ def sha256_of(path: Path) -> str:
     return state.hexdigest()
 
 
-def _check_target(path: Path, *, mark: str, overwrite: bool) -> None:
-    if not path.exists() and not path.is_symlink():
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Show other writers that a temporary folder is in use, as long as this process lives."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what killed writers of the same folder left, and put back an old folder that one had moved away."""
+    if not path.parent.is_dir():
         return
-    if not path.is_dir() or path.is_symlink():
-        raise ExportError(f"an export must be a folder, but {path} is something else; give another path")
-    if not any(path.iterdir()):
-        return
-    if not (path / mark).is_file():
-        raise ExportError(f"only an export may be replaced, but {path} holds other things; give another path")
-    if not overwrite:
-        raise ExportError(f"{path} holds an export already; give another path, or say that it may be overwritten")
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+        if folder.is_dir() and not folder.is_symlink() and not _is_held(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    old = _moved_away(path)
+    if old.is_dir() and not old.is_symlink() and not _is_held(old):
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
+
+
+def _is_held(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _moved_away(path: Path) -> Path:
+    return path.with_name(f".{path.name}.hyq-old")
 
 
 def _check_space(folder: Path, size_bytes: int) -> None:
@@ -106,14 +176,14 @@ def _swap_in(new: Path, path: Path) -> None:
     if not path.exists() or not any(path.iterdir()):
         new.replace(path)
     elif not _exchange(new, path):
-        old = new.with_name(f"{new.name}.old")
+        old = _moved_away(path)
         path.rename(old)
         try:
             new.rename(path)
         except OSError:
             old.rename(path)
             raise
-        old.rename(new)
+        shutil.rmtree(old, ignore_errors=True)
     _fsync(path.parent)
 
 

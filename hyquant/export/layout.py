@@ -61,16 +61,6 @@ def model_quant_type(plan: QuantPlan) -> str:
     return ALGORITHMS[plan.config.linear.kind]
 
 
-def weight_name(quant_type: str) -> str:
-    """Return the name of the tensor file; the engine derives it from the type."""
-    return f"quant_model_weight_{quant_type.lower()}.safetensors"
-
-
-def description_name(quant_type: str) -> str:
-    """Return the name of the description file."""
-    return f"quant_model_description_{quant_type.lower()}.json"
-
-
 def layer_names(plan: QuantPlan, layout: Layout) -> dict[str, str]:
     """Return layer -> scheme of the quantized layers, with the layer names of a layout."""
     return {

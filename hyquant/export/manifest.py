@@ -5,17 +5,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 from hyquant.config import FrozenModel, QuantConfig, Target
 from hyquant.errors import ExportError
+from hyquant.export.names import MANIFEST_NAME, FileNames
 from hyquant.models.base import VideoModel
 from hyquant.models.fingerprint import denoiser_digest
 from hyquant.modules.swap import swapped
 from hyquant.plan import QuantPlan
-
-MANIFEST_NAME = "hyq_manifest.json"
 
 Layout = Literal["original", "diffusers"]
 """Whose layer names the tensors bear; original ones fuse q, k, v (and the MLP of single blocks) into one layer."""
@@ -41,27 +40,33 @@ class ExportManifest(FrozenModel):
     """Everything needed to load, check and explain an export.
 
     Attributes:
+        config_digest: What names the config in a study's folders and runs.
+        names: The pairs of tensors and description; one, or one per rank with the same tensors.
         static_steps: First and one-past-last step index that use stored activation scales; None if no step does. An
             engine with a step policy, such as MindIE-SD's TimestepPolicyConfig, must be told: it is dynamic
             everywhere by default.
         layer_counts: Number of layers by what happened to them: a scheme's name, "float", "smoothed"; and of blocks
             with quantized attention, as "SCHEME attention".
         files: The other files of the folder, by name.
+        loader: Python lines that load the export in MindIE-SD, `export_dir` being its folder; None for diffusers names.
         notes: What whoever deploys this must know, one sentence each.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     config: QuantConfig
+    config_digest: str
     plan: QuantPlan
     target: Target
     layout: Layout
     model: ModelInfo
     model_quant_type: str
+    names: tuple[FileNames, ...] = Field(min_length=1)
     num_steps: int
     static_steps: tuple[int, int] | None
     layer_counts: dict[str, int]
     versions: dict[str, str]
     files: dict[str, FileInfo]
+    loader: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -140,7 +145,7 @@ def read_manifest(folder: str | Path) -> ExportManifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ExportError(
-            f"{path} must be a manifest of format 1, but {place} is wrong ({first['msg']}); export again"
+            f"{path} must be a manifest of format 2, but {place} is wrong ({first['msg']}); export again"
         ) from error
 
 

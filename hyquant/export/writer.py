@@ -3,38 +3,39 @@
 import errno
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hyquant.config import Target
+from hyquant.config import Target, digest
 from hyquant.errors import ExportError
-from hyquant.export.folder import new_folder, sha256_of
+from hyquant.export.folder import check_target, new_folder, sha256_of
 from hyquant.export.layout import (
     attention_names,
     deployed,
     describe,
-    description_name,
     has_diffusers_names,
     is_renamed,
     layer_names,
     model_quant_type,
-    weight_name,
 )
 from hyquant.export.manifest import (
-    MANIFEST_NAME,
     ExportManifest,
     FileInfo,
     Layout,
     ModelInfo,
     layer_counts,
     notes,
+    read_manifest,
     software_versions,
     static_steps,
 )
+from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, index_name, require_loadable, shards
+from hyquant.export.snippets import mindie_loader
 from hyquant.plan import QuantPlan, attention_problem, fold_problem
 from hyquant.quantize import attention_tensors, quantized_tensors
 
@@ -50,6 +51,8 @@ def save_quantized(
     layout: Layout = "original",
     target: Target = "hyquant",
     overwrite: bool = False,
+    names: Sequence[FileNames] | None = None,
+    part_size_bytes: int | None = None,
 ) -> ExportManifest:
     """Write a denoiser that was quantized by `plan`: all its tensors, their description and a manifest.
 
@@ -62,10 +65,82 @@ def save_quantized(
             HunyuanVideo in diffusers' layout has "original" names only: its own.
         target: What is meant to execute it.
         overwrite: Replace an export that is there already.
+        names: File names of the tensors and their description; several write the same tensors once per pair, such as
+            one pair per rank (`hyquant.export.names.for_rank`). None writes the one pair that engines expect.
+        part_size_bytes: Most bytes of tensors in one file; more are written as parts with an index, which MindIE-SD
+            does not read. None writes one file.
 
     Raises:
-        ExportError: If plan and denoiser disagree, the target cannot load the layout or what is folded, or the
-            folder cannot be written; then nothing is left behind and an old export is untouched.
+        ExportError: If plan and denoiser disagree, the target cannot load the names, the layout, parts or what is
+            folded, or the folder cannot be written; then nothing is left behind and an old export is untouched.
+    """
+    out_dir = Path(out_dir)
+    pairs = tuple(names) if names is not None else (default_names(model_quant_type(plan)),)
+    require_writable(
+        plan,
+        out_dir,
+        layout=layout,
+        target=target,
+        overwrite=overwrite,
+        names=pairs,
+        part_size_bytes=part_size_bytes,
+    )
+    quant_type = model_quant_type(plan)
+    tensors = _tensors(denoiser, plan, layout) | _attention_tensors(denoiser, plan, layout)
+    description = describe(list(tensors), layer_names(plan, layout), quant_type, attention_names(plan, layout))
+    size_bytes = len(pairs) * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with new_folder(
+        out_dir, size_bytes=size_bytes, mark=MANIFEST_NAME, overwrite=overwrite, is_ours=is_export_file
+    ) as folder:
+        for pair in pairs:
+            _write_tensors(folder, pair.weights, tensors, part_size_bytes)
+            _write_json(folder / pair.description, json.dumps(description, indent=2))
+        steps = static_steps(plan)
+        manifest = ExportManifest(
+            config=plan.config,
+            config_digest=digest(plan.config),
+            plan=plan,
+            target=target,
+            layout=layout,
+            model=model,
+            model_quant_type=quant_type,
+            names=pairs,
+            num_steps=plan.num_steps,
+            static_steps=steps,
+            layer_counts=layer_counts(plan),
+            versions=software_versions(),
+            files={file.name: _file_info(file) for file in sorted(folder.iterdir())},
+            loader=mindie_loader(pairs[0], plan.config, layout=layout, quant_type=quant_type, static_steps=steps),
+            notes=notes(plan),
+        )
+        _write_json(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2))
+    logger.info("export out_dir=%s type=%s layout=%s size_bytes=%d", out_dir, quant_type, layout, size_bytes)
+    return manifest
+
+
+def require_writable(
+    plan: QuantPlan,
+    out_dir: str | Path,
+    *,
+    layout: Layout = "original",
+    target: Target = "hyquant",
+    overwrite: bool = False,
+    names: Sequence[FileNames] | None = None,
+    part_size_bytes: int | None = None,
+) -> None:
+    """Check what `save_quantized` would refuse, before anything is calibrated for it.
+
+    Args:
+        plan: What will be quantized.
+        out_dir: The folder to make.
+        layout: Whose layer names will be written.
+        target: What is meant to execute it.
+        overwrite: Whether an export that is there may be replaced.
+        names: File names, as for `save_quantized`.
+        part_size_bytes: Most bytes of tensors in one file, as for `save_quantized`.
+
+    Raises:
+        ExportError: Whatever `save_quantized` would say.
     """
     quant_type = model_quant_type(plan)
     if layout == "diffusers" and target.startswith("mindie-sd"):
@@ -77,33 +152,36 @@ def save_quantized(
         raise ExportError(problem)
     if layout == "diffusers" and not has_diffusers_names(plan):
         raise ExportError(
-            f"only HunyuanVideo in diffusers' layout can be written in its names, but {type(denoiser).__name__} has "
-            "others; use layout original, which keeps them"
+            "only HunyuanVideo in diffusers' layout can be written in its names, but this denoiser has others; use "
+            "layout original, which keeps them"
         )
-    tensors = _tensors(denoiser, plan, layout) | _attention_tensors(denoiser, plan, layout)
-    description = describe(list(tensors), layer_names(plan, layout), quant_type, attention_names(plan, layout))
-    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    out_dir = Path(out_dir)
-    with new_folder(out_dir, size_bytes=size_bytes, mark=MANIFEST_NAME, overwrite=overwrite) as folder:
-        _write_tensors(folder / weight_name(quant_type), tensors)
-        _write_json(folder / description_name(quant_type), json.dumps(description, indent=2))
-        manifest = ExportManifest(
-            config=plan.config,
-            plan=plan,
-            target=target,
-            layout=layout,
-            model=model,
-            model_quant_type=quant_type,
-            num_steps=plan.num_steps,
-            static_steps=static_steps(plan),
-            layer_counts=layer_counts(plan),
-            versions=software_versions(),
-            files={file.name: _file_info(file) for file in sorted(folder.iterdir())},
-            notes=notes(plan),
+    require_loadable([default_names(quant_type)] if names is None else names, quant_type, target)
+    _require_parts(part_size_bytes, target)
+    check_target(Path(out_dir), mark=MANIFEST_NAME, overwrite=overwrite, is_ours=is_export_file)
+
+
+def is_export_file(folder: Path, name: str) -> bool:
+    """Tell whether a file in an export's folder belongs to it: its manifest lists it, or it has a default name."""
+    if fnmatchcase(name, "quant_model_*.safetensors*") or fnmatchcase(name, "quant_model_*.json"):
+        return True
+    try:
+        return name in read_manifest(folder).files
+    except ExportError:
+        return False
+
+
+def _require_parts(part_size_bytes: int | None, target: Target) -> None:
+    if part_size_bytes is None:
+        return
+    if part_size_bytes < 1:
+        raise ExportError(
+            f"part_size_bytes must be 1 or more, but got {part_size_bytes}; leave it out for a single file"
         )
-        _write_json(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2))
-    logger.info("export out_dir=%s type=%s layout=%s size_bytes=%d", out_dir, quant_type, layout, size_bytes)
-    return manifest
+    if target.startswith("mindie-sd"):
+        raise ExportError(
+            f"{target} reads one tensor file and no parts, but part_size_bytes is {part_size_bytes}; leave it out, or "
+            "use target hyquant"
+        )
 
 
 def _tensors(denoiser: nn.Module, plan: QuantPlan, layout: Layout) -> dict[str, Tensor]:
@@ -160,7 +238,19 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return unshared
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write_tensors(folder: Path, weights: str, tensors: Mapping[str, Tensor], part_size_bytes: int | None) -> None:
+    """Write one tensor file, or its parts and their index."""
+    parts = shards(weights, tensors, part_size_bytes)
+    for name, keys in parts.items():
+        _save(folder / name, {key: tensors[key] for key in keys})
+    if len(parts) > 1:
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        table = {key: name for name, keys in parts.items() for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": table}
+        _write_json(folder / index_name(weights), json.dumps(index, indent=2))
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from hyquant.config import Target
 from search.commands.options import AsJson, Store, Study
 from search.console import print_json, print_line, remark
 
@@ -19,15 +20,24 @@ def export(
     pick: Annotated[str, typer.Option(help="safe, balanced, fast, or a trial's number.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     layout: Annotated[Literal["original", "diffusers"], typer.Option(help="Whose layer names to write.")] = "original",
+    target: Annotated[
+        Target | None, typer.Option(help="What will execute the weights [default: the study's target].")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Write a copy per rank, named _0, _1, ... [default: one for any number].", min=1)
+    ] = None,
+    part_size: Annotated[
+        float | None, typer.Option(help="Most GB in one tensor file; more make parts and an index.", min=1e-6)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there already.")] = False,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize the model as a trial did, and write the weights."""
+    from hyquant.export.snippets import hyquant_snippet, mindie_snippet
     from search.answers import report_json, trial_json
-    from search.exporting import export_config, find_pick
+    from search.exporting import ExportShape, export_config, find_pick
     from search.locate import locate_study, opened_study, overview_of
-    from search.mindie import hyquant_snippet, mindie_snippet
     from search.storage import stored_prompts
 
     ref = locate_study(study, store)
@@ -38,13 +48,23 @@ def export(
         remark(f"trial {row.number} is {row.state}: {row.reason}")
     with opened_study(ref) as opened:
         prompts = stored_prompts(opened)
-    config = overview.config.model_copy(update={"store": str(ref.store)})
-    done = export_config(config, prompts, row.config, out, layout=layout, overwrite=overwrite)
+    changes = {"store": str(ref.store)} | ({} if target is None else {"target": target})
+    config = overview.config.model_copy(update=changes)
+    shape = ExportShape(
+        layout=layout, num_ranks=ranks, part_size_bytes=None if part_size is None else round(part_size * 1e9)
+    )
+    done = export_config(config, prompts, row.config, out, shape=shape, overwrite=overwrite)
     if as_json:
         answer = trial_json(row)
         about = {key: answer[key] for key in ("number", "picks", "values", "config", "config_digest")}
         files = {name: info.size_bytes for name, info in done.manifest.files.items()}
-        settled = {"study": overview.config.name, "out": str(out), "layout": layout, "files": files}
+        settled = {
+            "study": overview.config.name,
+            "out": str(out),
+            "layout": layout,
+            "target": config.target,
+            "files": files,
+        }
         print_json({**settled, "trial": about, "verify": report_json(done.report)})
     else:
         print_line(f"exported trial {row.number} ({row.strategy}) of {overview.config.name} to {out}")

@@ -419,12 +419,12 @@ def test_what_is_no_export_is_an_error(tmp_path):
 
 
 def test_a_damaged_manifest_is_a_problem_not_an_exception(export):
-    (export / "hyq_manifest.json").write_text('{"format_version": 2}')
+    (export / "hyq_manifest.json").write_text('{"format_version": 1}')
 
     report = verify_export(export)
 
     assert not report.ok
-    assert "must be a manifest of format 1" in report.problems[0]
+    assert "must be a manifest of format 2" in report.problems[0]
 
 
 def test_an_existing_export_is_replaced_only_when_told(model, quantized, export):

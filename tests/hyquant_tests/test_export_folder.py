@@ -1,9 +1,13 @@
 """A folder is written whole or not at all."""
 
 import errno
+import itertools
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 
 import pytest
@@ -18,13 +22,18 @@ from hyquant.export.folder import new_folder, sha256_of
 MARK = "mark.json"
 
 
-def write(path, text, *, overwrite=False, size_bytes=0):
-    with new_folder(path, size_bytes=size_bytes, mark=MARK, overwrite=overwrite) as temporary:
-        (temporary / MARK).write_text(text)
+def is_ours(folder, name):
+    return name.startswith("ours")
+
+
+def write(path, text, *, overwrite=False, size_bytes=0, files=(MARK,)):
+    with new_folder(path, size_bytes=size_bytes, mark=MARK, overwrite=overwrite, is_ours=is_ours) as temporary:
+        for name in files:
+            (temporary / name).write_text(text)
 
 
 def write_half(path, *, overwrite):
-    with new_folder(path, size_bytes=0, mark=MARK, overwrite=overwrite) as temporary:
+    with new_folder(path, size_bytes=0, mark=MARK, overwrite=overwrite, is_ours=is_ours) as temporary:
         (temporary / MARK).write_text("half")
         raise RuntimeError
 
@@ -56,7 +65,7 @@ def test_an_old_folder_is_replaced_and_nothing_else_remains(tmp_path, monkeypatc
     if not can_exchange:
         monkeypatch.setattr(folder_module, "_exchange", lambda one, other: False)
     write(tmp_path / "out", "old")
-    (tmp_path / "out" / "extra").write_text("old too")
+    (tmp_path / "out" / "ours.txt").write_text("old too")
     write(tmp_path / "out", "new", overwrite=True)
 
     assert (tmp_path / "out" / MARK).read_text() == "new"
@@ -91,7 +100,7 @@ def test_too_little_space_is_seen_beforehand(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_meanwhile_is_one_sentence(tmp_path):
     with (
         pytest.raises(ExportError, match=r"disk of .* is full .*; nothing was written"),
-        new_folder(tmp_path / "out", size_bytes=0, mark=MARK, overwrite=False),
+        new_folder(tmp_path / "out", size_bytes=0, mark=MARK, overwrite=False, is_ours=is_ours),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -105,7 +114,7 @@ def test_safetensors_own_report_of_a_full_disk_is_understood(tmp_path, monkeypat
     monkeypatch.setattr(writer, "save_file", full)
 
     with pytest.raises(OSError, match="No space left") as caught:
-        writer._write_tensors(tmp_path / "x", {"a": torch.zeros(1)})
+        writer._save(tmp_path / "x", {"a": torch.zeros(1)})
 
     assert caught.value.errno == errno.ENOSPC
 
@@ -117,19 +126,80 @@ def test_a_parent_that_is_a_file_is_one_sentence(tmp_path):
         write(tmp_path / "parent" / "out", "one")
 
 
-@pytest.mark.multiproc
-def test_a_killed_writer_leaves_no_folder_under_the_name(tmp_path):
-    program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom hyquant.export.folder import new_folder\n"
-        "with new_folder(Path(sys.argv[1]), size_bytes=0, mark='mark.json', overwrite=False) as folder:\n"
-        "    (folder / 'mark.json').write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    finished = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], timeout=120)
+def test_files_of_others_in_an_export_are_never_deleted(tmp_path):
+    write(tmp_path / "out", "old")
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(ExportError, match=r"also holds thesis\.tex; move that away"):
+        write(tmp_path / "out", "new", overwrite=True)
 
-    assert finished.returncode == -9
-    assert not (tmp_path / "out").exists()
-    write(tmp_path / "out", "one")
-    assert (tmp_path / "out" / MARK).read_text() == "one"
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
+    assert (tmp_path / "out" / MARK).read_text() == "old"
+
+
+def test_a_file_that_outgrows_its_limit_leaves_the_old_folder(tmp_path):
+    """A write that really fails halfway: no file may pass 64 KiB, as on a disk that fills up."""
+    write(tmp_path / "out", "old")
+    program = (
+        "import resource, sys\nfrom pathlib import Path\nimport torch\nfrom safetensors.torch import save_file\n"
+        "from hyquant.errors import ExportError\nfrom hyquant.export.folder import new_folder\n"
+        "from hyquant.export.writer import _save\nresource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "try:\n"
+        "    with new_folder(Path(sys.argv[1]), size_bytes=0, mark='mark.json', overwrite=True, "
+        "is_ours=lambda folder, name: False) as folder:\n"
+        "        _save(folder / 'big.safetensors', {'x': torch.zeros(100000)})\n"
+        "except ExportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "out")], timeout=120, capture_output=True, text=True
+    )
+
+    assert "cannot be written" in done.stdout, done.stderr
+    assert (tmp_path / "out" / MARK).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.multiproc
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_writer_killed_at_any_moment_leaves_the_old_folder_or_the_new_one(tmp_path, monkeypatch, can_exchange):
+    """Without an exchange of names a kill may fall between two renames; then the next writer puts the old one back."""
+    if not can_exchange:
+        monkeypatch.setattr(folder_module, "_exchange", lambda one, other: False)
+    out, files = tmp_path / "out", (MARK, "ours.a", "ours.b")
+    write(out, "start", files=files)
+    for delay_ms in range(1, 41):
+        child = os.fork()
+        if child == 0:
+            for number in itertools.count():
+                write(out, f"version {number}", overwrite=True, files=files)
+        time.sleep(delay_ms / 1000)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        folder = out if can_exchange or out.exists() else tmp_path / ".out.hyq-old"
+
+        assert len({(folder / name).read_text() for name in files}) == 1
+    write(out, "end", overwrite=True, files=files)
+
+    assert {(out / name).read_text() for name in files} == {"end"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_living_writer_has_begun_is_not_cleared_away(tmp_path):
+    with new_folder(tmp_path / "out", size_bytes=0, mark=MARK, overwrite=True, is_ours=is_ours) as slow:
+        (slow / MARK).write_text("slow")
+        write(tmp_path / "out", "fast")
+
+        assert slow.is_dir()
+    assert (tmp_path / "out" / MARK).read_text() == "slow"
+
+
+def test_the_slower_of_two_writers_does_not_replace_what_it_may_not(tmp_path):
+    slow = new_folder(tmp_path / "out", size_bytes=0, mark=MARK, overwrite=False, is_ours=is_ours)
+    (slow.__enter__() / MARK).write_text("slow")
+    write(tmp_path / "out", "fast")
+    with pytest.raises(ExportError, match="holds an export already"):
+        slow.__exit__(None, None, None)
+
+    assert (tmp_path / "out" / MARK).read_text() == "fast"
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

@@ -7,11 +7,11 @@ from PIL import Image
 
 from hyquant.errors import ConfigError, ExportError
 from hyquant.export import load_quantized, read_manifest
+from hyquant.export.snippets import hyquant_snippet, mindie_snippet
 from hyquant.models import load_model
 from hyquant.models.base import RenderSettings
 from search.cli import exit_code_of
 from search.errors import SearchError, StoreError
-from search.mindie import hyquant_snippet, mindie_snippet
 from search.rendering import clip_settings
 from search.ui import server_command
 
@@ -55,6 +55,27 @@ def test_an_export_is_verified_rendered_and_told_how_to_load(export, capsys, tmp
     load_quantized(again.denoiser, out, again.clock)
     settings = RenderSettings(height=32, width=32, num_frames=5, num_steps=4)
     assert torch.equal(loaded.render(["x"], [1], settings)[0], again.render(["x"], [1], settings)[0])
+
+
+def test_copies_per_rank_and_parts_are_written_when_asked_for(stored_store, tmp_path, capsys):
+    arguments = ["export", "demo", "--pick", "safe", "--store", str(stored_store), "--json", "--out"]
+    assert exit_code_of([*arguments, str(tmp_path / "ranks"), "--ranks", "2", "--target", "mindie-sd-3.1/910b"]) == 0
+    ranks = json.loads(capsys.readouterr().out)
+    assert exit_code_of([*arguments, str(tmp_path / "parts"), "--part-size", "0.00004"]) == 0
+    parts = json.loads(capsys.readouterr().out)
+    assert exit_code_of([*arguments, str(tmp_path / "x"), "--part-size", "1", "--target", "mindie-sd-3.1/910b"]) == 1
+
+    assert "no parts" in capsys.readouterr().err
+    assert sorted(ranks["files"]) == [
+        f"quant_model_{kind}_w8a8_timestep_{rank}.{suffix}"
+        for kind, suffix in (("description", "json"), ("weight", "safetensors"))
+        for rank in range(2)
+    ]
+    assert ranks["target"] == "mindie-sd-3.1/910b"
+    assert ranks["verify"]["ok"]
+    assert "quant_model_weight_w8a8_timestep.safetensors.index.json" in parts["files"]
+    assert parts["verify"]["ok"]
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_damaged_export_is_exit_code_3_with_the_problem_named(export, capsys):
@@ -101,7 +122,8 @@ def test_mindie_is_told_which_steps_are_static(export):
     # The safe pick of the stored study is `timestep` with timestep_sep 2 of 4 steps.
     assert 'policy.register(range(2, 4), "static", "w8a8_static_linear")' in snippet
     assert "quant_model_description_w8a8_timestep.json" in snippet
-    assert mindie_snippet(out, manifest.model_copy(update={"layout": "diffusers"})) is None
+    assert mindie_snippet(out, manifest) == f"export_dir = {str(out)!r}\n{manifest.loader}"
+    assert str(out) not in (out / "hyq_manifest.json").read_text()
 
 
 def test_a_size_that_is_none_is_refused(export):

@@ -6,8 +6,9 @@ Source of the second: the README and the sources of MindIE-SD 3.1 (`quantize`, `
 
 from pathlib import Path
 
-from hyquant.export import ExportManifest
-from hyquant.export.layout import description_name
+from hyquant.config import QuantConfig
+from hyquant.export.manifest import ExportManifest, Layout
+from hyquant.export.names import FileNames
 
 
 def hyquant_snippet(folder: Path, manifest: ExportManifest) -> str:
@@ -23,21 +24,29 @@ def hyquant_snippet(folder: Path, manifest: ExportManifest) -> str:
 
 
 def mindie_snippet(folder: Path, manifest: ExportManifest) -> str | None:
+    """Return the lines that load an export in MindIE-SD from where it lies; None for diffusers names."""
+    return None if manifest.loader is None else f"export_dir = {str(folder)!r}\n{manifest.loader}"
+
+
+def mindie_loader(
+    names: FileNames, config: QuantConfig, *, layout: Layout, quant_type: str, static_steps: tuple[int, int] | None
+) -> str | None:
     """Return the lines that load an export into the transformer of the original code; None for diffusers names.
 
-    MindIE-SD is dynamic at every step unless it is told which steps use the stored ranges, so the lines say so.
+    MindIE-SD is dynamic at every step unless it is told which steps use the stored ranges, so the lines say so. They
+    leave the folder open: `export_dir`.
     """
-    if manifest.layout == "diffusers":
+    if layout == "diffusers":
         return None
-    description = folder / description_name(manifest.model_quant_type)
-    dtype = "torch.float16" if manifest.config.deploy_dtype == "float16" else "torch.bfloat16"
-    steps = manifest.static_steps if manifest.model_quant_type == "W8A8_TIMESTEP" else None
+    description = f'f"{{export_dir}}/{names.description}"'
+    dtype = "torch.float16" if config.deploy_dtype == "float16" else "torch.bfloat16"
+    steps = static_steps if quant_type == "W8A8_TIMESTEP" else None
     if steps is None:
         return "\n".join(
             (
                 "import torch",
                 "from mindiesd import quantize",
-                f"transformer = quantize(transformer, {str(description)!r}, dtype={dtype})",
+                f"transformer = quantize(transformer, {description}, dtype={dtype})",
             )
         )
     return "\n".join(
@@ -46,7 +55,7 @@ def mindie_snippet(folder: Path, manifest: ExportManifest) -> str | None:
             "from mindiesd import TimestepManager, TimestepPolicyConfig, quantize",
             "policy = TimestepPolicyConfig()",
             f'policy.register(range({steps[0]}, {steps[1]}), "static", "w8a8_static_linear")',
-            f"transformer = quantize(transformer, {str(description)!r}, dtype={dtype}, timestep_config=policy)",
+            f"transformer = quantize(transformer, {description}, dtype={dtype}, timestep_config=policy)",
             "# before every denoising step: TimestepManager.set_timestep_idx(step_index)",
         )
     )

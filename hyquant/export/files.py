@@ -1,0 +1,96 @@
+"""The files of an export as they lie on disk: are they all there, whole, of the right kind, and what do they hold?
+
+Source of the rules: the files that mindiesd 3.1 accepts.
+"""
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hyquant.export.folder import FILE_MODE, FOLDER_MODE, sha256_of
+from hyquant.export.manifest import ExportManifest
+from hyquant.export.names import MANIFEST_NAME, FileNames, index_name
+
+
+def read_tensors(folder: Path, names: FileNames) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of one pair, of one file or of its parts, and why they cannot be read."""
+    index = folder / index_name(names.weights)
+    if (folder / names.weights).is_file() or not index.is_file():
+        return _loaded(folder / names.weights)
+    table, problems = _weight_map(index)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(table.values())):
+        part, unreadable = _loaded(folder / name)
+        problems.extend(unreadable)
+        tensors |= part
+    if not problems and table.keys() != tensors.keys():
+        odd = sorted(table.keys() ^ tensors.keys())
+        problems.append(f"{index.name} must list the tensors of its parts, but they differ in {odd[:3]}")
+    return tensors, problems
+
+
+def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:
+    problem = f"{index.name} must say which part holds which tensor (weight_map), but does not; copy it again"
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        return {}, [problem]
+    if not isinstance(table, dict) or not all(isinstance(name, str) and "/" not in name for name in table.values()):
+        return {}, [problem]
+    return table, []
+
+
+def _loaded(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    try:
+        return load_file(path), []
+    except FileNotFoundError:
+        return {}, [f"{path.name} must be a regular file, but it is missing"]
+    except (SafetensorError, OSError) as error:
+        return {}, [f"{path.name} must be a safetensors file, but cannot be read: {error}"]
+
+
+def file_problems(folder: Path, manifest: ExportManifest) -> Iterator[str]:
+    """Check names, kinds, modes, sizes and digests of the files."""
+    listed = set(manifest.files)
+    for names in manifest.names:
+        if names.description not in listed or not {names.weights, index_name(names.weights)} & listed:
+            yield (
+                f"the manifest must list {names.description} and {names.weights}, but lists {sorted(listed)}; copy "
+                "it again"
+            )
+    if (mode := stat.S_IMODE(folder.stat().st_mode)) & ~FOLDER_MODE:
+        yield f"the folder must have a mode within 0750, but it has {mode:04o}; run chmod 750 on it"
+    for name in (MANIFEST_NAME, *sorted(listed)):
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            yield f"{name} must be a regular file, but it is {'a link' if path.is_symlink() else 'missing'}"
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & ~FILE_MODE:
+            yield f"{name} must have a mode within 0640, but it has {mode:04o}; the engine refuses it"
+        if name in listed:
+            yield from _content_problems(path, manifest)
+
+
+def rank_problems(manifest: ExportManifest) -> Iterator[str]:
+    """Check that every rank's files hold the same: statistics are merged before they are written."""
+    first, *others = manifest.names
+    for names in others:
+        for one, other in ((first.weights, names.weights), (first.description, names.description)):
+            known = manifest.files.get(one), manifest.files.get(other)
+            if None not in known and known[0] != known[1]:
+                yield f"{other} must hold what {one} does, because ranks share one config, but it differs; export again"
+
+
+def _content_problems(path: Path, manifest: ExportManifest) -> Iterator[str]:
+    info = manifest.files[path.name]
+    size = path.stat().st_size
+    if size != info.size_bytes:
+        yield f"{path.name} must have {info.size_bytes} bytes, but it has {size}; copy it again"
+    elif sha256_of(path) != info.sha256:
+        yield f"{path.name} must have the SHA-256 of the manifest, but its bytes were changed; copy it again"
