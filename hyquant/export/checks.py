@@ -79,7 +79,7 @@ def tensor_problems(tensors: Mapping[str, Tensor], manifest: ExportManifest) -> 
                 if key not in tensors:
                     yield f"{key} of layer {layer.name} must be there, but is missing"
                 else:
-                    yield from _tensor_problems(key, tensors[key], dtypes, shape)
+                    yield from value_problems(key, tensors[key], dtypes, shape)
             yield from _bias_problems(f"{_prefix(layer, name)}.bias", tensors, layer, rows)
     for name, block in attention_names(manifest.plan, manifest.layout).items():
         expected = expected_attention_tensors(block, name, manifest)
@@ -88,7 +88,7 @@ def tensor_problems(tensors: Mapping[str, Tensor], manifest: ExportManifest) -> 
             if key not in tensors:
                 yield f"{key} of the attention of {block.name} must be there, but is missing"
             else:
-                yield from _tensor_problems(key, tensors[key], dtypes, shape)
+                yield from value_problems(key, tensors[key], dtypes, shape)
         yield from _rotation_problems(name, tensors)
     for key in sorted(set(tensors) - seen):
         if not tensors[key].is_floating_point():
@@ -145,7 +145,8 @@ def _rotation_problems(name: str, tensors: Mapping[str, Tensor]) -> Iterator[str
         yield f"{name}.q_rot times {name}.k_rot transposed must be the identity, but is off by {error:.3g}"
 
 
-def _tensor_problems(key: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: Shape) -> Iterator[str]:
+def value_problems(key: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: Shape) -> Iterator[str]:
+    """Check dtype, shape and values of one tensor of a quantized layer or attention."""
     if tensor.dtype not in dtypes:
         yield f"{key} must be {' or '.join(map(str, dtypes))}, but is {tensor.dtype}"
     if tuple(tensor.shape) != shape:

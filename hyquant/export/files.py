@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hyquant.errors import ExportError
 from hyquant.export.folder import FILE_MODE, FOLDER_MODE, sha256_of
 from hyquant.export.manifest import ExportManifest
 from hyquant.export.names import MANIFEST_NAME, FileNames, index_name
@@ -94,3 +95,18 @@ def _content_problems(path: Path, manifest: ExportManifest) -> Iterator[str]:
         yield f"{path.name} must have {info.size_bytes} bytes, but it has {size}; copy it again"
     elif sha256_of(path) != info.sha256:
         yield f"{path.name} must have the SHA-256 of the manifest, but its bytes were changed; copy it again"
+
+
+def read_description(path: Path) -> dict[str, object]:
+    """Return the flat table of a description.
+
+    Raises:
+        ExportError: If it cannot be read, or is something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path.name} must be JSON, but it is not: {error}; copy it again") from error
+    if not isinstance(found, dict):
+        raise ExportError(f"{path.name} must be a flat table, but it is a {type(found).__name__}; copy it again")
+    return found

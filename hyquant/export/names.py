@@ -59,6 +59,18 @@ def for_rank(names: FileNames, rank: int) -> FileNames:
     return FileNames(weights=weights, description=description)
 
 
+def rank_of(description: str) -> int | None:
+    """Return the rank that a description's name ends in, None without one."""
+    found = _RANK.search(description.removesuffix(DESCRIPTION_SUFFIX))
+    return None if found is None else int(found[1])
+
+
+def expected_weights(description: str, quant_type: str) -> str:
+    """Return the tensor file that the engine reads for a description of some type."""
+    default, rank = default_names(quant_type), rank_of(description)
+    return (default if rank is None else for_rank(default, rank)).weights
+
+
 def require_loadable(pairs: Sequence[FileNames], quant_type: str, target: Target) -> None:
     """Check that no file is named twice, and that a MindIE target finds the tensors of each description.
 
@@ -74,9 +86,7 @@ def require_loadable(pairs: Sequence[FileNames], quant_type: str, target: Target
     if not target.startswith("mindie-sd"):
         return
     for names in pairs:
-        rank = _RANK.search(names.description.removesuffix(DESCRIPTION_SUFFIX))
-        default = default_names(quant_type)
-        expected = (for_rank(default, int(rank[1])) if rank else default).weights
+        expected = expected_weights(names.description, quant_type)
         if names.weights != expected:
             raise ExportError(
                 f"{target} reads the tensors that {names.description} describes from {expected}, but they were to be "

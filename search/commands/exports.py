@@ -76,26 +76,30 @@ def export(
     _stop_on_problems(done.report.problems)
 
 
-def verify(folder: Export, model: Source = None, as_json: AsJson = False) -> None:
+def verify(
+    folder: Export,
+    model: Source = None,
+    target: Annotated[
+        Target | None, typer.Option(help="What will execute the weights [default: what the export says].")
+    ] = None,
+    allow_ignored: Annotated[
+        bool, typer.Option("--allow-ignored", help="Accept layers that the target leaves in float.")
+    ] = False,
+    engine: Annotated[bool, typer.Option("--engine", help="Load it through the installed MindIE-SD too.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check that an export is whole and does what the float model does; exit code 3 if not."""
-    from hyquant.errors import HyquantError
-    from hyquant.export import read_manifest, verify_export
-    from search.answers import report_json
-    from search.rendering import load_float_model
+    from search.verifying import verify_folder
 
-    float_model, compared = None, "compared with the float model"
-    read_manifest(folder)
-    try:
-        float_model = load_float_model(folder, source=model)
-    except HyquantError as error:
-        compared = f"not compared with the float model: {error}"
-    report = verify_export(folder, float_model)
+    verdict = verify_folder(folder, source=model, target=target, with_engine=engine)
     if as_json:
-        print_json({**report_json(report), "compared": compared})
+        print_json(verdict.json())
     else:
-        counts = ", ".join(f"{count} {name}" for name, count in report.layer_counts.items())
-        print_line(f"{folder}: {'ok' if report.ok else 'PROBLEMS'}; layers: {counts or 'unknown'}; {compared}")
-    _stop_on_problems(report.problems)
+        for line in verdict.lines():
+            print_line(line)
+    for ignored in verdict.report.ignored if not allow_ignored else ():
+        remark(f"{ignored.name} stays in float: {ignored.reason}")
+    _stop_on_problems(verdict.problems, is_bad=bool(verdict.report.ignored) and not allow_ignored)
 
 
 def render(
@@ -131,8 +135,8 @@ def _print_snippet(title: str, snippet: str | None) -> None:
             print_line(f"  {line}")
 
 
-def _stop_on_problems(problems: tuple[str, ...]) -> None:
+def _stop_on_problems(problems: tuple[str, ...], *, is_bad: bool = False) -> None:
     for problem in problems:
         remark(problem)
-    if problems:
+    if problems or is_bad:
         raise typer.Exit(3)

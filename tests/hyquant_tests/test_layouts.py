@@ -300,7 +300,7 @@ def test_only_diffusers_models_are_written_in_diffusers_names(original, tmp_path
     info = module_info(toy, source="toy")
     quantize_(toy, plan, stats, clock)
     try:
-        with pytest.raises(ExportError, match="ToyOriginalDiT has others; use layout original"):
+        with pytest.raises(ExportError, match="this denoiser has others; use layout original"):
             save_quantized(toy, plan, tmp_path / "export", model=info, layout="diffusers")
     finally:
         restore_(toy)
