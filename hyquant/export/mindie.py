@@ -7,6 +7,7 @@ layer is then run on the float denoiser's inputs.
 
 import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,7 +71,7 @@ def load_in_engine(export_dir: str | Path, denoiser: nn.Module, record: Record |
         mindiesd.quantize(model, str(description.resolve()), **_options(mindiesd, manifest))
     except Exception as error:  # the engine's own kinds of errors, whatever they derive from, are its verdict
         return EngineReport(
-            version=_version(mindiesd),
+            version=_version(),
             expected=len(manifest.plan.quantized),
             replaced={},
             problems=(f"MindIE-SD must load {description.name}, but it says: {error}",),
@@ -85,7 +86,7 @@ def load_in_engine(export_dir: str | Path, denoiser: nn.Module, record: Record |
     problems = list(_count_problems(replaced, manifest))
     checks, not_run = _run(replaced, groups, denoiser, record, mindiesd, manifest)
     return EngineReport(
-        version=_version(mindiesd),
+        version=_version(),
         expected=len(manifest.plan.quantized),
         replaced={kind: kinds.count(kind) for kind in sorted(set(kinds))},
         problems=tuple(problems),
@@ -132,8 +133,11 @@ def _import_engine() -> ModuleType:
         ) from error
 
 
-def _version(mindiesd: ModuleType) -> str:
-    return str(getattr(mindiesd, "__version__", "unknown"))
+def _version() -> str:
+    try:
+        return version("mindiesd")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _options(mindiesd: Any, manifest: ExportManifest) -> dict[str, Any]:

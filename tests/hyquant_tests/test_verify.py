@@ -302,8 +302,6 @@ def test_scales_per_token_are_refused_where_int8_attention_is_executed(model, fo
 class FakeEngine(types.ModuleType):
     """Has the engine's functions, and replaces Linears by the rules that `engine_view` writes down."""
 
-    __version__ = "0.fake"
-
     def __init__(self, forget=()):
         super().__init__("mindiesd")
         self.forget = forget
