@@ -1,12 +1,16 @@
 """What an engine gets out of every kind of export, in every layout, by a loader that shares no code with hyquant."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
+from hyquant.export import default_names, for_rank
+from tests.reference.loader import load
 from tests.reference_tests.configs import CONFIGS
 from tests.reference_tests.judging import deploy, judge, relative_l2
-from tests.reference_tests.routes import denoised, loaded_by_hyquant, planned, rounding
+from tests.reference_tests.routes import denoised, loaded_by_hyquant, planned, rounding, write_export
 
 ROUTES = ("original", "diffusers", "converted")
 UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -84,6 +88,35 @@ def test_the_engine_of_today_ignores_int8_attention_and_runs_its_linears(deploym
     assert loaded.attentions == {}
     assert loaded.linears == plain.linears != {}
     assert not torch.equal(latents, plain_latents)
+
+
+def test_every_rank_finds_its_own_pair_of_files_from_any_path(route_of, tmp_path):
+    route = route_of("original", "bfloat16")
+    names = [for_rank(default_names("W8A8_TIMESTEP"), rank) for rank in range(2)]
+
+    folder = write_export(route, CONFIGS["timestep"][0], tmp_path / "export", target="mindie-sd-3.1/910b", names=names)
+    given = folder / "quant_model_description_w8a8_timestep_0.json"
+    both = [load(copy.deepcopy(route.deployed), given, rank=rank) for rank in range(2)]
+
+    assert {path.name for path in folder.iterdir()} == {
+        "quant_model_description_w8a8_timestep_0.json",
+        "quant_model_description_w8a8_timestep_1.json",
+        "quant_model_weight_w8a8_timestep_0.safetensors",
+        "quant_model_weight_w8a8_timestep_1.safetensors",
+        "hyq_manifest.json",
+    }
+    assert both[0].linears == both[1].linears
+    assert len(both[0].linears) == sum(len(names) for names, _ in planned(folder)) == 26
+
+
+def test_an_export_for_a_target_meets_the_bars_on_it(route_of, float_run_of, tmp_path):
+    """As a search exports for today's engine on a 910B: no attention, multipliers only, original names."""
+    route, expected = route_of("converted", "bfloat16"), float_run_of("converted", "bfloat16")
+
+    folder = write_export(route, CONFIGS["m4 timestep"][0], tmp_path / "export", target="mindie-sd-3.1/910b")
+    scores, _, _ = judge(route, folder, expected)
+
+    assert scores.missed(CONFIGS["m4 timestep"][1]) == set()
 
 
 def test_tables_are_used_at_the_steps_of_the_policy_only(deployment):

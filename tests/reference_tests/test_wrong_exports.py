@@ -208,6 +208,15 @@ def test_a_description_of_a_rank_needs_ranks(altered, route_of):
         load(route_of("original", "bfloat16").deployed, described, rank=2)
 
 
+def test_an_export_in_parts_is_not_for_the_engine(route_of, tmp_path):
+    route = route_of("original", "bfloat16")
+
+    folder = write_export(route, CONFIGS["dynamic"][0], tmp_path / "export", part_size_bytes=100_000)
+
+    with pytest.raises(ParametersInvalid, match=r"quant_model_weight_w8a8_dynamic.safetensors doesn't exist"):
+        load(route.deployed, description_of(folder))
+
+
 def test_a_step_beyond_the_tables_is_refused(export_of, route_of):
     loaded, _ = deploy(route_of("original", "bfloat16"), export_of("original", "timestep"))
 
