@@ -136,7 +136,7 @@ def describe(
 
     Args:
         keys: Names of all tensors.
-        schemes: Scheme by quantized layer; tensors of others are FLOAT.
+        schemes: Scheme by quantized layer; its bias and multiplier and the tensors of others are FLOAT.
         quant_type: The type of the model.
         attentions: Quantized attentions by block, from `attention_names`.
     """
@@ -154,7 +154,7 @@ def describe(
 
 
 def _algorithm(key: str, schemes: Mapping[str, str]) -> str:
-    if key.endswith(_SMOOTH_SUFFIX):
+    if key.endswith((_SMOOTH_SUFFIX, ".bias")):
         return FLOAT
     layer = key.rpartition(".")[0]
     scheme = schemes.get(layer) or schemes.get(layer.removesuffix(".linear"))

@@ -15,7 +15,7 @@ def build(
     """Return weight, input_scale [1], input_offset [1], deq_scale [N], quant_bias [N] and bias."""
     assert input_qparams is not None
     weight_q, weight_scale = quantize_weight(weight, deploy_dtype, bias=bias, input_scale=input_qparams.scale)
-    deq_scale, quant_bias = static_constants(weight_q, weight_scale, bias, input_qparams)
+    deq_scale, quant_bias = static_constants(weight_q, weight_scale, bias, input_qparams, deploy_dtype)
     tensors = {
         "weight": weight_q,
         "input_scale": input_qparams.scale,

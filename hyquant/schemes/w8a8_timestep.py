@@ -19,7 +19,7 @@ def build(
     """Return the tensors of w8a8_dynamic plus input_scale, input_offset [T, 1] and deq_scale, quant_bias [T, N]."""
     assert input_qparams is not None
     weight_q, weight_scale = quantize_weight(weight, deploy_dtype, bias=bias, input_scale=input_qparams.scale)
-    deq_scale, quant_bias = static_constants(weight_q, weight_scale, bias, input_qparams)
+    deq_scale, quant_bias = static_constants(weight_q, weight_scale, bias, input_qparams, deploy_dtype)
     tensors = {
         "weight": weight_q,
         "weight_scale": weight_scale,

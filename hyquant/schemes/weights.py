@@ -48,7 +48,11 @@ def quantize_weight(
 
 
 def static_constants(
-    weight_q_NK: Tensor, weight_scale_N1: Tensor, bias: Tensor | None, input_qparams: QParams
+    weight_q_NK: Tensor,
+    weight_scale_N1: Tensor,
+    bias: Tensor | None,
+    input_qparams: QParams,
+    deploy_dtype: DeployDtype = "float32",
 ) -> tuple[Tensor, Tensor]:
     """Return what a static product adds to and multiplies its int32 accumulator by.
 
@@ -57,13 +61,23 @@ def static_constants(
         weight_scale_N1: [N, 1] float32.
         bias: [N] float32, or None.
         input_qparams: Scale and zero point, [1] or [T, 1] float32.
+        deploy_dtype: Dtype of the product; for float16 deq_scale is rounded to 11 significant bits. The operator cuts
+            off all others (`npu_trans_quant_param`), which would make every output too small by 2^-11 on average.
 
     Returns:
         deq_scale [N] or [T, N] float32 and quant_bias [N] or [T, N] int32. The bias is rounded in float64, because
         z * sum_k W_q exceeds float32's 24 bits from K = 1040 on.
     """
     deq_scale = input_qparams.scale * weight_scale_N1[:, 0]
+    if deploy_dtype == "float16":
+        deq_scale = _to_11_bits(deq_scale)
     row_sums_N = weight_q_NK.sum(dim=1, dtype=torch.int64).double()
     bias_steps = 0.0 if bias is None else bias.double() / deq_scale.double()
     quant_bias = torch.round(bias_steps - input_qparams.zero_point.double() * row_sums_N)
     return deq_scale, quant_bias.to(torch.int32)
+
+
+def _to_11_bits(scale: Tensor) -> Tensor:
+    """Round positive float32 to a fraction of 10 bits: add half of what the 13 lowest bits hold, then clear them."""
+    bits = scale.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)

@@ -203,6 +203,8 @@ def test_the_description_names_the_algorithm_of_every_tensor(saved):
     assert description.keys() == tensors.keys()
     assert description["double_blocks.0.img_attn_qkv.linear.weight"] == "W8A8_TIMESTEP"
     assert description["double_blocks.0.img_attn_qkv.div.mul_scale"] == "FLOAT"
+    assert description["double_blocks.0.img_attn_qkv.linear.bias"] == "FLOAT"
+    assert description["double_blocks.0.img_attn_proj.bias"] == "FLOAT"
     assert description["double_blocks.0.img_attn_proj.weight"] == "W8A8_TIMESTEP"
     assert description["double_blocks.0.img_mod.linear.weight"] == "FLOAT"
     assert description["final_layer.linear.weight"] == "FLOAT"

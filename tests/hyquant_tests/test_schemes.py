@@ -53,6 +53,21 @@ def test_static_constants_of_a_hand_worked_row():
     assert quant_bias.dtype == torch.int32
 
 
+def test_scales_of_float16_products_are_what_the_operator_keeps_of_them():
+    """It cuts a float32 after 10 fraction bits: there is nothing left to cut, and nothing too small on average."""
+    weight = normal(2000, 8)
+    input_qparams = QParams(torch.tensor([[0.3], [0.7]]), torch.zeros(2, 1))
+    q, scale = quantize_weight(weight, "float16")
+
+    exact, _ = static_constants(q, scale, None, input_qparams)
+    kept, quant_bias = static_constants(q, scale, torch.full((2000,), 5.0), input_qparams, "float16")
+
+    assert torch.equal(kept, torch.frexp(kept)[0].mul(2048).round().div(2048).mul(torch.exp2(torch.frexp(kept)[1])))
+    assert ((kept / exact - 1).abs() <= 2**-11).all()
+    assert (kept / exact - 1).mean().abs() < 2**-15  # cut off, it is -2^-11.5
+    assert torch.equal(quant_bias, torch.round(5.0 / kept.double()).int())
+
+
 def test_the_zero_point_term_is_exact_beyond_float32s_integers():
     """The term z * sum_k W_q is about 2^28 here and float32 would round it; Python integers do not."""
     weight = torch.full((1, 15361), 127, dtype=torch.int8)
