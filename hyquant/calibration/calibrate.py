@@ -1,8 +1,8 @@
 """Everything a plan takes from calibration records: `calibrate`, then `quantize_calibrated_`.
 
 Which passes over the records are made depends on the plan: none for dynamic activations alone; one float pass for
-stored ranges; one for the heads of int8 attention; two for smoothing scales that are searched; one more where the range
-of a smoothed input does not follow from the plain one; one per block for a sequential calibration.
+stored ranges or smoothing scales; one for the heads of int8 attention; two for smoothing scales that are searched; one
+more where the range of a smoothed input does not follow from the plain one; one per block for a sequential calibration.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hyquant.attention.observe import observe_attention
 from hyquant.attention.stats import HeadStats, merge_head_stats
 from hyquant.calibration.observe import observe
-from hyquant.calibration.sequential import needs_sequential_stats, observe_sequential
+from hyquant.calibration.sequential import needs_float_stats, needs_sequential_stats, observe_sequential
 from hyquant.calibration.stats import GroupStats, Stats
 from hyquant.clock import StepClock
 from hyquant.config import FA3Int8
@@ -29,9 +29,9 @@ from hyquant.quantize import (
     needs_histograms,
     needs_search,
     needs_smoothed_stats,
-    needs_stats,
     quantize_,
     smoothing_multipliers,
+    smoothing_scales,
 )
 from hyquant.smoothing.search import search_scales
 
@@ -71,12 +71,14 @@ def calibrate(
     restore_(denoiser)
     is_sequential, histograms = needs_sequential_stats(plan), needs_histograms(plan)
     stats: Stats = {}
-    if needs_search(plan) or (needs_stats(plan) and not is_sequential):
+    if needs_float_stats(plan):
         stats = join(lambda: observe(denoiser, layer_groups(denoiser), records, clock, histograms=histograms))
     heads = _heads(denoiser, plan, records, clock, ranks)
     scales = None
     if needs_search(plan):
         scales = search_scales(denoiser, plan, stats, records, clock, merge=lambda sums: add_sums(sums, ranks))
+    elif is_sequential:
+        scales = smoothing_scales(denoiser, plan, stats)
     if is_sequential:
         found = observe_sequential(denoiser, plan, records, clock, join=join, scales=scales)
         return Calibrated(*found, scales, heads)

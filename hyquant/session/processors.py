@@ -3,6 +3,7 @@
 Names and fields are those of msModelSlim's `msmodelslim.quant`; what is new has a default.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
@@ -140,7 +141,7 @@ class SaveProcessorConfig(SessionValue):
         layout: Whose layer names to write; a model that is not diffusers' HunyuanVideo keeps its own.
     """
 
-    output_path: str
+    output_path: str | Path
     safetensors_name: str | None = None
     json_name: str | None = None
     save_type: tuple[str, ...] = ("safe_tensor",)
