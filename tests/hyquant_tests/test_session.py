@@ -212,6 +212,7 @@ def test_a_second_session_begins_with_the_float_model():
     TimestepManager.set_timestep_idx(40)
 
     assert torch.equal(once(x_of(1)), twice(x_of(1)))
+    assert len(twice._forward_pre_hooks) == len(once._forward_pre_hooks) == 1
     restore_(twice)
     assert torch.equal(Net()(x_of(1)), twice(x_of(1)))
 
@@ -475,6 +476,23 @@ def test_every_act_method_is_accepted_by_every_quantizer(method):
         model = Net()
         quantize(model, each, steps(3), calibration="sequential")
         assert len(quantized_tensors(model)) == 2
+
+
+def test_a_sequential_session_observes_later_blocks_behind_quantized_ones(dumped):
+    layout, calls, _ = dumped
+    found = {}
+    for way in ("single_pass", "sequential"):
+        model = load_pipeline(layout).transformer
+        processors = {"w8a8": W8A8ProcessorConfig(disable_names=outside(model))}
+        quantize(model, processors, calls, calibration=way, deploy_dtype="float32")
+        found[way] = {path: tensors["input_scale"] for path, tensors in quantized_tensors(model).items()}
+
+    same = {path for path, scale in found["single_pass"].items() if torch.equal(scale, found["sequential"][path])}
+    first, last = {"original": ("double_blocks.0.", "single_blocks.1.linear2")}.get(
+        layout, ("transformer_blocks.0.", "single_transformer_blocks.1.proj_out")
+    )
+    assert {path for path in found["single_pass"] if path.startswith(first)} <= same
+    assert last not in same
 
 
 def test_the_mean_of_extremes_is_what_the_peer_calls_minmax():

@@ -126,7 +126,8 @@ def run_ranks(script, args, num_ranks=2):
 
 @pytest.mark.multiproc
 @pytest.mark.parametrize(
-    ("layout", "case"), [("original", "timestep"), ("diffusers", "timestep"), ("original", "fa3"), ("diffusers", "m6")]
+    ("layout", "case"),
+    [("original", "timestep"), ("diffusers", "timestep"), ("original", "fa3"), ("diffusers", "m6"), ("original", "m3")],
 )
 def test_two_ranks_write_a_pair_each_of_what_the_calls_of_both_give(layout, case, tmp_path, monkeypatch):
     """Compared with one process that has both ranks' dumps: the same tensors, bit by bit."""
