@@ -8,7 +8,7 @@ over gloo on the host, also where the model lives on an accelerator. Every verb 
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -23,11 +23,12 @@ from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.stats import GroupStats, merge
 from hyquant.calibration.store import Entry
 from hyquant.devices.base import Device
-from hyquant.errors import ConfigError
+from hyquant.errors import ConfigError, HyquantError
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 DEFAULT_TIMEOUT_S = 1800.0
 
@@ -126,6 +127,32 @@ def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must lie in [0, {world_size}), but got {rank}")
     return list(items[len(items) * rank // world_size : len(items) * (rank + 1) // world_size])
+
+
+def run_together(group: Group, work: Callable[[], Result]) -> Result:
+    """Do a rank's own part of the work, and raise on every rank if it cannot be done on one. Collective.
+
+    Without it, ranks would wait for one that has given up.
+
+    Args:
+        group: The ranks.
+        work: Called once; what it returns is returned.
+
+    Raises:
+        HyquantError: Whatever `work` raised here, or the first other rank's error of this family, of the same kind.
+    """
+    if group.world_size == 1:
+        return work()
+    try:
+        result = work()
+    except HyquantError as error:
+        group.all_gather([type(error).__name__, str(error)])
+        raise
+    for rank, told in enumerate(group.all_gather(None)):
+        if isinstance(told, list):
+            kinds = {kind.__name__: kind for kind in HyquantError.__subclasses__()}
+            raise kinds.get(str(told[0]), HyquantError)(f"rank {rank}: {told[1]}")
+    return result
 
 
 def merge_stats(stats: Mapping[str, GroupStats], group: Group) -> dict[str, GroupStats]:

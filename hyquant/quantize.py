@@ -54,6 +54,7 @@ __all__ = [
     "quantized_tensors",
     "restore_",
     "smoothing_multipliers",
+    "smoothing_scales",
     "structural_twin",
     "weight_bytes",
 ]
@@ -145,7 +146,8 @@ def smoothing_multipliers(
         denoiser: The float denoiser.
         plan: The plan.
         stats: Statistics of plain inputs by group name.
-        scales: Smoothing scales by group name; only where `needs_search(plan)`.
+        scales: Smoothing scales by group name, searched or chosen before; needed where `needs_search(plan)`, else by
+            the plan's formula from `stats`.
 
     Returns:
         [C] float32 > 0 by group name; exactly representable in the plan's deployment dtype where the engine multiplies
@@ -158,17 +160,35 @@ def smoothing_multipliers(
     multipliers: dict[str, Tensor] = {}
     for unit in plan.smoothing_units:
         assert config is not None
-        if needs_search(plan):
-            scale = _searched_scale(plan, unit, scales)
+        if scales is not None or needs_search(plan):
+            scale = _given_scale(plan, unit, scales)
         else:
-            choose_scale = SMOOTHINGS[config.kind].choose_scale
-            assert choose_scale is not None
-            scale = choose_scale(config, unit_facts(denoiser, unit, stats))
+            scale = _chosen_scale(denoiser, plan, unit, stats)
         for layer in unit:
             weight = float_linear(denoiser, layer.modules[0]).weight
             deploy_dtype = plan.config.deploy_dtype if layer.has_multiplier else "float32"
             multipliers[layer.name] = multiplier(scale.to(weight.device), deploy_dtype)
     return multipliers
+
+
+def smoothing_scales(denoiser: nn.Module, plan: QuantPlan, stats: Mapping[str, GroupStats]) -> dict[str, Tensor]:
+    """Return the smoothing scales that the plan's formula gives, where none are searched.
+
+    Args:
+        denoiser: The float denoiser.
+        plan: The plan.
+        stats: Statistics of plain inputs of the float denoiser by group name.
+
+    Returns:
+        [C] float32 > 0 by group name, for `quantize_(..., scales=...)`.
+
+    Raises:
+        CalibrationError: If a smoothed group has no statistics.
+    """
+    found: dict[str, Tensor] = {}
+    for unit in plan.smoothing_units:
+        found |= dict.fromkeys((layer.name for layer in unit), _chosen_scale(denoiser, plan, unit, stats))
+    return found
 
 
 def quantize_(
@@ -193,7 +213,8 @@ def quantize_(
         clock: The clock that time-step dependent layers follow.
         smoothed_stats: Statistics of inputs under `smoothing_multipliers`; only where `needs_smoothed_stats(plan)`,
             and with histograms where `needs_histograms(plan)`, as `stats`.
-        scales: Searched smoothing scales by group name, from `search_scales`; only where `needs_search(plan)`.
+        scales: Smoothing scales by group name, from `search_scales` where `needs_search(plan)`; else they follow from
+            `stats` unless they are given.
         attention_stats: Statistics of q, k and v by block name, from `hyquant.attention.observe`; only where
             `needs_attention_stats(plan)`.
 
@@ -343,7 +364,17 @@ def _layer_report(
     )
 
 
-def _searched_scale(plan: QuantPlan, unit: tuple[LayerPlan, ...], scales: Mapping[str, Tensor] | None) -> Tensor:
+def _chosen_scale(
+    denoiser: nn.Module, plan: QuantPlan, unit: tuple[LayerPlan, ...], stats: Mapping[str, GroupStats]
+) -> Tensor:
+    config = plan.config.smoothing
+    assert config is not None
+    choose_scale = SMOOTHINGS[config.kind].choose_scale
+    assert choose_scale is not None
+    return choose_scale(config, unit_facts(denoiser, unit, stats))
+
+
+def _given_scale(plan: QuantPlan, unit: tuple[LayerPlan, ...], scales: Mapping[str, Tensor] | None) -> Tensor:
     config, name = plan.config.smoothing, unit[0].name
     assert config is not None
     if scales is None or name not in scales:

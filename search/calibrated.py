@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from hyquant.calibration.calibrate import Calibrated
-from hyquant.calibration.sequential import needs_sequential_stats
+from hyquant.calibration.sequential import needs_float_stats, needs_sequential_stats
 from hyquant.calibration.stats import Stats
 from hyquant.distributed import merge_stats
 from hyquant.plan import QuantPlan
-from hyquant.quantize import needs_search, needs_smoothed_stats, needs_stats
+from hyquant.quantize import needs_smoothed_stats, smoothing_scales
 from search.attention import prepare_attention
 from search.prepare import calibrate, calibrate_sequentially
 from search.scales import prepare_scales
@@ -28,11 +28,13 @@ def calibrate_for(bench: Workbench, plan: QuantPlan, stages: Stages) -> Calibrat
         TrialFailed: On every rank, if one rank cannot calibrate.
     """
     is_sequential = needs_sequential_stats(plan)
-    if needs_search(plan) or (needs_stats(plan) and not is_sequential):
+    if needs_float_stats(plan):
         calibrate(bench, stages, plan)
     heads = prepare_attention(bench, plan, stages)
     scales = prepare_scales(bench, plan, stages)
     if is_sequential:
+        if scales is None:
+            scales = smoothing_scales(bench.model.denoiser, plan, bench.stats)
         stats, smoothed_stats = calibrate_sequentially(bench, plan, stages, scales=scales)
         return Calibrated(stats, smoothed_stats, scales, heads)
     return Calibrated(bench.stats, _smoothed_stats(bench, plan, stages, scales), scales, heads)

@@ -1,22 +1,23 @@
-"""Everything a plan takes from calibration records, gathered in one process: `calibrate`, then `quantize_calibrated_`.
+"""Everything a plan takes from calibration records: `calibrate`, then `quantize_calibrated_`.
 
 Which passes over the records are made depends on the plan: none for dynamic activations alone; one float pass for
-stored ranges; one for the heads of int8 attention; two for smoothing scales that are searched; one more where the range
-of a smoothed input does not follow from the plain one; one per block for a sequential calibration.
+stored ranges or smoothing scales; one for the heads of int8 attention; two for smoothing scales that are searched; one
+more where the range of a smoothed input does not follow from the plain one; one per block for a sequential calibration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from hyquant.attention.observe import observe_attention
-from hyquant.attention.stats import HeadStats
+from hyquant.attention.stats import HeadStats, merge_head_stats
 from hyquant.calibration.observe import observe
-from hyquant.calibration.sequential import needs_sequential_stats, observe_sequential
+from hyquant.calibration.sequential import needs_float_stats, needs_sequential_stats, observe_sequential
 from hyquant.calibration.stats import GroupStats, Stats
 from hyquant.clock import StepClock
 from hyquant.config import FA3Int8
+from hyquant.distributed import Group, add_sums, merge_stats, run_together
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import Record
 from hyquant.models.names import LayerGroup, layer_groups
@@ -28,9 +29,9 @@ from hyquant.quantize import (
     needs_histograms,
     needs_search,
     needs_smoothed_stats,
-    needs_stats,
     quantize_,
     smoothing_multipliers,
+    smoothing_scales,
 )
 from hyquant.smoothing.search import search_scales
 
@@ -45,7 +46,9 @@ class Calibrated:
     attention_stats: Mapping[str, HeadStats] | None = None
 
 
-def calibrate(denoiser: nn.Module, plan: QuantPlan, records: Sequence[Record], clock: StepClock) -> Calibrated:
+def calibrate(
+    denoiser: nn.Module, plan: QuantPlan, records: Sequence[Record], clock: StepClock, *, group: Group | None = None
+) -> Calibrated:
     """Gather what a plan takes from records, with as few passes over them as it needs.
 
     Args:
@@ -53,27 +56,37 @@ def calibrate(denoiser: nn.Module, plan: QuantPlan, records: Sequence[Record], c
         plan: What will be done to it.
         records: Captured denoiser calls; may be empty if the plan needs nothing from them.
         clock: Set to each record's step.
+        group: Ranks with the same denoiser and plan, each with records of its own; all get what the records of all
+            give, but where a smoothing looks at the first record only, it is the first of each. None for this process
+            alone.
 
     Raises:
         CalibrationError: As `observe`, `search_scales`, `observe_attention` and `observe_sequential`.
     """
+    ranks = Group() if group is None else group
+
+    def join(own_pass: Callable[[], Stats]) -> Stats:
+        return merge_stats(run_together(ranks, own_pass), ranks)
+
     restore_(denoiser)
     is_sequential, histograms = needs_sequential_stats(plan), needs_histograms(plan)
     stats: Stats = {}
-    if needs_search(plan) or (needs_stats(plan) and not is_sequential):
-        stats = observe(denoiser, layer_groups(denoiser), records, clock, histograms=histograms)
-    config = plan.config.attention
-    heads = None
-    if isinstance(config, FA3Int8) and needs_attention_stats(plan):
-        heads = observe_attention(denoiser, attention_blocks(denoiser), records, clock, config)
-    scales = search_scales(denoiser, plan, stats, records, clock) if needs_search(plan) else None
+    if needs_float_stats(plan):
+        stats = join(lambda: observe(denoiser, layer_groups(denoiser), records, clock, histograms=histograms))
+    heads = _heads(denoiser, plan, records, clock, ranks)
+    scales = None
+    if needs_search(plan):
+        scales = search_scales(denoiser, plan, stats, records, clock, merge=lambda sums: add_sums(sums, ranks))
+    elif is_sequential:
+        scales = smoothing_scales(denoiser, plan, stats)
     if is_sequential:
-        return Calibrated(*observe_sequential(denoiser, plan, records, clock, scales=scales), scales, heads)
+        found = observe_sequential(denoiser, plan, records, clock, join=join, scales=scales)
+        return Calibrated(*found, scales, heads)
     smoothed_stats = None
     if needs_smoothed_stats(plan):
         mul = smoothing_multipliers(denoiser, plan, stats, scales=scales)
         groups = [_group(layer) for layer in plan.smoothed]
-        smoothed_stats = observe(denoiser, groups, records, clock, mul=mul, histograms=histograms)
+        smoothed_stats = join(lambda: observe(denoiser, groups, records, clock, mul=mul, histograms=histograms))
     return Calibrated(stats, smoothed_stats, scales, heads)
 
 
@@ -88,6 +101,17 @@ def quantize_calibrated_(denoiser: nn.Module, plan: QuantPlan, found: Calibrated
         scales=found.scales,
         attention_stats=found.attention_stats,
     )
+
+
+def _heads(
+    denoiser: nn.Module, plan: QuantPlan, records: Sequence[Record], clock: StepClock, ranks: Group
+) -> dict[str, HeadStats] | None:
+    config = plan.config.attention
+    if not isinstance(config, FA3Int8) or not needs_attention_stats(plan):
+        return None
+    blocks = attention_blocks(denoiser)
+    own = run_together(ranks, lambda: observe_attention(denoiser, blocks, records, clock, config))
+    return merge_head_stats(own, ranks)
 
 
 def _group(layer: LayerPlan) -> LayerGroup:

@@ -47,7 +47,7 @@ def capture_calls(
     """
     records: list[Record] = []
     take: RecordSink = records.append if sink is None else sink
-    held: list[Tensor] = []
+    copies = SharedCopies()
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if clock.step_index is None:
@@ -59,20 +59,37 @@ def capture_calls(
             require_plain(value, f"positional argument {index}")
         for name, value in kwargs.items():
             require_plain(value, f"argument {name}")
-        before = iter(held.copy())
-        held.clear()
-
-        def copy(tensor: Tensor) -> Tensor:
-            held.append(_copied(tensor, next(before, None)))
-            return held[-1]
-
-        take(Record(clock.step_index, prompt_index, map_tensors(kwargs, copy), map_tensors(args, copy)))
+        positional, named = copies.take(args, kwargs)
+        take(Record(clock.step_index, prompt_index, named, positional))
 
     handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield records
     finally:
         handle.remove()
+
+
+class SharedCopies:
+    """Copies of the arguments of call after call, on the CPU.
+
+    A tensor that equals the one at the same place of the call before is not copied again.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] = []
+
+    def take(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return copies of a call's positional arguments and of those by keyword."""
+        before = iter(self._held)
+        held: list[Tensor] = []
+
+        def copy(tensor: Tensor) -> Tensor:
+            held.append(_copied(tensor, next(before, None)))
+            return held[-1]
+
+        named, positional = map_tensors(dict(kwargs), copy), map_tensors(args, copy)
+        self._held = held
+        return positional, named
 
 
 @torch.no_grad()

@@ -9,6 +9,9 @@ The statistics of a block are complete, over all records and ranks, before it is
 the set of records only, not on their order or on how ranks share them. msModelSlim quantizes each layer by what its
 observer has seen so far, within one pass, where both matter.
 
+Smoothing scales belong to the float model, searched or not: they say where outliers are, not how large rounding errors
+have become. `needs_float_stats` says that a plan takes them, or anything else, from the float model first.
+
 Nothing is cached: a block is observed by running the records up to it, which makes (B + 1) / 2 whole passes for B
 blocks of equal cost; where the range of a smoothed input does not follow from the plain one, twice that.
 """
@@ -53,6 +56,11 @@ def needs_sequential_stats(plan: QuantPlan) -> bool:
     return plan.config.calibration == "sequential" and needs_stats(plan)
 
 
+def needs_float_stats(plan: QuantPlan) -> bool:
+    """Return whether a plan needs statistics of the float model: for its ranges, or for its smoothing scales."""
+    return bool(plan.smoothed) or (needs_stats(plan) and not needs_sequential_stats(plan))
+
+
 def observe_sequential(
     denoiser: nn.Module,
     plan: QuantPlan,
@@ -73,7 +81,8 @@ def observe_sequential(
         clock: Set to each record's step.
         join: Runs the pass it is given and merges its statistics with those of other ranks; called equally often on all
             ranks. A rank without records returns the others' without running the pass.
-        scales: Searched smoothing scales by group name, of the float model; only where `needs_search(plan)`.
+        scales: Smoothing scales by group name, of the float model; needed where `needs_search(plan)`, else those of
+            the quantized model's own inputs unless they are given.
 
     Raises:
         CalibrationError: As `observe` and `quantize_`.
@@ -116,7 +125,7 @@ class _Turn:
         before: What is quantized meanwhile: all blocks that run earlier.
         own: What becomes of the block.
         found: The earlier blocks' statistics, then the block's own too.
-        scales: Searched smoothing scales by group name.
+        scales: Smoothing scales by group name.
     """
 
     denoiser: nn.Module

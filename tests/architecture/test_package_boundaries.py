@@ -87,16 +87,36 @@ def test_the_quantization_library_needs_torch_safetensors_and_pydantic_only():
 
 def test_public_names_of_hyquant_are_these():
     assert sorted(hyquant._HOMES) == [
+        "DumperManager",
+        "FA3ProcessorConfig",
+        "M3ProcessorConfig",
+        "M4ProcessorConfig",
+        "M6Config",
+        "M6ProcessorConfig",
         "QuantConfig",
+        "SaveProcessorConfig",
+        "SessionConfig",
+        "TimestepManager",
+        "W8A8DynamicProcessorConfig",
+        "W8A8DynamicQuantConfig",
+        "W8A8ProcessorConfig",
+        "W8A8QuantConfig",
+        "W8A8TimeStepProcessorConfig",
+        "W8A8TimeStepQuantConfig",
         "build_plan",
         "calibrate",
         "capture_calls",
+        "get_disable_layer_names",
+        "get_rank",
+        "get_rank_suffix_file",
         "load_model",
         "load_quantized",
         "observe",
+        "quant_model",
         "quantize_",
         "quantize_calibrated_",
         "restore_",
+        "safe_torch_load",
         "save_quantized",
         "verify_export",
     ]
@@ -114,7 +134,7 @@ def test_a_public_name_is_the_one_that_type_checkers_see(name):
 
 
 def test_an_unknown_public_name_lists_the_known_ones():
-    with pytest.raises(AttributeError, match=r"no attribute 'quantise_'; it offers QuantConfig, build_plan"):
+    with pytest.raises(AttributeError, match=r"no attribute 'quantise_'; it offers DumperManager, FA3ProcessorConfig"):
         _ = hyquant.quantise_
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hyquant.calibration.calibrate import calibrate, quantize_calibrated_
 from hyquant.calibration.capture import capture_in_memory
 from hyquant.calibration.observe import observe
 from hyquant.calibration.sequential import blocks_in_order, needs_sequential_stats, observe_sequential
@@ -19,7 +20,7 @@ from hyquant.models.base import Record, RenderSettings
 from hyquant.models.tiny import TinyVideoModel
 from hyquant.modules.swap import structural_twin, swapped
 from hyquant.plan import QuantPlan, build_plan
-from hyquant.quantize import quantize_, restore_
+from hyquant.quantize import quantize_, quantized_tensors, restore_
 
 NUM_STEPS = 2
 SETTINGS = RenderSettings(height=16, width=16, num_frames=1, num_steps=NUM_STEPS)
@@ -142,6 +143,30 @@ def test_smoothed_inputs_are_observed_behind_the_same_quantized_blocks(model, re
         mul = model.denoiser.get_submodule(layer.modules[0]).input.mul_scale
         assert torch.equal(found.smoothed_stats[layer.name].hi, found.stats[layer.name].hi * mul)
     restore_(model.denoiser)
+
+
+def test_smoothing_scales_are_those_of_the_float_model(model, records):
+    """As msModelSlim's are: its anti-outlier pass is over before it quantizes."""
+    configs = [
+        QuantConfig(linear=W8A8Static(), smoothing=M4(), calibration=way) for way in ("single_pass", "sequential")
+    ]
+    multipliers = []
+    for config in configs:
+        plan = plan_for(model, config)
+        quantize_calibrated_(model.denoiser, plan, calibrate(model.denoiser, plan, records, model.clock), model.clock)
+        multipliers.append(
+            {
+                path: layer["mul_scale"]
+                for path, layer in quantized_tensors(model.denoiser).items()
+                if "mul_scale" in layer
+            }
+        )
+        restore_(model.denoiser)
+
+    single, sequential = multipliers
+    assert single.keys() == sequential.keys()
+    assert len(single) > 0
+    assert all(torch.equal(single[path], sequential[path]) for path in single)
 
 
 def test_a_block_costs_one_pass_that_ends_at_it(model, records):

@@ -18,7 +18,7 @@ from hyquant.plan import build_plan
 from hyquant.quantize import quantize_, quantized_tensors, restore_
 from hyquant.smoothing.search import PlanSearch
 from search.errors import TrialFailed
-from search.exporting import export_config
+from search.exporting import ExportShape, export_config
 from search.leader import Leader
 from search.locks import HostLock
 from search.objective import run_trial
@@ -174,7 +174,7 @@ def test_statistics_of_a_sequential_trial_are_its_own_and_exported_as_they_were(
 
     found = calibrate_sequentially(fresh, plan, Stages(Group()), scales=None).stats
     study = bench.config.model_copy(update={"store": str(tmp_path / "store")})
-    exported = export_config(study, PROMPTS, point, tmp_path / "export", layout="diffusers")
+    exported = export_config(study, PROMPTS, point, tmp_path / "export", shape=ExportShape(layout="diffusers"))
     load_quantized(model.denoiser, exported.folder, model.clock)
     loaded = quantized_tensors(model.denoiser)
     restore_(model.denoiser)
