@@ -29,38 +29,37 @@ E4M3_MAX = 448.0
 
 
 class Fp8Attention:
-    """Fake quantization of q, k and v in float8, q and k rotated first if there are rotations.
+    """Fake quantization of q, k and v in float8, q and k rotated first.
 
     Args:
-        tensors: `q_rot` and `k_rot`, each [D, D], with q_rot k_rot^T the identity; both missing for none.
+        tensors: `q_rot` and `k_rot`, each [D, D], with q_rot k_rot^T the identity.
     """
 
     needs_all_tokens = True
     """Blocks of tokens share a scale, and a block may lie on two ranks."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.q_rot, self.k_rot = tensors.get("q_rot"), tensors.get("k_rot")
+        self.q_rot, self.k_rot = tensors["q_rot"], tensors["k_rot"]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what float8 keeps of (rotated) q and k and of v, [B, S, A, D], in their own dtype."""
-        if self.q_rot is not None and self.k_rot is not None:
-            q, k = q @ self.q_rot.to(q.dtype), k @ self.k_rot.to(k.dtype)
+        """Return what float8 keeps of rotated q and k and of v, [B, S, A, D], in their own dtype."""
+        q, k = q @ self.q_rot.to(q.dtype), k @ self.k_rot.to(k.dtype)
         return kept_in_blocks(q, Q_ROWS), kept_in_blocks(k, KV_ROWS), kept_in_blocks(v, KV_ROWS)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the block's tensors under their contract names; none without rotations."""
-        return {} if self.q_rot is None or self.k_rot is None else {"q_rot": self.q_rot, "k_rot": self.k_rot}
+        """Return the block's tensors under their contract names."""
+        return {"q_rot": self.q_rot, "k_rot": self.k_rot}
 
 
 def fp8_tensors(head_dim: int, deploy_dtype: DeployDtype, *, rotate: bool) -> dict[str, Tensor]:
     """Return the contract tensors of a block: the rotation in the deployment dtype, once for q and once for k.
 
+    Without rotation they are the identity, because MindIE-SD 3.1 refuses float8 attention that lacks them.
+
     Raises:
         ConfigError: If heads of this size cannot be rotated.
     """
-    if not rotate:
-        return {}
-    matrix = rotation(head_dim).to(getattr(torch, deploy_dtype))
+    matrix = (rotation(head_dim) if rotate else torch.eye(head_dim)).to(getattr(torch, deploy_dtype))
     return {"q_rot": matrix, "k_rot": matrix.clone()}
 
 

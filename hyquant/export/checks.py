@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hyquant.attention.int8 import PARTS
-from hyquant.config import FA3Fp8
 from hyquant.export.files import file_problems, rank_problems, read_tensors
 from hyquant.export.layout import attention_names, describe, layer_names
 from hyquant.export.manifest import ExportManifest
@@ -123,12 +122,9 @@ def expected_attention_tensors(
     block: AttentionPlan, name: str, manifest: ExportManifest
 ) -> dict[str, tuple[tuple[torch.dtype, ...], Shape]]:
     """Return what must be stored of a quantized attention: key -> allowed dtypes and shape."""
-    attention = manifest.config.attention
     if block.scheme == "fa3_int8":
         dtypes = {"scale": torch.float32, "offset": torch.int8}
         return {f"{name}.{part}.{kind}": ((dtypes[kind],), (block.heads, 1)) for part in PARTS for kind in dtypes}
-    if not isinstance(attention, FA3Fp8) or not attention.rotate:
-        return {}
     dtype: torch.dtype = getattr(torch, manifest.config.deploy_dtype)
     return {f"{name}.{kind}": ((dtype,), (block.head_dim, block.head_dim)) for kind in ("q_rot", "k_rot")}
 

@@ -61,7 +61,10 @@ class Float8Attention:
 
     def __init__(self, tensors: dict[str, Typed], block: str, dtype: str) -> None:
         self.dtype = dtype
-        self.rotations = [tensors.get(f"{block}.{part}_rot") for part in "qk"]
+        for part in "qk":
+            if f"{block}.{part}_rot" not in tensors:
+                raise ParametersInvalid(f"Critical parameter missing: {block}.{part}_rot.")
+        self.rotations = [tensors[f"{block}.{part}_rot"] for part in "qk"]
 
     def __call__(self, q: Typed, k: Typed, v: Typed) -> Typed:
         q, k = (self.rotated(x, rotation) for x, rotation in zip((q, k), self.rotations, strict=True))
@@ -69,10 +72,8 @@ class Float8Attention:
         factor = np.full((q8.shape[0], 1, 1), 1 / math.sqrt(q8.shape[-1]), np.float32)
         return cast(attend(q8, k8, v8, factor), self.dtype)
 
-    def rotated(self, x: Typed, rotation: Typed | None) -> Typed:
+    def rotated(self, x: Typed, rotation: Typed) -> Typed:
         """Multiply by an orthogonal [D, D], which is used as it is stored and so must be in the dtype of x."""
-        if rotation is None:
-            return x
         demand(rotation.dtype == x.dtype, "matmul", f"operands of one dtype, {x.dtype}", rotation.dtype)
         return cast(x.values @ rotation.values, x.dtype)
 

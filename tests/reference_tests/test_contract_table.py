@@ -89,6 +89,12 @@ CASES = {
         ("double_blocks.0.q_rot", "double_blocks.0.k_rot"),
         ROTATIONS,
     ),
+    "unrotated fp8 attention, dynamic": (
+        "original",
+        "W8A8_DYNAMIC",
+        ("double_blocks.0.q_rot", "double_blocks.0.k_rot"),
+        ROTATIONS,
+    ),
     "fp8 attention alone": ("original", "FP8_DYNAMIC", ("double_blocks.0.q_rot", "double_blocks.0.k_rot"), ROTATIONS),
     "float16 static": ("original", "W8A8", QKV, in_float16(STATIC_QKV, deq_scale=True)),
     "float16 dynamic": ("original", "W8A8_DYNAMIC", QKV, in_float16(DYNAMIC_QKV, deq_scale=False)),

@@ -98,11 +98,11 @@ def test_one_orthogonal_rotation_of_q_and_k_cancels():
     hadamard = np.array([[1.0]])
     for _ in range(5):
         hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
-    rotation = typed(hadamard / np.sqrt(32), "bfloat16")
+    rotation, identity = (typed(matrix, "bfloat16") for matrix in (hadamard / np.sqrt(32), np.eye(32)))
     q, k, v = (typed(random(2, 300, 32) + part, "bfloat16") for part in range(3))
 
     def answer(rotations):
-        tensors = {f"block.{part}_rot": rotation for part in rotations}
+        tensors = {f"block.{part}_rot": rotation if part in rotations else identity for part in "qk"}
         return Float8Attention(tensors, "block", "bfloat16")(q, k, v).values
 
     weights = torch.softmax(torch.from_numpy(q.values @ k.values.transpose(0, 2, 1) / np.sqrt(32)), dim=-1)

@@ -157,6 +157,14 @@ def test_a_missing_tensor_is_named(altered, route_of):
         deploy(route_of("original", "bfloat16"), folder)
 
 
+def test_float8_attention_without_a_rotation_is_refused(altered, route_of):
+    """Even one that would rotate nothing: the engine takes its rotations for critical."""
+    folder = altered("unrotated fp8 attention, dynamic", rename=lambda key: key.replace("k_rot", "k_turn"))
+
+    with pytest.raises(ParametersInvalid, match=r"parameter missing: double_blocks.0.k_rot"):
+        deploy(route_of("original", "bfloat16"), folder)
+
+
 def let_others_read(folder):
     weights_of(folder).chmod(0o644)
 
