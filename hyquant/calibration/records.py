@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from pydantic import JsonValue
 from safetensors import safe_open
@@ -35,7 +35,7 @@ INDEX = "records.json"
 _TENSOR = "tensor"
 
 
-class StoredRecords:
+class StoredRecords(Sequence[Record]):
     """Records of several prompts on disk; each is read when it is asked for, and prompts are counted from 0.
 
     It may be iterated any number of times. Tensors are mapped into memory from their files; `folders` must stay while
@@ -56,7 +56,14 @@ class StoredRecords:
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Record:
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
         prompt_index, folder, packed = self._places[index]
         return replace(Record(**unpack_tree(packed, lambda name: _load(folder, name))), prompt_index=prompt_index)
 

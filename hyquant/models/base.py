@@ -25,6 +25,17 @@ class RenderSettings(FrozenModel):
     batch_size: Annotated[int, Field(ge=1)] = 4
 
 
+class GuidedSettings(RenderSettings):
+    """Sampling with classifier-free guidance too: every step calls the denoiser twice, also without the prompt.
+
+    What a step takes is n + cfg_scale (p - n), with p for the prompt and n for `negative_prompt`.
+    Source: Ho and Salimans, arXiv:2207.12598, eq. 6, with cfg_scale = 1 + w.
+    """
+
+    cfg_scale: Annotated[float, Field(gt=1.0)]
+    negative_prompt: str = ""
+
+
 class DeploymentShape(FrozenModel):
     """The shape latency is measured at: what users will run, usually larger than the rendered clip."""
 

@@ -36,6 +36,7 @@ class HunyuanSource:
         has_outliers: Whether synthetic outliers are put into the weights after loading.
         original: Where things lie if the folder is in Tencent's layout; None for diffusers' layout.
         load_key: Which set of weights of an original checkpoint: "module", or "ema" for averaged ones.
+        flow_shift: Shift of the scheduler's noise levels; None for that of the folder.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class HunyuanSource:
     has_outliers: bool = False
     original: OriginalFolder | None = None
     load_key: str = "module"
+    flow_shift: float | None = None
 
 
 def find_source(source: str, *, load_key: str = "module") -> HunyuanSource:
@@ -142,6 +144,8 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
         apply_outliers_(pipe.transformer, load_outliers(mini.OUTLIERS))
         with _quiet():
             pipe.to(dtype)
+    if source.flow_shift is not None:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=source.flow_shift)
     return pipe
 
 

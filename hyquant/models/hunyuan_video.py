@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hyquant.clock import StepClock, attach_clock
 from hyquant.config import digest
-from hyquant.models.base import DeploymentShape, Record, RecordSink, RenderSettings
+from hyquant.models.base import DeploymentShape, GuidedSettings, Record, RecordSink, RenderSettings
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest, plain_config, tensors_digest
 from hyquant.models.hunyuan_folder import HunyuanSource, find_source, load_pipeline
@@ -86,6 +86,17 @@ class HunyuanVideo:
         """Return what decodes latents to pixels."""
         decoder: nn.Module = self._pipe.vae
         return decoder
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Say whether the denoiser was distilled with guidance, and so takes it as an input."""
+        return bool(self._pipe.transformer.config.guidance_embeds)
+
+    def enable_tiling_(self) -> None:
+        """Have the decoder work in tiles, which bounds its memory; clips that fit one tile are not cut."""
+        from hyquant.models.vae_pieces import enable_tiling_
+
+        enable_tiling_(self.vae)
 
     def fingerprint(self) -> str:
         """Return the digests of the weights as they were loaded."""
@@ -175,12 +186,25 @@ class HunyuanVideo:
                 num_frames=settings.num_frames,
                 num_inference_steps=settings.num_steps,
                 guidance_scale=settings.guidance_scale,
+                **self._without_prompt(settings, len(prompts)),
                 callback_on_step_end=step_end,
                 output_type=output_type,
                 return_dict=False,
             )
         assert isinstance(video, Tensor)
         return video
+
+    def _without_prompt(self, settings: RenderSettings, batch_size: int) -> dict[str, Any]:
+        """Return what the pipeline needs for classifier-free guidance; nothing where there is none."""
+        if not isinstance(settings, GuidedSettings):
+            return {}
+        tokens, pooled, mask = pad_together(self.embed([settings.negative_prompt] * batch_size))
+        return {
+            "true_cfg_scale": settings.cfg_scale,
+            "negative_prompt_embeds": tokens.to(self.device),
+            "negative_pooled_prompt_embeds": pooled.to(self.device),
+            "negative_prompt_attention_mask": mask.to(self.device),
+        }
 
     def _step_index(self) -> int | None:
         """Return the step whose denoiser call comes next; None outside the pipeline's loop.

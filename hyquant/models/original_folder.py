@@ -96,6 +96,21 @@ def find_original(folder: Path, *, load_key: str = "module") -> OriginalFolder |
         tokenizer_2=tokenizer("tokenizer_2", "text_encoder_2"),
         scheduler=beside if is_complete(beside, "scheduler") else None,
     )
+    require_components(found, folder, load_key=load_key)
+    return found
+
+
+def require_components(found: OriginalFolder, folder: Path, *, load_key: str = "module") -> None:
+    """Check that every component is there with its configuration and weights; none of them is read.
+
+    Args:
+        found: Where they lie.
+        folder: What to call the whole in messages.
+        load_key: Which set of weights will be loaded.
+
+    Raises:
+        ConfigError: If a component is missing.
+    """
     find_checkpoint(found.transformer, load_key=load_key)
     if not (found.vae / "config.json").is_file():
         raise ConfigError(
@@ -112,7 +127,6 @@ def find_original(folder: Path, *, load_key: str = "module") -> OriginalFolder |
             f"HunyuanVideo in Tencent's layout needs text encoders and tokenizers as transformers saves them, but "
             f"{folder} lacks files of {', '.join(missing)}; its README tells how to prepare them"
         )
-    return found
 
 
 def load_components(found: OriginalFolder, *, dtype: torch.dtype, load_key: str = "module") -> dict[str, Any]:

@@ -131,6 +131,12 @@ def piece_decoder(vae: nn.Module) -> PieceDecoder:
     )
 
 
+def enable_tiling_(vae: nn.Module) -> None:
+    """Have a decoder work in tiles, which bounds its memory, where it can; clips that fit one tile are not cut."""
+    if isinstance(vae, AutoencoderKLHunyuanVideo):
+        vae.enable_tiling()
+
+
 def decoder_output(video: Tensor, *, return_dict: bool) -> DecoderOutput | tuple[Tensor]:
     """Return a video in the form that diffusers' decoders give it."""
     return DecoderOutput(sample=video) if return_dict else (video,)
