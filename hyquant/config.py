@@ -156,7 +156,9 @@ class QuantConfig(FrozenModel):
     `linear=None` and `attention=None` leave everything in float (the control). `calibration` "single_pass" observes the
     float model; "sequential" lets each layer see inputs that quantized layers before it produced, as msModelSlim does.
     `deploy_dtype` is the dtype the scales must be exactly representable in, because the inference engine casts them to
-    it.
+    it. `weight_division` is the dtype in which a weight over its scale is held before it is rounded to an integer:
+    "float32" gives the nearest integer, "deploy_dtype" what msModelSlim gives for a model in that dtype, up to one
+    away in bfloat16. The default is left out of the JSON, so that digests of before stay what they are.
     """
 
     linear: LinearScheme | None
@@ -165,6 +167,14 @@ class QuantConfig(FrozenModel):
     calibration: Literal["single_pass", "sequential"] = "single_pass"
     layers: LayerSelection = LayerSelection()
     deploy_dtype: DeployDtype = "bfloat16"
+    weight_division: Annotated[
+        Literal["float32", "deploy_dtype"], Field(exclude_if=lambda division: division == "float32")
+    ] = "float32"
+
+    @property
+    def division_dtype(self) -> DeployDtype:
+        """Return the dtype that `weight_division` means."""
+        return "float32" if self.weight_division == "float32" else self.deploy_dtype
 
 
 def digest(value: BaseModel | JsonValue, *, length: int = 16) -> str:

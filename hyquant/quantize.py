@@ -293,7 +293,7 @@ def _quantize_group(
     sqnrs: list[float] = []
     for path, linear in zip(layer.modules, linears, strict=True):
         weight, bias = edited(linear, edits.get(path, ()))
-        built = scheme.build(weight, bias, input_qparams, deploy_dtype)
+        built = scheme.build(weight, bias, input_qparams, deploy_dtype, division_dtype=plan.config.division_dtype)
         sqnrs.append(sqnr_db(weight, _kept_weight(built)))
         members.append(built)
     return members, min(sqnrs)

@@ -9,15 +9,17 @@ from torch import Tensor
 from hyquant.numerics.qparams import QParams
 
 
-def quantize(x: Tensor, qparams: QParams, *, qmin: int = -128) -> Tensor:
+def quantize(x: Tensor, qparams: QParams, *, qmin: int = -128, division_dtype: torch.dtype = torch.float32) -> Tensor:
     """Return q = clamp(round(x / scale + zero_point), qmin, 127) as int8.
 
     Args:
         x: Any shape and float dtype.
         qparams: Scale and zero point; broadcast against x.
         qmin: Lowest code; -127 for weights, so that a weight and its negative quantize alike.
+        division_dtype: What x / scale is rounded to; a dtype of few bits moves codes by up to one.
     """
-    q = torch.round(x.float() / qparams.scale + qparams.zero_point)
+    quotient = (x.float() / qparams.scale).to(division_dtype).float()
+    q = torch.round(quotient + qparams.zero_point)
     return q.clamp(qmin, 127).to(torch.int8)
 
 

@@ -1,7 +1,7 @@
 """What a scheme is: how a float Linear becomes the tensors of a quantized one (`hyquant.schemes.contract`)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -9,7 +9,21 @@ from hyquant.config import DeployDtype
 from hyquant.numerics.qparams import QParams
 from hyquant.schemes.contract import LayerTensors
 
-BuildTensors = Callable[[Tensor, Tensor | None, QParams | None, DeployDtype], LayerTensors]
+
+class BuildTensors(Protocol):
+    """Build the tensors of one Linear; `Scheme.build` says from what."""
+
+    def __call__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        input_qparams: QParams | None,
+        deploy_dtype: DeployDtype,
+        *,
+        division_dtype: DeployDtype = "float32",
+    ) -> LayerTensors:
+        """Return the tensors by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +35,8 @@ class Scheme:
         needs_range: Whether activation ranges from calibration are part of it.
         is_per_step: Whether there is one range per denoising step.
         build: (weight [N, K] float32, bias [N] or None, input qparams or None, deployment dtype) -> tensors. The input
-            qparams are [1], or [T, 1] if `is_per_step`; None unless `needs_range`.
+            qparams are [1], or [T, 1] if `is_per_step`; None unless `needs_range`. `division_dtype` is what weights
+            over their scales are rounded to first.
     """
 
     name: str

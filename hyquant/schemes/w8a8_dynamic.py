@@ -11,11 +11,16 @@ from hyquant.schemes.weights import quantize_weight
 
 
 def build(
-    weight: Tensor, bias: Tensor | None, input_qparams: QParams | None, deploy_dtype: DeployDtype
+    weight: Tensor,
+    bias: Tensor | None,
+    input_qparams: QParams | None,
+    deploy_dtype: DeployDtype,
+    *,
+    division_dtype: DeployDtype = "float32",
 ) -> LayerTensors:
     """Return weight, weight_scale, weight_offset and bias; calibration has no part in it (`input_qparams` is None)."""
     assert input_qparams is None
-    weight_q, weight_scale = quantize_weight(weight, deploy_dtype)
+    weight_q, weight_scale = quantize_weight(weight, deploy_dtype, division_dtype=division_dtype)
     tensors = {"weight": weight_q, "weight_scale": weight_scale, "weight_offset": torch.zeros_like(weight_scale)}
     return tensors if bias is None else {**tensors, "bias": bias.float()}
 

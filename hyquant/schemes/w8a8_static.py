@@ -10,11 +10,18 @@ from hyquant.schemes.weights import quantize_weight, static_constants
 
 
 def build(
-    weight: Tensor, bias: Tensor | None, input_qparams: QParams | None, deploy_dtype: DeployDtype
+    weight: Tensor,
+    bias: Tensor | None,
+    input_qparams: QParams | None,
+    deploy_dtype: DeployDtype,
+    *,
+    division_dtype: DeployDtype = "float32",
 ) -> LayerTensors:
     """Return weight, input_scale [1], input_offset [1], deq_scale [N], quant_bias [N] and bias."""
     assert input_qparams is not None
-    weight_q, weight_scale = quantize_weight(weight, deploy_dtype, bias=bias, input_scale=input_qparams.scale)
+    weight_q, weight_scale = quantize_weight(
+        weight, deploy_dtype, bias=bias, input_scale=input_qparams.scale, division_dtype=division_dtype
+    )
     deq_scale, quant_bias = static_constants(weight_q, weight_scale, bias, input_qparams, deploy_dtype)
     tensors = {
         "weight": weight_q,

@@ -14,11 +14,18 @@ from hyquant.schemes.weights import quantize_weight, static_constants
 
 
 def build(
-    weight: Tensor, bias: Tensor | None, input_qparams: QParams | None, deploy_dtype: DeployDtype
+    weight: Tensor,
+    bias: Tensor | None,
+    input_qparams: QParams | None,
+    deploy_dtype: DeployDtype,
+    *,
+    division_dtype: DeployDtype = "float32",
 ) -> LayerTensors:
     """Return the tensors of w8a8_dynamic plus input_scale, input_offset [T, 1] and deq_scale, quant_bias [T, N]."""
     assert input_qparams is not None
-    weight_q, weight_scale = quantize_weight(weight, deploy_dtype, bias=bias, input_scale=input_qparams.scale)
+    weight_q, weight_scale = quantize_weight(
+        weight, deploy_dtype, bias=bias, input_scale=input_qparams.scale, division_dtype=division_dtype
+    )
     deq_scale, quant_bias = static_constants(weight_q, weight_scale, bias, input_qparams, deploy_dtype)
     tensors = {
         "weight": weight_q,

@@ -25,6 +25,7 @@ def quantize_weight(
     *,
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
+    division_dtype: DeployDtype = "float32",
 ) -> tuple[Tensor, Tensor]:
     """Return int8 weights in [-127, 127] and their scales.
 
@@ -36,6 +37,7 @@ def quantize_weight(
         deploy_dtype: Dtype the scales are rounded to before the weights are quantized.
         bias: [N] float32, or None.
         input_scale: Any shape, float32 > 0; or None if the product is dynamic.
+        division_dtype: What weight / scale is rounded to before it is rounded to an integer.
 
     Returns:
         [N, K] int8 and [N, 1] float32.
@@ -44,7 +46,8 @@ def quantize_weight(
     if bias is not None and input_scale is not None:
         hi_N1 = torch.maximum(hi_N1, 127 * bias.abs()[:, None] / (input_scale.amin() * _MAX_BIAS_STEPS))
     qparams = choose_qparams(lo_N1, hi_N1, symmetric=True, deploy_dtype=deploy_dtype)
-    return quantize(weight_NK, qparams, qmin=-127), qparams.scale
+    dtype: torch.dtype = getattr(torch, division_dtype)
+    return quantize(weight_NK, qparams, qmin=-127, division_dtype=dtype), qparams.scale
 
 
 def static_constants(

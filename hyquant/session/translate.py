@@ -54,7 +54,14 @@ def quant_config(session: SessionConfig, model: nn.Module, groups: Sequence[Laye
         calibration=session.calibration,
         layers=selection_without(groups, names, model=type(model).__name__),
         deploy_dtype=session.deploy_dtype,
+        weight_division="deploy_dtype" if _follows_peer(session, model) else "float32",
     )
+
+
+def _follows_peer(session: SessionConfig, model: nn.Module) -> bool:
+    """Tell whether a session asks for msModelSlim's numbers, which come of arithmetic in the model's dtype."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return session.calibration == "sequential" and session.deploy_dtype == dtype and dtype != "float32"
 
 
 def _linear(quantizer: Quantizer) -> LinearScheme:

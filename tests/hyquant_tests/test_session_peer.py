@@ -105,23 +105,24 @@ def test_weight_scales_behind_a_product_are_equal_to_float_rounding(ours, name):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.keeps_weights])
 def test_int8_weights_are_bit_equal(ours, name):
-    """But for a model in bfloat16, in which msModelSlim also divides and rounds: then they differ by one at most."""
-    is_exact = CASES[name].dtype == torch.float32
     for layer, golden in golden_layers(name).items():
         weight = ours[name][layer]["weight"]
 
         assert weight.dtype == golden["weight"].dtype == torch.int8
-        assert (weight.int() - golden["weight"].int()).abs().max() <= (0 if is_exact else 1), layer
+        assert torch.equal(weight, golden["weight"]), layer
 
 
-def test_where_bfloat16_weights_differ_ours_are_the_nearer_ones(ours):
-    name, model = "bfloat16_w8a8_dynamic", peer_model(torch.bfloat16)
-    for layer, golden in golden_layers(name).items():
-        exact = model.get_submodule(layer).weight.double()
-        scale = golden["weight_scale"].double()
-        own, peer = ((kept["weight"] * scale - exact).norm() for kept in (ours[name][layer], golden))
+def test_by_default_weights_of_a_bfloat16_model_are_nearer_than_the_peers():
+    """The peer divides in bfloat16, whose 8 bits move codes by one; the nearest integer is taken unless asked."""
+    model, exact = peer_model(torch.bfloat16), peer_model(torch.bfloat16)
+    hyquant.quant_model(model, hyquant.SessionConfig(processor_cfg_map={"w8a8_dynamic": QUANTIZERS["w8a8_dynamic"]()}))
+    found = quantized_tensors(model)
+    for layer, golden in golden_layers("bfloat16_w8a8_dynamic").items():
+        weight, scale = exact.get_submodule(layer).weight.double(), golden["weight_scale"].double()
+        own, peer = ((kept["weight"] * scale - weight).norm() for kept in (found[layer], golden))
 
         assert own < peer, layer
+        assert (found[layer]["weight"].int() - golden["weight"].int()).abs().max() == 1
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.smoothing])
