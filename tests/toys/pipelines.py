@@ -4,6 +4,7 @@ Each is a loop over a small random HunyuanVideo, in Tencent's layout or in diffu
 and on the rank. The loops call the denoiser by position and set the step as the document of msModelSlim asks.
 """
 
+import atexit
 import os
 import zlib
 from itertools import pairwise
@@ -63,7 +64,11 @@ def first_tensor(output: object) -> Tensor:
 
 
 def load_pipeline(layout: str) -> ToyPipeline:
-    """Return a pipeline, its weights the same in every process; under torchrun's environment join the ranks first."""
+    """Return a pipeline, its weights the same in every process; under torchrun's environment join the ranks first.
+
+    The ranks are left when the process ends: gloo aborts a process that ends as a member, depending on who is faster.
+    """
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("gloo")
+        atexit.register(dist.destroy_process_group)
     return ToyPipeline(layout, dist.get_rank() if dist.is_initialized() else 0)
