@@ -7,6 +7,8 @@ Flags: `docs/sample_video.md`.
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from hyquant.devices import resolve_device
 from hyquant.distributed import init_group
 from hyquant.errors import HyquantError
@@ -29,6 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             group.close()
     except HyquantError as error:
         print(f"hyquant.sample_video: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        print(
+            f"hyquant.sample_video: the run must fit into memory of device {arguments.device}, but it does not "
+            f"({reason}); use more ranks, a smaller --video-size or --video-length, or --dtype bfloat16",
+            file=sys.stderr,
+        )
         return 1
     if group.rank == 0:
         for path in written:

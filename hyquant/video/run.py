@@ -17,7 +17,7 @@ from hyquant.video.prompts import Job
 from hyquant.video.ranks import Run
 from hyquant.video.render import float_pass, render_videos
 from hyquant.video.saving import require_savable
-from hyquant.video.weights import plan_weights, quantize_weights_, save_weights
+from hyquant.video.weights import plan_weights, quantize_weights_, require_folder, save_weights
 
 FLOAT = "float"
 
@@ -33,8 +33,7 @@ def sample(arguments: Arguments, group: Group) -> list[Path]:
     quantization = arguments.quantization
     floats = _videos(arguments, jobs, FLOAT)
     quantized = [] if quantization is None else _videos(arguments, jobs, quantization.label)
-    if arguments.do_save_video:
-        run.on_rank_0(lambda: require_savable([*floats, *quantized], overwrite=arguments.overwrite))
+    run.on_rank_0(lambda: _require_room(arguments, [*floats, *quantized]))
     model = run_together(group, lambda: _load(run, jobs))
     weights = sum(parameter.numel() for parameter in model.denoiser.parameters())
     run.say("loaded", weights=weights, dtype=model.dtype, device=model.device, ranks=group.world_size)
@@ -62,6 +61,14 @@ def _quantized(
     quantize_weights_(run, model, plan, records)
     files = save_weights(run, model, plan, quantization)
     return [path for dump in dumps for path in (dump.note, dump.records)] + files
+
+
+def _require_room(arguments: Arguments, videos: Sequence[Path]) -> None:
+    """Check that what will be written may be, before anything is loaded."""
+    if arguments.quantization is not None:
+        require_folder(arguments.quantization, overwrite=arguments.overwrite)
+    if arguments.do_save_video:
+        require_savable(videos, overwrite=arguments.overwrite)
 
 
 def _videos(arguments: Arguments, jobs: Sequence[Job], label: str) -> list[Path]:

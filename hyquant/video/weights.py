@@ -8,10 +8,11 @@ import torch
 from hyquant.calibration.calibrate import calibrate, quantize_calibrated_
 from hyquant.calibration.records import StoredRecords
 from hyquant.distributed import Group
+from hyquant.export.folder import check_target
 from hyquant.export.layout import model_quant_type
 from hyquant.export.manifest import model_info
 from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, for_rank
-from hyquant.export.writer import require_writable, save_quantized
+from hyquant.export.writer import is_export_file, require_writable, save_quantized
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.hunyuan_video import HunyuanVideo
 from hyquant.plan import QuantPlan, build_plan
@@ -20,6 +21,16 @@ from hyquant.video.ranks import Run
 from hyquant.video.recipe import quant_config
 
 logger = logging.getLogger(__name__)
+
+
+def require_folder(quantization: Quantization, *, overwrite: bool) -> None:
+    """Check that the weights' folder may be made or replaced, before a model is loaded for it.
+
+    Raises:
+        ExportError: If not.
+    """
+    folder = quantization.quant_weight_save_folder
+    check_target(folder, mark=MANIFEST_NAME, overwrite=overwrite, is_ours=is_export_file)
 
 
 def plan_weights(run: Run, model: HunyuanVideo, quantization: Quantization) -> QuantPlan:

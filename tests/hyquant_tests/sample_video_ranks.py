@@ -23,7 +23,7 @@ from hyquant.sample_video import main
 from hyquant.video.flags import parse
 from hyquant.video.loading import load_video_model
 from hyquant.video.ranks import Run
-from tests.hyquant_tests.parallel_ranks import EVEN, ODD, call, error, inputs_of
+from tests.hyquant_tests.parallel_ranks import EVEN, ODD, call, error, inputs_of, watching
 
 NUM_RANKS = 2
 
@@ -64,10 +64,12 @@ def exact(words):
     said = Lines()
     logging.getLogger("hyquant.parallel.decode").addHandler(said)
     logging.getLogger("hyquant.parallel.decode").setLevel(logging.INFO)
-    with run.shared(model):
+    seen = []
+    with run.shared(model), watching(model.denoiser, seen):
         found = {name: error(call(model.denoiser, inputs), alone[name]) for name, inputs in cases.items()}
         found["decoded"] = error(model.vae.decode(latents).sample, decoded)
     found["decode says"] = said.lines
+    found["num_tokens"] = [num_tokens for num_tokens, _ in seen]
     found["undone"] = torch.equal(call(model.denoiser, cases["padded"]), alone["padded"])
     group.close()
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLHunyuanVideo
 from safetensors.torch import load_file, save_file
 
 from hyquant.calibration.records import StoredRecords
@@ -16,8 +17,10 @@ from hyquant.models import load_model
 from hyquant.models.base import GuidedSettings, RenderSettings
 from hyquant.models.embedding import pad_together
 from hyquant.models.sampling import draw_noise
+from hyquant.models.vae_pieces import enable_tiling_, piece_decoder
 from hyquant.sample_video import main
 from hyquant.video.flags import build_parser
+from hyquant.video.saving import save_video
 from tests.hyquant_tests.video_commands import (
     PROMPTS,
     SHORT,
@@ -63,11 +66,24 @@ def changed(base, tmp_path):
     return shutil.copytree(base, tmp_path / "changed")
 
 
+def saved_by(words):
+    """Run the command and return the videos that it saves, [T, C, H, W], by file name: the codec rounds as it likes."""
+    videos = {}
+
+    def save_and_keep(path, video):
+        videos[path.name] = video
+        save_video(path, video)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hyquant.video.render.save_video", save_and_keep)
+        assert main(words) == 0
+    return videos
+
+
 def rendered(base, out, *more):
-    """Render float videos of one prompt and return their frames."""
+    """Render videos of one prompt and return them in order."""
     words = [*model_flags(base), *clip_flags(SHORT), "--save-path", str(out), "--do_save_video", *more]
-    assert main(words) == 0
-    return [frames(path) for path in sorted(out.glob("*.mp4"))]
+    return list(saved_by(words).values())
 
 
 def quantized(base, out, *more):
@@ -78,9 +94,14 @@ def quantized(base, out, *more):
     return out / "weights"
 
 
+def same(video, other):
+    """Whether two videos are equal but for float32 sums, whose order may follow where a file lies in memory."""
+    return video.shape == other.shape and torch.allclose(video, other, rtol=0, atol=1e-4)
+
+
 def differs(video, other):
-    """Whether two videos of one size are visibly different, by more than the codec's rounding."""
-    return video.shape == other.shape and (video.int() - other.int()).abs().max() > 8
+    """Whether two videos of one size differ by ten times as much and more."""
+    return video.shape == other.shape and (video - other).abs().max() > 1e-3
 
 
 def scale_weights(path, factor):
@@ -130,25 +151,26 @@ def test_the_seeds_command_leaves_what_it_says(base, tmp_path, capsys, way, save
 
 def test_a_quantized_video_is_that_of_the_exported_weights(base, tmp_path):
     out = tmp_path / "results"
-    assert main([*launch(base, write_prompts(tmp_path), out, "timestep"), "--do_save_video"]) == 0
+    videos = saved_by([*launch(base, write_prompts(tmp_path), out, "timestep"), "--do_save_video"])
     model = load_model("hunyuan_video", str(base), device="cpu")
     load_quantized(model.denoiser, out / "quant" / "safetensors", model.clock)
-    manifest = read_manifest(out / "quant" / "safetensors")
-    settings = {"height": 32, "width": 32, "num_frames": 5, "num_steps": manifest.num_steps}
-    (video,) = model.render([PROMPTS[1]], [42], RenderSettings.model_validate(settings))
-    (path,) = out.glob("0001_seed42_w8a8_timestep_*.mp4")
-    (float_path,) = out.glob("0001_seed42_float_*.mp4")
+    settings = RenderSettings(height=32, width=32, num_frames=5, num_steps=4)
+    (expected,) = model.render([PROMPTS[1]], [42], settings)
+    float_video, video = (
+        next(videos[name] for name in videos if name.startswith(f"0001_seed42_{label}_"))
+        for label in ("float", "w8a8_timestep")
+    )
 
-    expected = (video * 255).round().permute(0, 2, 3, 1)
-    loss = (frames(path).float() - expected).square().mean()
-    assert loss < (frames(float_path).float() - expected).square().mean()
-    assert not torch.equal(frames(path), frames(float_path))
+    assert len(videos) == 4
+    assert differs(video, float_video)
+    # a float sum's last bit may decide which integer an activation becomes
+    assert (video - expected).abs().max() < (video - float_video).abs().max() / 4
 
 
 def test_without_do_quant_float_videos_are_all_there_is(base, tmp_path, plain):
     (video,) = rendered(base, tmp_path / "out")
 
-    assert torch.equal(video, plain)
+    assert same(video, plain)
     assert [path.suffix for path in (tmp_path / "out").rglob("*")] == [".mp4"]
 
 
@@ -158,7 +180,7 @@ def test_model_base_is_where_relative_paths_tokenizers_schedule_and_template_are
     )
     relative = ["--model-base", str(base), "--vae-path", f"{MODEL}/vae", "--text-encoder-path", "text_encoder"]
 
-    assert torch.equal(rendered(base, tmp_path / "relative", *relative)[0], plain)
+    assert same(rendered(base, tmp_path / "relative", *relative)[0], plain)
     assert differs(rendered(base, tmp_path / "other", "--model-base", str(changed))[0], plain)
 
 
@@ -168,12 +190,12 @@ def test_dit_weight_and_load_key_pick_the_denoisers_weights(changed, base, tmp_p
     torch.save({"module": content, "ema": averaged}, changed / STATES)
     weights = ["--dit-weight", str(changed / STATES)]
 
-    assert torch.equal(rendered(base, tmp_path / "same", *weights)[0], plain)
+    assert same(rendered(base, tmp_path / "same", *weights)[0], plain)
     (video,) = rendered(base, tmp_path / "ema", *weights, "--load-key", "ema")
     torch.save({"module": averaged}, changed / STATES)
     (other,) = rendered(base, tmp_path / "other", "--dit-weight", str(changed / STATES.parent))
     assert differs(video, plain)
-    assert torch.equal(video, other)
+    assert same(video, other)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +209,7 @@ def test_dit_weight_and_load_key_pick_the_denoisers_weights(changed, base, tmp_p
 def test_a_component_comes_from_its_own_path(changed, base, tmp_path, plain, flag, place, file):
     scale_weights(changed / place / file, 0.5)
 
-    assert not torch.equal(rendered(base, tmp_path / "out", flag, str(changed / place))[0], plain)
+    assert differs(rendered(base, tmp_path / "out", flag, str(changed / place))[0], plain)
 
 
 def test_a_tokenizer_may_lie_with_its_encoder_as_published(changed, tmp_path, plain):
@@ -195,22 +217,23 @@ def test_a_tokenizer_may_lie_with_its_encoder_as_published(changed, tmp_path, pl
         shutil.copytree(changed / name, changed / name.replace("tokenizer", "text_encoder"), dirs_exist_ok=True)
         shutil.rmtree(changed / name)
 
-    assert torch.equal(rendered(changed, tmp_path / "out")[0], plain)
+    assert same(rendered(changed, tmp_path / "out")[0], plain)
 
 
 def test_model_resolution_limits_the_size_and_names_the_folder(changed, tmp_path, plain, capsys):
     (changed / MODEL).rename(changed / "hunyuan-video-t2v-540p")
     paths = ["--dit-weight", "transformers", "--vae-path", "vae", "--model-resolution"]
 
-    assert torch.equal(rendered(changed, tmp_path / "540p", *paths, "540p")[0], plain)
+    assert same(rendered(changed, tmp_path / "540p", *paths, "540p")[0], plain)
     assert main([*model_flags(changed), *clip_flags(SHORT), "--do_save_video", *paths, "720p"]) == 1
     assert "--dit-weight must be a path, or one in --model-base" in capsys.readouterr().err
 
 
 def test_video_size_and_length_are_those_of_the_file(base, tmp_path):
-    (video,) = rendered(base, tmp_path / "out", "--video-size", "32", "48", "--video-length", "9")
+    rendered(base, tmp_path / "out", "--video-size", "32", "48", "--video-length", "9")
+    (path,) = (tmp_path / "out").iterdir()
 
-    assert video.shape == (9, 32, 48, 3)
+    assert frames(path).shape == (9, 32, 48, 3)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +254,7 @@ def test_sampling_follows_the_flag(base, tmp_path, plain, more):
 
 def test_the_checkpoints_own_shift_is_used_unless_another_is_given(base, tmp_path, plain):
     """That of the mini model is 3."""
-    assert torch.equal(rendered(base, tmp_path / "out", "--flow-shift", "3.0")[0], plain)
+    assert same(rendered(base, tmp_path / "out", "--flow-shift", "3.0")[0], plain)
 
 
 def test_neg_prompt_leads_away_from_what_it_says(base, tmp_path):
@@ -269,27 +292,39 @@ def test_classifier_free_guidance_is_the_published_formula(base):
     torch.testing.assert_close(found, (expected[0].movedim(0, 1) / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-4)
 
 
+def test_the_original_decoder_works_in_tiles_as_upstream():
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    )
+    latents = torch.zeros(1, 4, 1, 33, 32)
+    whole = len(piece_decoder(vae).cut(latents))
+
+    enable_tiling_(vae)
+
+    assert whole == 1
+    assert len(piece_decoder(vae).cut(latents)) > 1
+
+
 def test_num_videos_counts_seeds_up(base, tmp_path, plain):
     first, second = rendered(base, tmp_path / "both", "--num-videos", "2")
     (alone,) = rendered(base, tmp_path / "alone", "--seed", "43")
 
-    assert torch.equal(first, plain)
-    assert torch.equal(second, alone)
+    assert same(first, plain)
+    assert same(second, alone)
 
 
 def test_a_seed_that_is_not_given_is_drawn_and_told(base, tmp_path, capsys):
     words = [*model_flags(base), *clip_flags(SHORT), "--save-path", str(tmp_path / "out"), "--do_save_video"]
     where = words.index("--seed")
-    assert main(words[:where] + words[where + 2 :]) == 0
+    ((name, video),) = saved_by(words[:where] + words[where + 2 :]).items()
     told = int(capsys.readouterr().out.splitlines()[0].partition("seed=")[2].split()[0])
 
-    (path,) = (tmp_path / "out").iterdir()
-    assert path.name.startswith(f"0000_seed{told}_float_")
-    assert torch.equal(frames(path), rendered(base, tmp_path / "again", "--seed", str(told))[0])
+    assert name.startswith(f"0000_seed{told}_float_")
+    assert same(video, rendered(base, tmp_path / "again", "--seed", str(told))[0])
 
 
 def test_dtype_is_that_of_the_weights(base, tmp_path, plain, capsys):
-    assert not torch.equal(rendered(base, tmp_path / "out", "--dtype", "bfloat16")[0], plain)
+    assert differs(rendered(base, tmp_path / "out", "--dtype", "bfloat16")[0], plain)
     assert "dtype=torch.bfloat16" in capsys.readouterr().out
     assert read_manifest(quantized(base, tmp_path, "--dtype", "float16")).config.deploy_dtype == "float16"
 
@@ -392,8 +427,8 @@ def test_videos_are_saved_from_reused_records_too(base, tmp_path, plain):
 
     float_video, other = rendered(base, tmp_path / "out", "--do_quant", "--overwrite", *folders)
 
-    assert torch.equal(float_video, plain)
-    assert not torch.equal(other, plain)
+    assert same(float_video, plain)
+    assert differs(other, plain)
 
 
 def test_records_hold_both_calls_of_a_guided_step(base, tmp_path):

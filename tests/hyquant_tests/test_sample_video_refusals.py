@@ -275,6 +275,18 @@ def test_folders_that_are_files_are_refused(base, tmp_path, capsys):
     )
 
 
+def test_a_run_that_does_not_fit_into_memory_says_so(base, capsys, monkeypatch):
+    def out_of_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr("hyquant.sample_video.sample", out_of_memory)
+
+    error = found_error([*model_flags(base), *clip_flags(SHORT), *SAVES], capsys)
+    assert error.startswith(
+        "the run must fit into memory of device auto, but it does not (CUDA out of memory); use more"
+    )
+
+
 def test_steps_beyond_the_last_are_all_dynamic_and_told(base, tmp_path, caplog):
     folders = ["--quant_weight_save_folder", str(tmp_path / "w"), "--quant_dump_calib_folder", str(tmp_path / "c")]
 
