@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pydantic import JsonValue
 from safetensors import SafetensorError
@@ -109,14 +109,19 @@ def _digest(payload: bytes, meta: JsonValue) -> str:
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file with mode 0640 so that others see either its old or its new content.
+    """Write a file with mode 0640 so that others see either its old or its new content."""
+    fill_atomically(path, lambda file: file.write(payload))
+
+
+def fill_atomically(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Let `fill` write a file with mode 0640, of which others see either the old or the new content.
 
     The bytes go to a new file in the same folder, reach the disk, and the file is renamed.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(payload)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, FILE_MODE)

@@ -1,8 +1,6 @@
 """`DumperManager`: the calls of a denoiser while a pipeline runs, as calibration data in a file."""
 
 import inspect
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +9,7 @@ import torch
 from torch import nn
 
 from hyquant.calibration.calls import SharedCopies
-from hyquant.calibration.store import FILE_MODE
+from hyquant.calibration.store import fill_atomically
 from hyquant.errors import CalibrationError, ConfigError
 from hyquant.session.timestep import TimestepManager
 from hyquant.values import require_plain
@@ -71,17 +69,7 @@ class DumperManager:
         self.stop()
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(self.records, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, FILE_MODE)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        fill_atomically(path, lambda file: torch.save(self.records, file))
 
     def reset(self) -> None:
         """Forget what was recorded so far."""
