@@ -25,6 +25,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "W8A8": ("weight", "input_scale", "input_offset", "deq_scale", "quant_bias"),
     "W8A8_TIMESTEP": ("weight", "weight_scale", "input_scale", "input_offset", "deq_scale", "quant_bias"),
 }
+_ROTATED = ("FP8_DYNAMIC", "MXFP8_DYNAMIC")
 MAX_SCALE_ERROR = 0.02
 """Between deq_scale and the product it stands for: two roundings to bfloat16 are below 1 %."""
 
@@ -139,7 +140,17 @@ def _deq(kinds: Mapping[str, Tensor]) -> Tensor:
 def attention_problems(
     description: Mapping[str, object], tensors: Mapping[str, Tensor], target: Target
 ) -> Iterator[str]:
-    """Check stored scales of q, k and v where the target reads them; msModelSlim writes one per token, not per head."""
+    """Check what the target reads of quantized attentions: rotations, and scales of q, k and v.
+
+    The engine stops without both rotations. msModelSlim writes one scale per token, not per head.
+    """
+    for key, value in description.items():
+        block = key.removesuffix(".quant_type")
+        if block == key or str(value).upper() not in _ROTATED or str(value).upper() not in ATTENTIONS[target]:
+            continue
+        for kind in ("q_rot", "k_rot"):
+            if f"{block}.{kind}" not in tensors:
+                yield f"{block}.{kind} of a {value} attention must be there, but is missing"
     if "FAQUANT" not in ATTENTIONS[target]:
         return
     blocks = sorted(

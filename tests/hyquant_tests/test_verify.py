@@ -13,7 +13,7 @@ from torch import nn
 
 from hyquant.calibration.calibrate import calibrate, quantize_calibrated_
 from hyquant.calibration.capture import capture_in_memory
-from hyquant.config import M4, FA3Int8, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
+from hyquant.config import M4, FA3Fp8, FA3Int8, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
 from hyquant.errors import ExportError
 from hyquant.export import mindie, model_info, save_quantized, verify_export
 from hyquant.export.compare import rounded
@@ -32,6 +32,7 @@ CONFIGS = {
     "static": QuantConfig(linear=W8A8Static(), layers=SELECTION),
     "timestep": QuantConfig(linear=W8A8Timestep(timestep_sep=2), layers=SELECTION),
     "m4": QuantConfig(linear=W8A8Dynamic(), smoothing=M4(), layers=SELECTION),
+    "fp8": QuantConfig(linear=W8A8Dynamic(), attention=FA3Fp8(), layers=SELECTION),
     "fa3": QuantConfig(linear=W8A8Dynamic(), attention=FA3Int8(), layers=SELECTION),
 }
 
@@ -296,6 +297,17 @@ def test_scales_per_token_are_refused_where_int8_attention_is_executed(model, fo
     assert any(
         "one per token" in problem for problem in verify_export(folder, model, target="mindie-sd-2.3/910b").problems
     )
+    assert verify_export(folder, model, target="mindie-sd-3.1/910b").problems == ()
+
+
+@pytest.mark.parametrize("missing", ["q_rot", "k_rot"])
+def test_float8_attention_without_a_rotation_is_refused_where_it_is_executed(model, foreign, missing):
+    folder = foreign("fp8")
+    change(folder, lambda tensors: tensors.pop(f"double_blocks.0.{missing}"))
+    say(f'"double_blocks.0.{missing}": "FLOAT",', "")(folder)
+
+    report = verify_export(folder, model, target="mindie-sd-3.1/950")
+    assert report.problems == (f"double_blocks.0.{missing} of a FP8_DYNAMIC attention must be there, but is missing",)
     assert verify_export(folder, model, target="mindie-sd-3.1/910b").problems == ()
 
 
