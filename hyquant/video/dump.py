@@ -9,6 +9,7 @@ in it depends on a quantization: every --quant_type can use the records of any o
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Dump:
         return None if are_intact(self.records) else "damaged"
 
     def prepare(self) -> None:
-        """Make room for records.
+        """Make room for records: what was captured before is removed.
 
         Raises:
             CalibrationError: If the folder cannot be written, or what lies there is not records.
@@ -75,6 +76,11 @@ class Dump:
                 f"only calibration records may be replaced, but {self.records} holds other things; move it away or "
                 "give another --quant_dump_calib_folder"
             )
+        try:
+            if self.records.exists():  # whole records of another run would be kept by `write_records`
+                shutil.rmtree(self.records)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
 
     def write(self, settings: Settings, capture: Callable[[RecordSink], None]) -> None:
         """Write the records that `capture` hands over, and the note.

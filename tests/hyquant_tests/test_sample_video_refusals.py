@@ -332,6 +332,16 @@ def test_a_dump_is_only_taken_for_what_it_was_captured_from(tmp_path):
     assert dump.problem({"seeds": [1], "dtype": "a"}) == "absent"
 
 
+def test_stale_records_give_way_to_those_that_are_captured_again(tmp_path):
+    """Whole records of another run must go: a writer that finds a whole folder takes it for its own."""
+    dump = Dump(tmp_path, rank=0, num_ranks=1)
+    for value in (1.0, 2.0):
+        dump.prepare()
+        dump.write({"seeds": [value]}, lambda sink, value=value: sink(Record(0, 0, {"x": torch.tensor([value])})))
+
+        assert [record.inputs["x"].item() for record in dump.read()] == [value]
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_ranks_share_records_without_loss_or_repetition(num_ranks):
     taken = []
