@@ -191,10 +191,7 @@ def test_two_ranks_together_find_what_one_finds_alone(model, records, act_method
     plan = plan_for(model, config)
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # here and below: how products are split over threads changes their last bits
-    try:
-        expected = observe_sequential(model.denoiser, plan, records, model.clock)
-    finally:
-        torch.set_num_threads(num_threads)
+    expected = observe_sequential(model.denoiser, plan, records, model.clock)
     shards: list[list[Record]] = [records[:1], records[1:], []]
     barrier, parts, found = threading.Barrier(len(shards), timeout=60), [{}, {}, {}], {}
 
@@ -216,6 +213,7 @@ def test_two_ranks_together_find_what_one_finds_alone(model, records, act_method
         thread.start()
     for thread in threads:
         thread.join()
+    torch.set_num_threads(num_threads)
 
     assert bool(expected.smoothed_stats) == (act_method == "mean_minmax")
     for rank in range(len(shards)):

@@ -67,8 +67,8 @@ def first_tensor(output: object) -> Tensor:
 def load_pipeline(layout: str) -> ToyPipeline:
     """Return a pipeline, its weights the same in every process; under torchrun's environment join the ranks first.
 
-    A rank that went well waits for the others and ends at once: now and then one of gloo's threads aborts a process that
-    winds it down.
+    A rank that went well waits for the others and ends at once: now and then one of gloo's threads aborts a process
+    that winds it down.
     """
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("gloo")
