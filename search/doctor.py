@@ -147,7 +147,7 @@ def _weights() -> Iterator[Check]:
 
 
 def _codec() -> Iterator[Check]:
-    from search.media import CODEC
+    from hyquant.video.mp4 import CODEC
 
     try:
         import av

@@ -12,7 +12,6 @@ from hyquant.export import (
     FileNames,
     VerifyReport,
     default_names,
-    for_rank,
     model_info,
     require_writable,
     save_quantized,
@@ -20,6 +19,7 @@ from hyquant.export import (
 )
 from hyquant.export.layout import model_quant_type
 from hyquant.export.manifest import Layout
+from hyquant.export.names import for_ranks
 from hyquant.models.attentions import attention_blocks
 from hyquant.plan import build_plan
 from hyquant.quantize import restore_
@@ -61,8 +61,7 @@ class ExportShape:
 
     def names(self, quant_type: str) -> tuple[FileNames, ...]:
         """Return the file names for a type of the description."""
-        names = default_names(quant_type)
-        return (names,) if self.num_ranks is None else tuple(for_rank(names, rank) for rank in range(self.num_ranks))
+        return for_ranks(default_names(quant_type), self.num_ranks)
 
 
 def find_pick(overview: Overview, pick: str) -> TrialRow:

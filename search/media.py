@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from hyquant.video.mp4 import CODEC, encode_mp4, has_encoder
 from search.errors import InstallError
 from search.frames import Pixels, comparison_frames, strip_image
 from search.plain import plain
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from metrics.base import Sample
     from search.result import TrialResult
 
-CODEC = "libx264"
 _MIN_PLAY_S = 4.0
 _SHOWN_SAMPLES = 8
 _PNG_LEVEL = 3  # every trial pays for its pictures: as small as with optimize=True, in a thirtieth of the time
@@ -79,21 +80,12 @@ def write_mp4(path: Path, frames: Pixels, *, fps: int) -> None:
     Raises:
         InstallError: If PyAV was built without an H.264 encoder.
     """
-    import av
-
+    if not has_encoder():
+        raise InstallError(
+            f"PyAV must have the encoder {CODEC}, but version {version('av')} has not; "
+            "install its wheel from PyPI (pip install --force-reinstall av)."
+        )
     repeats = max(1, math.ceil(_MIN_PLAY_S * fps / len(frames)))
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        try:
-            stream = container.add_stream(CODEC, rate=fps)
-        except av.codec.codec.UnknownCodecError as error:
-            raise InstallError(
-                f"PyAV must have the encoder {CODEC}, but version {av.__version__} has not; "
-                "install its wheel from PyPI (pip install --force-reinstall av)."
-            ) from error
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "20", "preset": "ultrafast"}
-        for _ in range(repeats):
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+    shown = (np.ascontiguousarray(frame) for _ in range(repeats) for frame in frames)
+    height, width = frames.shape[1:3]
+    encode_mp4(path, shown, size=(height, width), fps=fps, options={"crf": "20", "preset": "ultrafast"})

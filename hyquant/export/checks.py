@@ -5,7 +5,6 @@ Sources of the rules: the files MindIE-SD 3.1 accepts and the shapes and dtypes 
     N output channels   K input channels   T steps of the table
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hyquant.attention.int8 import PARTS
-from hyquant.export.files import file_problems, rank_problems, read_tensors
+from hyquant.errors import ExportError
+from hyquant.export.files import file_problems, rank_problems, read_description, read_tensors
 from hyquant.export.layout import attention_names, describe, layer_names
 from hyquant.export.manifest import ExportManifest
 from hyquant.plan import AttentionPlan, LayerPlan
@@ -38,26 +38,20 @@ def read_checked(folder: Path, manifest: ExportManifest) -> tuple[dict[str, Tens
     tensors, unreadable = read_tensors(folder, names)
     if unreadable:
         return {}, [*problems, *(problem for problem in unreadable if problem not in problems)]
-    text = description.read_text(encoding="utf-8", errors="replace")
-    problems.extend(description_problems(text, tensors, manifest))
+    try:
+        problems.extend(description_problems(read_description(description), tensors, manifest))
+    except ExportError as error:
+        problems.append(str(error))
     problems.extend(tensor_problems(tensors, manifest))
     return tensors, problems
 
 
-def description_problems(text: str, keys: Iterable[str], manifest: ExportManifest) -> Iterator[str]:
+def description_problems(found: Mapping[str, object], keys: Iterable[str], manifest: ExportManifest) -> Iterator[str]:
     """Check that the description names exactly the tensors, each with the algorithm of the plan."""
     name = manifest.names[0].description
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        yield f"{name} must be JSON, but it is not: {error}"
-        return
     plan, layout = manifest.plan, manifest.layout
     schemes, attentions = layer_names(plan, layout), attention_names(plan, layout)
     expected = describe(list(keys), schemes, manifest.model_quant_type, attentions)
-    if not isinstance(found, dict):
-        yield f"{name} must be a flat table, but it is a {type(found).__name__}"
-        return
     for key in sorted(set(expected) - set(found)):
         yield f"{name} must describe {key}, but does not"
     for key in sorted(set(found) - set(expected)):

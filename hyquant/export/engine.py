@@ -123,19 +123,19 @@ def engine_modules(denoiser: nn.Module, layout: Layout) -> dict[str, bool]:
         layout: "original" gives a diffusers HunyuanVideo the names that an engine's own model has.
     """
     groups = layer_groups(denoiser)
-    if layout == "diffusers" or all(group.modules == (group.name,) for group in groups):
+    if layout == "diffusers" or not has_diffusers_names(groups):
         return {name: isinstance(module, nn.Linear) for name, module in denoiser.named_modules() if name}
     shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in denoiser.state_dict().items()}
-    others = dict.fromkeys(_parents(to_original(shapes)), False)
+    others = dict.fromkeys(parents_of(to_original(shapes)), False)
     return others | dict.fromkeys((group.name for group in groups), True)
 
 
 def planned_modules(plan: QuantPlan, keys: Collection[str], *, layout: Layout, target: Target) -> dict[str, bool]:
     """Return what `engine_modules` would, as far as plan and tensor names tell, for when there is no denoiser."""
-    is_original = target.startswith("mindie-sd") or layout == "original" or not has_diffusers_names(plan)
+    is_original = target.startswith("mindie-sd") or layout == "original" or not has_diffusers_names(plan.layers)
     linears = {name: True for layer in plan.layers for name in ((layer.name,) if is_original else layer.modules)}
     blocks = {block.name if is_original else block.module: False for block in plan.attentions}
-    others = dict.fromkeys(_parents(keys), False) if is_original == (layout == "original") else {}
+    others = dict.fromkeys(parents_of(keys), False) if is_original == (layout == "original") else {}
     return others | blocks | linears
 
 
@@ -168,7 +168,8 @@ def _objection(
     return "the module of that name is no Linear"
 
 
-def _parents(keys: Collection[str]) -> Iterator[str]:
+def parents_of(keys: Collection[str]) -> Iterator[str]:
+    """Return every module that the names of tensors lie in, from the outermost on."""
     for key in keys:
         parts = key.split(".")[:-1]
         yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))

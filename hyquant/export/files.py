@@ -68,14 +68,28 @@ def file_problems(folder: Path, manifest: ExportManifest) -> Iterator[str]:
         yield f"the folder must have a mode within 0750, but it has {mode:04o}; run chmod 750 on it"
     for name in (MANIFEST_NAME, *sorted(listed)):
         path = folder / name
-        if path.is_symlink() or not path.is_file():
-            yield f"{name} must be a regular file, but it is {'a link' if path.is_symlink() else 'missing'}"
+        if (problem := kind_problem(path)) is not None:
+            yield problem
             continue
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & ~FILE_MODE:
-            yield f"{name} must have a mode within 0640, but it has {mode:04o}; the engine refuses it"
+        if (problem := mode_problem(path)) is not None:
+            yield problem
         if name in listed:
             yield from _content_problems(path, manifest)
+
+
+def kind_problem(path: Path) -> str | None:
+    """Return why the engine would refuse what lies under a file's name, None if it is a file."""
+    if path.is_file() and not path.is_symlink():
+        return None
+    return f"{path.name} must be a regular file, but it is {'a link' if path.is_symlink() else 'missing'}"
+
+
+def mode_problem(path: Path) -> str | None:
+    """Return why the engine would refuse a file's mode, None if it would not."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if not mode & ~FILE_MODE:
+        return None
+    return f"{path.name} must have a mode within 0640, but it has {mode:04o}; the engine refuses it"
 
 
 def rank_problems(manifest: ExportManifest) -> Iterator[str]:

@@ -23,6 +23,7 @@ from hyquant.export.engine import (
     EngineView,
     engine_modules,
     engine_view,
+    parents_of,
 )
 from hyquant.export.files import read_description, read_tensors
 from hyquant.export.foreign_checks import (
@@ -34,11 +35,11 @@ from hyquant.export.foreign_checks import (
     layer_problems,
     tensors_of,
 )
-from hyquant.export.layout import ALGORITHMS, TYPE_KEY, undeployed
+from hyquant.export.layout import ALGORITHMS, TYPE_KEY, has_diffusers_names, undeployed
 from hyquant.export.manifest import Layout
 from hyquant.export.names import DESCRIPTION_SUFFIX, INDEX_SUFFIX, WEIGHTS_SUFFIX, FileNames, expected_weights
 from hyquant.models.base import Record
-from hyquant.models.names import layer_groups
+from hyquant.models.names import by_module, layer_groups
 from hyquant.modules.linear import QuantLinear, quant_linears
 from hyquant.modules.swap import float_linear
 from hyquant.numerics.error import cosine
@@ -157,10 +158,8 @@ def _view(
 ) -> EngineView:
     if denoiser is not None:
         return engine_view(description, engine_modules(denoiser, "original" if target != "hyquant" else layout), target)
-    owners = {key.rpartition(".")[0] for key in tensors}
-    parents = {name[: index + 1].rstrip(".") for name in owners for index, mark in enumerate(name) if mark == "."}
     weights = {key.removesuffix(".weight").removesuffix(".linear") for key in tensors if key.endswith(".weight")}
-    return engine_view(description, dict.fromkeys(owners | parents, False) | dict.fromkeys(weights, True), target)
+    return engine_view(description, dict.fromkeys(parents_of(tensors), False) | dict.fromkeys(weights, True), target)
 
 
 def _compared(
@@ -172,7 +171,7 @@ def _compared(
 ) -> tuple[list[str], list[LayerCheck]]:
     """Compare weights and layers of the export with those of the float denoiser."""
     groups = layer_groups(denoiser)
-    is_renamed = layout == "original" and any(group.modules != (group.name,) for group in groups)
+    is_renamed = layout == "original" and has_diffusers_names(groups)
     known = {name for group in groups for name in ((group.name,) if is_renamed else group.modules)}
     own = {
         f"{layer}.{kind}": tensor.float() if kind not in ("weight", "quant_bias", "deq_scale") else tensor
@@ -180,11 +179,7 @@ def _compared(
         if algorithm in OUR_LINEARS and layer in known
         for kind, tensor in tensors_of(layer, tensors)[1].items()
     }
-    state = undeployed(own, renamed=is_renamed)
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
-        path, _, kind = key.rpartition(".")
-        modules.setdefault(path, {})[kind] = tensor
+    modules = by_module(undeployed(own, renamed=is_renamed))
     schemes = {
         path: _SCHEMES[algorithms[group.name if is_renamed else path]]
         for group in groups

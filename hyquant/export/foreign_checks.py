@@ -5,7 +5,6 @@
 Sources: msmodelslim 26.1.0 (its savers), mindiesd 3.1.0.
 """
 
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from hyquant.config import Target
 from hyquant.export.checks import value_problems
 from hyquant.export.engine import ATTENTIONS, QUANT_ALGORITHMS, TOP_LEVEL
-from hyquant.export.folder import FILE_MODE
+from hyquant.export.files import kind_problem, mode_problem
 from hyquant.export.layout import FLOAT, TYPE_KEY
 from hyquant.export.names import FileNames
 
@@ -34,10 +33,11 @@ def file_problems(folder: Path, names: FileNames) -> Iterator[str]:
     """Check kinds and modes of one pair of files."""
     for name in (names.description, names.weights):
         path = folder / name
-        if path.is_symlink():
-            yield f"{name} must be a regular file, but it is a link; the engine refuses it"
-        elif path.exists() and (mode := stat.S_IMODE(path.stat().st_mode)) & ~FILE_MODE:
-            yield f"{name} must have a mode within 0640, but it has {mode:04o}; the engine refuses it"
+        if not path.is_symlink() and not path.exists():
+            continue  # in parts, or missing, as the reader says
+        problem = kind_problem(path) or mode_problem(path)
+        if problem is not None:
+            yield problem
 
 
 def description_problems(

@@ -9,7 +9,7 @@ to a block M: int8 has `M.fa_q.scale`, `M.fa_q.offset` and so on, float8 has `M.
 `npu_quant_matmul`; for int8 attention msModelSlim 26.1.0, whose exports have one scale per token, not per head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from hyquant.attention.int8 import PARTS
 from hyquant.config import FA3Fp8
 from hyquant.errors import ExportError
 from hyquant.export.manifest import Layout
-from hyquant.models.names import to_diffusers, to_original
-from hyquant.plan import AttentionPlan, QuantPlan
+from hyquant.models.names import LayerGroup, to_diffusers, to_original
+from hyquant.plan import AttentionPlan, LayerPlan, QuantPlan
 
 ALGORITHMS: Mapping[str, str] = {
     "w8a8_static": "W8A8",
@@ -72,12 +72,12 @@ def layer_names(plan: QuantPlan, layout: Layout) -> dict[str, str]:
 
 def is_renamed(plan: QuantPlan, layout: Layout) -> bool:
     """Return whether an export bears other names than the denoiser: original ones of a diffusers HunyuanVideo."""
-    return layout == "original" and has_diffusers_names(plan)
+    return layout == "original" and has_diffusers_names(plan.layers)
 
 
-def has_diffusers_names(plan: QuantPlan) -> bool:
-    """Return whether the plan is for HunyuanVideo in diffusers' layout; in every other one, modules name the layers."""
-    return any(layer.modules != (layer.name,) for layer in plan.layers)
+def has_diffusers_names(layers: Iterable[LayerPlan | LayerGroup]) -> bool:
+    """Return whether layers are of HunyuanVideo in diffusers' layout; in every other one, modules name the layers."""
+    return any(layer.modules != (layer.name,) for layer in layers)
 
 
 def attention_names(plan: QuantPlan, layout: Layout) -> dict[str, AttentionPlan]:

@@ -141,12 +141,16 @@ def _version() -> str:
 
 
 def _options(mindiesd: Any, manifest: ExportManifest) -> dict[str, Any]:
-    dtype = torch.float16 if manifest.config.deploy_dtype == "float16" else torch.bfloat16
+    dtype = _engine_dtype(manifest)
     if manifest.model_quant_type != "W8A8_TIMESTEP" or manifest.static_steps is None:
         return {"dtype": dtype}
     policy = mindiesd.TimestepPolicyConfig()
     policy.register(range(*manifest.static_steps), "static", "w8a8_static_linear")
     return {"dtype": dtype, "timestep_config": policy}
+
+
+def _engine_dtype(manifest: ExportManifest) -> torch.dtype:
+    return torch.float16 if manifest.config.deploy_dtype == "float16" else torch.bfloat16
 
 
 def _count_problems(replaced: Mapping[str, nn.Module], manifest: ExportManifest) -> list[str]:
@@ -178,7 +182,7 @@ def _run(
     if record is None or device.type != ENGINE_DEVICE:
         return [], f"the engine's layers run on an NPU, but the float model is on {device.type}"
     folded = {layer.name for layer in manifest.plan.quantized if layer.folded}
-    dtype = torch.float16 if manifest.config.deploy_dtype == "float16" else torch.bfloat16
+    dtype = _engine_dtype(manifest)
     call = rounded(record, manifest.config.deploy_dtype)
     chosen = [group for group in groups if group.name in replaced and group.name not in folded]
     _, inputs = call_with_inputs(denoiser, call, StepClock(), [group.modules[0] for group in chosen])

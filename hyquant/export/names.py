@@ -59,6 +59,11 @@ def for_rank(names: FileNames, rank: int) -> FileNames:
     return FileNames(weights=weights, description=description)
 
 
+def for_ranks(names: FileNames, num_ranks: int | None) -> tuple[FileNames, ...]:
+    """Return a pair for each of a number of ranks; the one pair without a number for None."""
+    return (names,) if num_ranks is None else tuple(for_rank(names, rank) for rank in range(num_ranks))
+
+
 def rank_of(description: str) -> int | None:
     """Return the rank that a description's name ends in, None without one."""
     found = _RANK.search(description.removesuffix(DESCRIPTION_SUFFIX))

@@ -150,7 +150,7 @@ def require_writable(
         )
     if (problem := fold_problem(plan, target) or attention_problem(plan, target)) is not None:
         raise ExportError(problem)
-    if layout == "diffusers" and not has_diffusers_names(plan):
+    if layout == "diffusers" and not has_diffusers_names(plan.layers):
         raise ExportError(
             "only HunyuanVideo in diffusers' layout can be written in its names, but this denoiser has others; use "
             "layout original, which keeps them"

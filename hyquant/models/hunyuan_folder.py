@@ -84,6 +84,17 @@ def _find_folder(folder: Path, source: str, load_key: str) -> HunyuanSource:
             f"a folder in diffusers layout holds model_index.json, but {folder} does not, and it has no {DENOISER}/ of "
             "Tencent's layout either; give the folder that contains the weights of all components"
         )
+    return original_source(folder, original, load_key=load_key)
+
+
+def original_source(
+    folder: Path, original: OriginalFolder, *, load_key: str = "module", flow_shift: float | None = None
+) -> HunyuanSource:
+    """Return the source of components in Tencent's layout, with the prompt template that lies in a folder.
+
+    Raises:
+        ConfigError: If the template cannot be read.
+    """
     template = read_prompt_template(folder)
     length = template.pop("max_sequence_length", 256)
     return HunyuanSource(
@@ -92,6 +103,7 @@ def _find_folder(folder: Path, source: str, load_key: str) -> HunyuanSource:
         max_sequence_length=int(length),
         original=original,
         load_key=load_key,
+        flow_shift=flow_shift,
     )
 
 

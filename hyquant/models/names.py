@@ -92,7 +92,7 @@ def to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         LayerMatchError: If a key has no original name or a fused group is incomplete.
         ValueError: If a tensor that the members of a group share differs between them.
     """
-    modules = _by_module(state)
+    modules = by_module(state)
     table = _matched(modules, of="diffusers")
     _refuse_unknown(modules, (path for paths in table.values() for path in paths), of="diffusers")
     original: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         LayerMatchError: If a key has no diffusers name or a fused module has no weight.
     """
-    modules = _by_module(state)
+    modules = by_module(state)
     table = _matched(modules, of="original")
     _refuse_unknown(modules, table, of="original")
     diffusers: dict[str, Tensor] = {}
@@ -139,7 +139,8 @@ def _is_diffusers(names: Collection[str]) -> bool:
     return _MARK in names and known.issuperset(names)
 
 
-def _by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of a state dict by module path and name in the module."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         module, _, kind = key.rpartition(".")

@@ -8,9 +8,9 @@ from hyquant.devices import resolve_torch_device
 from hyquant.errors import ConfigError
 from hyquant.models import DTYPES
 from hyquant.models.components import is_complete
-from hyquant.models.hunyuan_folder import HunyuanSource, load_pipeline
+from hyquant.models.hunyuan_folder import HunyuanSource, load_pipeline, original_source
 from hyquant.models.hunyuan_video import HunyuanVideo
-from hyquant.models.original_folder import OriginalFolder, read_prompt_template, require_components
+from hyquant.models.original_folder import OriginalFolder, require_components
 from hyquant.video.arguments import Arguments, flag
 
 
@@ -72,16 +72,7 @@ def find_video_source(arguments: Arguments) -> HunyuanSource:
         scheduler=scheduler if is_complete(scheduler, "scheduler") else None,
     )
     require_components(original, base, load_key=arguments.load_key)
-    template = read_prompt_template(base)
-    length = template.pop("max_sequence_length", 256)
-    return HunyuanSource(
-        folder=base,
-        prompt_template=template or None,
-        max_sequence_length=int(length),
-        original=original,
-        load_key=arguments.load_key,
-        flow_shift=arguments.flow_shift,
-    )
+    return original_source(base, original, load_key=arguments.load_key, flow_shift=arguments.flow_shift)
 
 
 def _located(name: str, arguments: Arguments) -> Path:

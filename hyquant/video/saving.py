@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from hyquant.errors import ExportError
+from hyquant.video.mp4 import CODEC, encode_mp4, has_encoder
 
 FRAMES_PER_S = 24
 """HunyuanVideo's own rate."""
 
-CODEC = "libx264"
 _QUALITY = "16"  # constant rate factor: differences to the source are not seen
 
 
@@ -50,19 +50,12 @@ def save_video(path: Path, video_TCHW: Tensor) -> None:
     Raises:
         ExportError: If it cannot be written; nothing is left then.
     """
-    import av
-
     pixels_THWC = (video_TCHW.nan_to_num(0.0).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+    height, width = pixels_THWC.shape[1:3]
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(CODEC, rate=FRAMES_PER_S)
-            stream.height, stream.width = pixels_THWC.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": _QUALITY}
-            for frame in pixels_THWC:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")))
-            container.mux(stream.encode())
+        frames = (frame.numpy() for frame in pixels_THWC)
+        encode_mp4(partial, frames, size=(height, width), fps=FRAMES_PER_S, options={"crf": _QUALITY})
         partial.replace(path)
     except OSError as error:  # PyAV's errors are of this family where the system refused something
         raise ExportError(f"{path} cannot be written: {error}; make room or give another --save-path") from error
@@ -72,10 +65,10 @@ def save_video(path: Path, video_TCHW: Tensor) -> None:
 
 def _require_encoder() -> None:
     try:
-        from av.codec import codecs_available
+        is_there = has_encoder()
     except ImportError as error:
         raise ExportError("videos are written by PyAV, which is not installed; run pip install av") from error
-    if CODEC not in codecs_available:
+    if not is_there:
         raise ExportError(
             f"PyAV must have the encoder {CODEC}, but this one has not; run pip install --force-reinstall av"
         )

@@ -11,7 +11,7 @@ from hyquant.distributed import Group
 from hyquant.export.folder import check_target
 from hyquant.export.layout import model_quant_type
 from hyquant.export.manifest import model_info
-from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, for_rank
+from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, for_ranks
 from hyquant.export.writer import is_export_file, require_writable, save_quantized
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.hunyuan_video import HunyuanVideo
@@ -113,7 +113,6 @@ def save_weights(run: Run, model: HunyuanVideo, plan: QuantPlan, quantization: Q
     return [folder / name for pair in names for name in (pair.weights, pair.description)] + [folder / MANIFEST_NAME]
 
 
-def names_of(plan: QuantPlan, group: Group) -> list[FileNames]:
+def names_of(plan: QuantPlan, group: Group) -> tuple[FileNames, ...]:
     """Return the files of the weights: one pair for one rank, else a pair with the number of each."""
-    names = default_names(model_quant_type(plan))
-    return [names] if group.world_size == 1 else [for_rank(names, rank) for rank in range(group.world_size)]
+    return for_ranks(default_names(model_quant_type(plan)), None if group.world_size == 1 else group.world_size)

@@ -15,7 +15,7 @@ PACKAGES = ("hyquant", "metrics", "search", "spaces")
 MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 
 IMPORTERS = {
-    "av": ("hyquant/video/saving.py", "search/media.py", "search/doctor.py"),
+    "av": ("hyquant/video/mp4.py", "search/doctor.py"),
     "diffusers": ("hyquant/models/",),
     "huggingface_hub": ("metrics/embedders.py",),
     "matplotlib": ("search/plots.py",),

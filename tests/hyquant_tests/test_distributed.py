@@ -1,10 +1,6 @@
 """Groups of ranks: two real processes over gloo, and one process alone."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ from hyquant.calibration.stats import GroupStats
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group, add_sums, init_group, merge_stats, shard
 from hyquant.errors import ConfigError
+from tests.toys.ranks import run_ranks
 
 RANK_PROGRAM = """
 import json, math, sys
@@ -54,24 +51,8 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def ranks():
     """What each of two ranks found out."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK_PROGRAM],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    finished = [process.communicate(timeout=120) for process in processes]
-    for (_, errors), process in zip(finished, processes, strict=True):
-        assert process.returncode == 0, errors
-    return [json.loads(output) for output, _ in finished]
+    outputs = run_ranks(["-c", RANK_PROGRAM])
+    return [json.loads(output) for output in outputs]
 
 
 @pytest.mark.multiproc

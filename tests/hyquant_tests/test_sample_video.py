@@ -31,7 +31,7 @@ from tests.hyquant_tests.video_commands import (
     model_flags,
     write_prompts,
 )
-from tools.export_original_layout import MODEL, export_original
+from tools.export_original_layout import MODEL
 
 STATES = Path(MODEL) / "transformers" / "mp_rank_00_model_states.pt"
 TABLE = (
@@ -48,22 +48,9 @@ OURS = ("--target", "--overwrite", "--timestep-sep", "--act-method", "--dtype")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("original") / "HunyuanVideo"
-    export_original("mini", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def plain(base, tmp_path_factory):
     """The float video of the plain command."""
     return rendered(base, tmp_path_factory.mktemp("plain"))[0]
-
-
-@pytest.fixture
-def changed(base, tmp_path):
-    """A copy of the checkpoints to be changed."""
-    return shutil.copytree(base, tmp_path / "changed")
 
 
 def saved_by(words):

@@ -15,7 +15,6 @@ from hyquant.export import load_quantized, read_manifest, verify_export
 from hyquant.models import load_model
 from hyquant.sample_video import main
 from tests.hyquant_tests.video_commands import PROMPTS, WAYS, frames, launch, write_prompts
-from tools.export_original_layout import export_original
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("sample_video_ranks.py")
@@ -36,13 +35,6 @@ class Ran:
 
     def out(self, name: str) -> Path:
         return self.folder / name
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("original") / "HunyuanVideo"
-    export_original("mini", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

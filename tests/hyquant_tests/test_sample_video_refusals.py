@@ -1,7 +1,6 @@
 """What `hyquant.sample_video` refuses, with one sentence: 2 for usage, 1 for what it finds."""
 
 import os
-import shutil
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from hyquant.video.prompts import Job, jobs_of, read_prompts
 from hyquant.video.ranks import Run
 from hyquant.video.saving import require_savable, save_video
 from tests.hyquant_tests.video_commands import SHORT, clip_flags, frames, model_flags
-from tools.export_original_layout import MODEL, export_original
+from tools.export_original_layout import MODEL
 
 SAVES = ["--do_save_video"]
 QUANT = ["--do_quant", "--quant_weight_save_folder", "w", "--quant_dump_calib_folder", "c"]
@@ -27,18 +26,6 @@ PUBLISHED = {
     "720p": [(720, 1280), (1280, 720), (1104, 832), (832, 1104), (960, 960)],
 }
 """Sizes of Tencent's README."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("original") / "HunyuanVideo"
-    export_original("mini", folder)
-    return folder
-
-
-@pytest.fixture
-def changed(base, tmp_path):
-    return shutil.copytree(base, tmp_path / "changed")
 
 
 def usage_error(words, capsys):

@@ -1,15 +1,11 @@
 """Sessions on two ranks that must agree: what one cannot do, or says otherwise, is an error on both and no deadlock."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.toys.ranks import run_ranks
+
 RANK_PROGRAM = """
 import json, sys
 import torch
@@ -70,31 +66,14 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "taken").mkdir()
     (folder / "taken" / "mine.txt").touch()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK_PROGRAM, str(folder)],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    finished = [process.communicate(timeout=120) for process in processes]
-    for (_, errors), process in zip(finished, processes, strict=True):
-        assert process.returncode == 0, errors
+    outputs = run_ranks(["-c", RANK_PROGRAM, str(folder)])
     assert not (folder / "0").exists()
     assert sorted(path.name for path in (folder / "one").iterdir()) == [
         "hyq_manifest.json",
         "quant_model_description_w8a8_dynamic.json",
         "quant_model_weight_w8a8_dynamic.safetensors",
     ]
-    return [json.loads(output.splitlines()[-1]) for output, _ in finished]
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 @pytest.mark.multiproc

@@ -1,12 +1,8 @@
 """Scripts of the session API, with imports, calls and keywords of msModelSlim's three samples: from dump to files."""
 
 import json
-import os
 import runpy
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +12,8 @@ from hyquant import TimestepManager, load_quantized, quant_model, safe_torch_loa
 from hyquant.clock import StepClock
 from hyquant.modules.swap import attention_tensors, quantized_tensors
 from tests.toys.pipelines import first_tensor, load_pipeline
+from tests.toys.ranks import ROOT, run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tests" / "session_scripts"
 CASES = {
     "timestep": ("timestep", [], "w8a8_timestep"),
@@ -103,27 +99,6 @@ def test_a_dump_that_is_there_is_used_again(tmp_path, monkeypatch):
     assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "safe_tensor" / name).read_bytes()
 
 
-def run_ranks(script, args, num_ranks=2):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPTS / f"{script}.py"), *args],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_ranks)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
-
-
 @pytest.mark.multiproc
 @pytest.mark.parametrize(
     ("layout", "case"),
@@ -132,7 +107,7 @@ def run_ranks(script, args, num_ranks=2):
 def test_two_ranks_write_a_pair_each_of_what_the_calls_of_both_give(layout, case, tmp_path, monkeypatch):
     """Compared with one process that has both ranks' dumps: the same tensors, bit by bit."""
     script, rest, kind = CASES[case]
-    run_ranks(script, [layout, str(tmp_path), *rest])
+    run_ranks([str(SCRIPTS / f"{script}.py"), layout, str(tmp_path), *rest])
     out = tmp_path / "safe_tensor"
     calls = [safe_torch_load(tmp_path / f"cache/calib_data_{rank}.pth") for rank in range(2)]
 
