@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import nn
 
 from hyquant.distributed import Group
@@ -275,7 +276,9 @@ def test_a_denoiser_that_diffusers_distributed_is_refused():
 
 def test_a_ring_refuses_back_ends_that_it_would_not_use():
     denoiser = TinyVideoModel(0).denoiser
+    active = _AttentionBackendRegistry.get_active_backend()[0]
     denoiser.set_attention_backend("_native_math")
+    _AttentionBackendRegistry.set_active_backend(active)  # diffusers sets it for every other model of the process too
     with pytest.raises(ConfigError, match="has the attention back end"):
         parallelize_(denoiser, ulysses=1, ring=2, group=Group(world_size=2))
 

@@ -189,15 +189,11 @@ def test_two_ranks_together_find_what_one_finds_alone(model, records, act_method
     """Each rank has a denoiser and half of the records; a third rank has none, and runs no pass."""
     config = QuantConfig(linear=W8A8Static(act_method=act_method), smoothing=M4(), calibration="sequential")
     plan = plan_for(model, config)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # here and below: how products are split over threads changes their last bits
     expected = observe_sequential(model.denoiser, plan, records, model.clock)
     shards: list[list[Record]] = [records[:1], records[1:], []]
     barrier, parts, found = threading.Barrier(len(shards), timeout=60), [{}, {}, {}], {}
 
     def run(rank: int) -> None:
-        torch.set_num_threads(1)
-
         def join(own_pass):
             parts[rank] = own_pass() if shards[rank] else {}
             barrier.wait()
@@ -213,7 +209,6 @@ def test_two_ranks_together_find_what_one_finds_alone(model, records, act_method
         thread.start()
     for thread in threads:
         thread.join()
-    torch.set_num_threads(num_threads)
 
     assert bool(expected.smoothed_stats) == (act_method == "mean_minmax")
     for rank in range(len(shards)):
