@@ -23,11 +23,6 @@ class Device(Protocol):
         """Return the environment variable that limits a process to some devices; None where there is none."""
         ...
 
-    @property
-    def kernels(self) -> tuple[str, ...]:
-        """Return names of int8 kernels in order of preference; the first that exists and runs here is used."""
-        ...
-
     def is_available(self) -> bool:
         """Tell whether runtime and at least one device are there; never raises."""
         ...

@@ -13,7 +13,6 @@ class CpuDevice:
     name = "cpu"
     process_group_backend = "gloo"
     visible_devices_env = None
-    kernels = ("cpu", "reference")
 
     def is_available(self) -> bool:
         """Return True."""

@@ -13,7 +13,6 @@ class CudaDevice:
     name = "cuda"
     process_group_backend = "nccl"
     visible_devices_env = "CUDA_VISIBLE_DEVICES"
-    kernels = ("cuda", "reference")
 
     def is_available(self) -> bool:
         """Tell whether torch sees a CUDA device."""

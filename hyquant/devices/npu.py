@@ -25,7 +25,6 @@ class NpuDevice:
     name = "npu"
     process_group_backend = "hccl"
     visible_devices_env = "ASCEND_RT_VISIBLE_DEVICES"
-    kernels = ("npu", "reference")
 
     def is_available(self) -> bool:
         """Tell whether torch_npu loads and sees a device."""

@@ -225,8 +225,8 @@ def _layer_checks(
     for record in records:
         _, inputs = call_with_inputs(denoiser, record, clock, list(linears))
         for path, linear in linears.items():
-            rows = None if linear.deq_scale_table is None else linear.deq_scale_table.shape[0]
-            if path not in inputs or (rows is not None and record.step_index >= rows):
+            table = linear.fused.deq_scale_table
+            if path not in inputs or (table is not None and record.step_index >= table.shape[0]):
                 continue
             linear.set_step(record.step_index)
             x = inputs[path].to(linear.weight.device)

@@ -1,23 +1,10 @@
-"""int8 Linears as they really run, by kernel name, and which one a device gets."""
+"""int8 Linears as they really run, by kernel name; `hyquant.kernels.selection` says which one a layer gets."""
 
-import torch
-
-from hyquant.kernels.avx2 import AVX2
-from hyquant.kernels.avx2 import is_available as has_avx2_kernel
 from hyquant.kernels.base import Int8Linear
-from hyquant.kernels.cpu import CPU, has_int8_instructions
+from hyquant.kernels.int_mm import INT_MM
 from hyquant.kernels.reference import REFERENCE
+from hyquant.kernels.x86 import AVX2, VNNI
 
-KERNELS: dict[str, Int8Linear] = {"reference": REFERENCE, "cpu": CPU, "avx2": AVX2}
+KERNELS: dict[str, Int8Linear] = {kernel.name: kernel for kernel in (REFERENCE, INT_MM, AVX2, VNNI)}
 
-
-def kernel_for(device: torch.device) -> Int8Linear:
-    """Return the native kernel of a device, or the reference kernel where there is none."""
-    if device.type == "cpu" and has_int8_instructions():
-        return CPU
-    if device.type == "cpu" and has_avx2_kernel():
-        return AVX2
-    return REFERENCE
-
-
-__all__ = ["KERNELS", "Int8Linear", "kernel_for"]
+__all__ = ["KERNELS", "Int8Linear"]

@@ -37,6 +37,10 @@ class Int8Linear(Protocol):
         """Return "native" if the product runs on integer hardware instructions, "simulated" if it runs in float."""
         ...
 
+    def is_available(self, device: torch.device) -> bool:
+        """Return whether it runs on this device of this machine."""
+        ...
+
     def prepare(self, weight: Tensor) -> Tensor:
         """Return the int8 weight [N, K] in the layout the kernel multiplies by; may be the weight itself."""
         ...
@@ -70,13 +74,19 @@ class MatmulKernel:
         name: Key in `KERNELS`.
         kind: How the product runs.
         int_mm: (q [M, K] int8, operand, N) -> [M, N] int32, exact for any M including 0.
+        runs_on: Whether `int_mm` runs on a device of this machine.
         pack: weight [N, K] int8 -> operand; None if the weight itself is the operand.
     """
 
     name: str
     kind: KernelKind
     int_mm: Callable[[Tensor, Tensor, int], Tensor]
+    runs_on: Callable[[torch.device], bool]
     pack: Callable[[Tensor], Tensor] | None = None
+
+    def is_available(self, device: torch.device) -> bool:
+        """Return whether the product runs on this device of this machine."""
+        return self.runs_on(device)
 
     def prepare(self, weight: Tensor) -> Tensor:
         """Return the weight as `int_mm` takes it."""

@@ -1,9 +1,10 @@
 """QuantLinear: a Linear that holds int8 weights and runs an int8 kernel.
 
-The members of a fused group read the same input, so they share one `InputParams` module (input scale, offset,
-multiplier): a compiler sees the same tensors and quantizes the input once. What depends on the denoising step lives in
-fixed buffers that `set_step` refills, and whether the step is static is a Python bool: under `torch.compile` that makes
-two variants of a block, and no step index ever enters a graph.
+The members of a fused group read the same input, so one `FusedLinear` holds their weights, one below the other, and
+what describes their input: the first member that is called quantizes the input once and multiplies by all weights in
+one product, the others take their columns of it. What depends on the denoising step lives in fixed buffers that
+`set_step` refills, and whether the step is static is a Python bool: under `torch.compile` that makes two variants of a
+block, and no step index ever enters a graph.
 
 N output channels   K input channels   T table rows
 """
@@ -14,139 +15,139 @@ import torch
 from torch import Tensor, nn
 
 from hyquant.errors import CalibrationError, ConfigError
-from hyquant.kernels import kernel_for
+from hyquant.kernels import Int8Linear
+from hyquant.kernels.selection import LinearShape, kernel_for
 from hyquant.latency_report import KernelKind
 from hyquant.schemes import SCHEMES
-from hyquant.schemes.contract import LayerTensors
+from hyquant.schemes.contract import INPUT_TENSORS, ROW_DIMS, LayerTensors
+
+_PER_STEP = ("input_scale", "input_offset", "deq_scale", "quant_bias")
+_HELD = ("weight", "weight_scale", "bias", "deq_scale", "quant_bias", *INPUT_TENSORS)
 
 
-class InputParams(nn.Module):
-    """How the input of a layer group is quantized; shared by the group's members.
+class FusedLinear(nn.Module):
+    """The int8 Linears of one layer group as one, N output channels in all; built by `quant_linears`.
 
-    Attributes:
-        scale, offset: [1] float32, of the current step; None without a stored range.
-        scale_table, offset_table: [T, 1] float32; None unless there is one range per step.
-        mul_scale: [K] float32 or None, what the input is multiplied by first.
-    """
-
-    scale: Tensor | None
-    offset: Tensor | None
-    scale_table: Tensor | None
-    offset_table: Tensor | None
-    mul_scale: Tensor | None
-
-    def __init__(self, tensors: LayerTensors, *, is_per_step: bool) -> None:
-        super().__init__()
-        scale, offset = tensors.get("input_scale"), tensors.get("input_offset")
-        for name, tensor in (("scale", scale), ("offset", offset)):
-            self.register_buffer(f"{name}_table", tensor if is_per_step else None)
-            self.register_buffer(name, tensor[0].clone() if is_per_step and tensor is not None else tensor)
-        self.register_buffer("mul_scale", tensors.get("mul_scale"))
-
-    def set_row(self, row: int) -> None:
-        """Make one row of the tables the current one."""
-        _refill(self.scale, self.scale_table, row)
-        _refill(self.offset, self.offset_table, row)
-
-    def step_buffers(self) -> tuple[Tensor, ...]:
-        """Return the buffers that `set_row` writes to."""
-        return _written(self.scale, self.scale_table) + _written(self.offset, self.offset_table)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "InputParams":
-        super()._apply(_moves_only(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
-
-
-class QuantLinear(nn.Module):
-    """An int8 Linear in place of a float one; built by `quant_linears`.
-
-    Inputs are [..., K] in any float dtype, outputs [..., N] in the same; see `hyquant.kernels.base` for the arithmetic.
     Moving it moves its tensors; casting it (`.to(dtype)`, `.half()`) leaves them as they are, because int8 codes and
     scales belong together.
 
     Attributes:
         scheme: The scheme's name.
         timestep_sep: First static step of `w8a8_timestep`; 0 otherwise.
-        is_static_step: Whether the stored range is used; None before the clock of a `w8a8_timestep` layer is set.
+        is_static_step: Whether the stored range is used; None before the clock of a `w8a8_timestep` group is set.
+        sizes: Output channels of each member; they add up to N.
         weight: [N, K] int8.
-        operand: The weight in the kernel's layout; the weight itself unless the kernel packs.
+        input_scale, input_offset: [1] float32, of the current step; None without a stored range.
+        mul_scale: [K] float32 or None, what the input is multiplied by first.
+        weight_scale, bias, deq_scale, quant_bias: As in `hyquant.schemes.contract`, of the current step.
+        input_scale_table, input_offset_table, deq_scale_table, quant_bias_table: Rows of all steps; None unless there
+            is one range per step.
     """
 
     weight: Tensor
-    operand: Tensor
     weight_scale: Tensor | None
     bias: Tensor | None
+    input_scale: Tensor | None
+    input_offset: Tensor | None
+    mul_scale: Tensor | None
     deq_scale: Tensor | None
     quant_bias: Tensor | None
+    input_scale_table: Tensor | None
+    input_offset_table: Tensor | None
     deq_scale_table: Tensor | None
     quant_bias_table: Tensor | None
+    operand: Tensor | None
 
-    def __init__(self, tensors: LayerTensors, input_params: InputParams, *, scheme: str, timestep_sep: int = 0) -> None:
+    def __init__(self, members: Sequence[LayerTensors], *, scheme: str, timestep_sep: int) -> None:
         super().__init__()
         self.scheme = scheme
         self.timestep_sep = timestep_sep
         is_per_step = SCHEMES[scheme].is_per_step
         self.is_static_step: bool | None = None if is_per_step else SCHEMES[scheme].needs_range
-        self.input = input_params
-        for name in ("weight", "weight_scale", "bias"):
-            self.register_buffer(name, tensors.get(name))
-        for name in ("deq_scale", "quant_bias"):
-            tensor = tensors.get(name)
-            self.register_buffer(f"{name}_table", tensor if is_per_step else None)
-            self.register_buffer(name, tensor[0].clone() if is_per_step and tensor is not None else tensor)
-        self.out_features, self.in_features = self.weight.shape
-        self.kernel = kernel_for(self.weight.device)
-        self.register_buffer("operand", self.kernel.prepare(self.weight), persistent=False)
+        self.sizes = tuple(member["weight"].shape[0] for member in members)
+        for name in _HELD:
+            tensor = _joined(name, members)
+            if name in _PER_STEP:
+                self.register_buffer(f"{name}_table", tensor if is_per_step else None)
+                tensor = tensor[0].clone() if is_per_step and tensor is not None else tensor
+            self.register_buffer(name, tensor)
+        self._kernel: Int8Linear | None = None
+        self.register_buffer("operand", None, persistent=False)
+        self._pending: tuple[Tensor, int, list[Tensor | None]] | None = None
 
     @property
-    def kernel_kind(self) -> KernelKind:
-        """Return how the matrix product runs here: "native" or "simulated"."""
-        return self.kernel.kind
+    def kernel(self) -> Int8Linear:
+        """Return the kernel that runs it, chosen when it is first asked for."""
+        if self._kernel is None:
+            self._kernel = kernel_for(self.weight.device, LinearShape(*self.weight.shape))
+        return self._kernel
+
+    def use_kernel(self, kernel: Int8Linear) -> None:
+        """Run on another kernel from now on."""
+        self._kernel, self.operand = kernel, None
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def prepare(self) -> None:
+        """Choose the kernel and lay the weight out for it; the first forward does it if nobody did."""
+        if self.operand is None:
+            with torch.inference_mode(False):
+                self.operand = self.kernel.prepare(self.weight)
+
+    def member(self, x: Tensor, index: int) -> Tensor:
+        """Return what one member makes of x, [..., its sizes], and keep what the others make of it until they ask.
+
+        A member that asks twice, or another input, makes a new product.
+        """
+        if len(self.sizes) == 1:
+            return self(x)
+        # Inference tensors count no versions; nor does a traced graph, where all members read one value.
+        version = 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+        pending = self._pending
+        if pending is None or pending[0] is not x or pending[1] != version or pending[2][index] is None:
+            self._pending = pending = (x, version, list(self(x).split(self.sizes, dim=-1)))
+        outputs = pending[2]
+        output = outputs[index]
+        assert output is not None
+        outputs[index] = None
+        if all(other is None for other in outputs):
+            self._pending = None
+        return output
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer.
-
-        Args:
-            x: [..., K], any float dtype, any number of rows.
-
-        Returns:
-            [..., N] in x's dtype.
+        """Apply all members: x [..., K] in any float dtype -> [..., N] in the same.
 
         Raises:
-            ConfigError: If x is not float: modules that cast their input to the dtype of this weight get int8.
+            CalibrationError: If a `w8a8_timestep` group does not know the denoising step.
         """
-        if not x.is_floating_point():
-            raise ConfigError(
-                f"the input of a quantized layer must be float, but is {x.dtype}: what comes before casts to the dtype "
-                "of the layer's weight, as timestep embedders do; exclude the layer."
-            )
-        params = self.input
         if self.is_static_step is None:
             raise CalibrationError(
                 "a w8a8_timestep layer must know the denoising step, but its clock was never set; "
                 "call clock.set(step_index) before the forward."
             )
+        if self.operand is None:
+            self.prepare()
+        assert self.operand is not None
         if self.is_static_step:
-            assert params.scale is not None
-            assert params.offset is not None
+            assert self.input_scale is not None
+            assert self.input_offset is not None
             assert self.deq_scale is not None
             assert self.quant_bias is not None
             return self.kernel.static(
                 x,
                 self.operand,
-                input_scale=params.scale,
-                input_offset=params.offset,
+                input_scale=self.input_scale,
+                input_offset=self.input_offset,
                 deq_scale=self.deq_scale,
                 quant_bias=self.quant_bias,
-                mul_scale=params.mul_scale,
+                mul_scale=self.mul_scale,
             )
         assert self.weight_scale is not None
         return self.kernel.dynamic(
-            x, self.operand, weight_scale=self.weight_scale, bias=self.bias, mul_scale=params.mul_scale
+            x, self.operand, weight_scale=self.weight_scale, bias=self.bias, mul_scale=self.mul_scale
         )
 
     def set_step(self, step_index: int) -> None:
-        """Use the mode and the table row of a denoising step; only `w8a8_timestep` layers depend on it.
+        """Use the mode and the table row of a denoising step; only `w8a8_timestep` groups depend on it.
 
         Raises:
             CalibrationError: If a static step has no table row.
@@ -162,43 +163,104 @@ class QuantLinear(nn.Module):
                 f"a static step must have a calibrated range, but step {step_index} is beyond the {num_rows} rows; "
                 "quantize with the number of steps that runs."
             )
-        self.input.set_row(step_index)
-        _refill(self.deq_scale, self.deq_scale_table, step_index)
-        _refill(self.quant_bias, self.quant_bias_table, step_index)
+        for name in _PER_STEP:
+            getattr(self, name).copy_(getattr(self, f"{name}_table")[step_index])
 
     def step_buffers(self) -> tuple[Tensor, ...]:
         """Return the buffers that `set_step` writes to; a structural twin needs its own."""
-        own = _written(self.deq_scale, self.deq_scale_table) + _written(self.quant_bias, self.quant_bias_table)
-        return own + self.input.step_buffers()
+        return () if self.deq_scale_table is None else tuple(getattr(self, name) for name in _PER_STEP)
+
+    def stored(self, name: str, index: int) -> Tensor | None:
+        """Return a member's part of a contract tensor, contiguous; all table rows where there are any."""
+        table = getattr(self, f"{name}_table") if name in _PER_STEP else None
+        tensor: Tensor | None = getattr(self, name) if table is None else table
+        if tensor is None or name not in ROW_DIMS:
+            return tensor
+        return tensor.split(self.sizes, dim=ROW_DIMS[name])[index].contiguous()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedLinear":
+        device = self.weight.device
+        super()._apply(_moves_only(fn), recurse)  # type: ignore[no-untyped-call]
+        if self.weight.device != device:
+            self._kernel, self.operand = None, None
+        return self
+
+
+class QuantLinear(nn.Module):
+    """An int8 Linear in place of a float one: one member of a `FusedLinear`; built by `quant_linears`.
+
+    Inputs are [..., K] in any float dtype, outputs [..., N] in the same; see `hyquant.kernels.base` for the arithmetic.
+
+    Attributes:
+        fused: The group it belongs to.
+        index: Which member it is.
+        has_bias: Whether the float Linear had one.
+    """
+
+    def __init__(self, fused: FusedLinear, index: int, *, has_bias: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.index = index
+        self.has_bias = has_bias
+        self.out_features, self.in_features = fused.sizes[index], fused.weight.shape[1]
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the member's rows, [N, K] int8."""
+        weight = self.fused.stored("weight", self.index)
+        assert weight is not None
+        return weight
+
+    @property
+    def scheme(self) -> str:
+        """Return the scheme's name."""
+        return self.fused.scheme
+
+    @property
+    def kernel_kind(self) -> KernelKind:
+        """Return how the matrix product runs here: "native" or "simulated"."""
+        return self.fused.kernel.kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: [..., K], any float dtype, any number of rows.
+
+        Returns:
+            [..., N] in x's dtype; for a member of several, columns of their common product.
+
+        Raises:
+            ConfigError: If x is not float: modules that cast their input to the dtype of this weight get int8.
+            CalibrationError: If the denoising step matters and is not known.
+        """
+        if not x.is_floating_point():
+            raise ConfigError(
+                f"the input of a quantized layer must be float, but is {x.dtype}: what comes before casts to the dtype "
+                "of the layer's weight, as timestep embedders do; exclude the layer."
+            )
+        return self.fused.member(x, self.index)
+
+    def set_step(self, step_index: int) -> None:
+        """Use the mode and the table row of a denoising step; see `FusedLinear.set_step`."""
+        self.fused.set_step(step_index)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the layer's tensors under their contract names; `quant_linears` rebuilds it from them bit by bit."""
-        named = {
-            "weight": self.weight,
-            "weight_scale": self.weight_scale,
-            "weight_offset": None if self.weight_scale is None else torch.zeros_like(self.weight_scale),
-            "bias": self.bias,
-            "input_scale": self.input.scale if self.input.scale_table is None else self.input.scale_table,
-            "input_offset": self.input.offset if self.input.offset_table is None else self.input.offset_table,
-            "deq_scale": self.deq_scale if self.deq_scale_table is None else self.deq_scale_table,
-            "quant_bias": self.quant_bias if self.quant_bias_table is None else self.quant_bias_table,
-            "mul_scale": self.input.mul_scale,
-        }
+        named = {name: self.fused.stored(name, self.index) for name in _HELD}
+        if not self.has_bias:
+            named["bias"] = None
+        if named["weight_scale"] is not None:
+            named["weight_offset"] = torch.zeros_like(named["weight_scale"])
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def extra_repr(self) -> str:
         """Describe the layer in one line."""
-        return f"{self.in_features}, {self.out_features}, scheme={self.scheme}, kernel={self.kernel.name}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
-        super()._apply(_moves_only(fn), recurse)  # type: ignore[no-untyped-call]
-        self.kernel = kernel_for(self.weight.device)
-        self.operand = self.kernel.prepare(self.weight)
-        return self
+        return f"{self.in_features}, {self.out_features}, scheme={self.scheme}"
 
 
 def quant_linears(members: Sequence[LayerTensors], *, scheme: str, timestep_sep: int = 0) -> tuple[QuantLinear, ...]:
-    """Build the QuantLinears of one layer group, sharing what describes their input.
+    """Build the QuantLinears of one layer group, which run as one.
 
     Args:
         members: Contract tensors of each member, in row order; their input tensors must be equal.
@@ -211,12 +273,12 @@ def quant_linears(members: Sequence[LayerTensors], *, scheme: str, timestep_sep:
     if scheme not in SCHEMES:
         raise ConfigError(f"scheme must be one of {sorted(SCHEMES)}, but got '{scheme}'.")
     _require_one_input(members)
-    params = InputParams(members[0], is_per_step=SCHEMES[scheme].is_per_step)
-    return tuple(QuantLinear(tensors, params, scheme=scheme, timestep_sep=timestep_sep) for tensors in members)
+    fused = FusedLinear(members, scheme=scheme, timestep_sep=timestep_sep)
+    return tuple(QuantLinear(fused, index, has_bias="bias" in tensors) for index, tensors in enumerate(members))
 
 
 def _require_one_input(members: Sequence[LayerTensors]) -> None:
-    for name in ("input_scale", "input_offset", "mul_scale"):
+    for name in INPUT_TENSORS:
         first = members[0].get(name)
         for other in (member.get(name) for member in members[1:]):
             same = first is other or (first is not None and other is not None and torch.equal(first, other))
@@ -224,13 +286,19 @@ def _require_one_input(members: Sequence[LayerTensors]) -> None:
                 raise ConfigError(f"members of a group must share one {name}, but they differ; quantize them together.")
 
 
-def _refill(buffer: Tensor | None, table: Tensor | None, row: int) -> None:
-    if buffer is not None and table is not None:
-        buffer.copy_(table[row])
-
-
-def _written(buffer: Tensor | None, table: Tensor | None) -> tuple[Tensor, ...]:
-    return () if buffer is None or table is None else (buffer,)
+def _joined(name: str, members: Sequence[LayerTensors]) -> Tensor | None:
+    """Return one tensor of a whole group; a bias of 0 for members without one if another has one."""
+    found = [member.get(name) for member in members]
+    if name not in ROW_DIMS or len(members) == 1:
+        return found[0]
+    present = [tensor for tensor in found if tensor is not None]
+    if not present:
+        return None
+    rows = [
+        torch.zeros(member["weight"].shape[0], device=present[0].device) if tensor is None else tensor
+        for tensor, member in zip(found, members, strict=True)
+    ]
+    return torch.cat(rows, dim=ROW_DIMS[name])
 
 
 def _moves_only(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -19,7 +19,7 @@ from hyquant.clock import StepClock
 from hyquant.config import W8A8Timestep
 from hyquant.errors import ConfigError, LayerMatchError
 from hyquant.models.attentions import hook_attentions_, unhook_attention_
-from hyquant.modules.linear import QuantLinear, quant_linears
+from hyquant.modules.linear import FusedLinear, QuantLinear, quant_linears
 from hyquant.plan import QuantPlan
 from hyquant.schemes.contract import LayerTensors
 
@@ -148,6 +148,9 @@ def structural_twin(denoiser: nn.Module, clock: StepClock | None = None) -> nn.M
     state = swapped(denoiser)
     if state is not None and clock is None:
         raise ConfigError("the twin of a quantized denoiser must follow a clock, but got None; give it a StepClock.")
+    for module in denoiser.modules():
+        if isinstance(module, FusedLinear):
+            module.prepare()  # so that the twin shares what is prepared
     memo: dict[int, Any] = {id(tensor): tensor for tensor in _shared_tensors(denoiser, state)}
     for module in _all_modules(denoiser, state):
         memo.update({id(vars(module)[name]): OrderedDict() for name in _HOOK_TABLES})
@@ -172,7 +175,7 @@ def _shared_tensors(denoiser: nn.Module, state: Swapped | None) -> Iterator[Tens
     own = {
         id(buffer)
         for module in denoiser.modules()
-        if isinstance(module, QuantLinear)
+        if isinstance(module, FusedLinear)
         for buffer in module.step_buffers()
     }
     for module in _all_modules(denoiser, state):

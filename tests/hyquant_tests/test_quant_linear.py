@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from hyquant.errors import CalibrationError, ConfigError
-from hyquant.modules.linear import QuantLinear, quant_linears
+from hyquant.modules.linear import FusedLinear, QuantLinear, quant_linears
 from hyquant.numerics.qparams import choose_qparams
 from hyquant.schemes import SCHEMES
 
@@ -86,8 +87,8 @@ def test_members_share_the_objects_that_describe_their_input(scheme):
     first.double()
     second.double()
 
-    assert first.input is second.input
-    assert first.input.mul_scale is not None
+    assert first.fused is second.fused
+    assert first.fused.mul_scale is not None
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -122,21 +123,69 @@ def test_a_step_can_be_set_in_inference_mode():
         layer(normal(2, 8))
     layer.set_step(3)
 
-    assert torch.equal(layer.input.scale, layer.input.scale_table[3])
+    assert torch.equal(layer.fused.input_scale, layer.fused.input_scale_table[3])
 
 
-def test_under_compile_a_layer_is_one_graph_per_mode_whatever_the_step():
+class Block(nn.Module):
+    """Calls every member of a group with one input, as an attention does."""
+
+    def __init__(self, members: tuple[QuantLinear, ...]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([member(x) for member in self.members], dim=-1)
+
+
+def test_under_compile_a_group_is_one_graph_per_mode_whatever_the_step():
     """Four steps of two modes give two graphs; a step index inside would give four."""
-    layer, _ = group("w8a8_timestep", smoothed=True)
+    block = Block(group("w8a8_timestep", smoothed=True))
     counter = CompileCounter()
-    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    compiled = torch.compile(block, backend=counter, fullgraph=True)
     x = normal(2, 5, 8)
+    block.members[0].fused.prepare()
 
     for step_index in range(NUM_STEPS):
-        layer.set_step(step_index)
-        assert torch.equal(compiled(x), layer(x))
+        block.members[0].set_step(step_index)
+        assert torch.equal(compiled(x), block(x))
 
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_members_make_one_product_of_one_input(scheme, monkeypatch):
+    members = group(scheme)
+    members[0].set_step(3)
+    fused, products = members[0].fused, []
+    monkeypatch.setattr(fused, "forward", lambda x: products.append(x) or FusedLinear.forward(fused, x))
+    x = normal(3, 5, 8)
+
+    first, second = (member(x) for member in members)
+
+    assert len(products) == 1
+    assert (first.shape, second.shape) == ((3, 5, 6), (3, 5, 10))
+    assert fused._pending is None
+
+
+def test_another_input_or_a_second_question_makes_a_new_product():
+    first, second = group("w8a8_dynamic")
+    x, other = normal(3, 8), normal(3, 8, seed=1)
+    expected = [alone(x) for alone in group("w8a8_dynamic")]
+
+    assert torch.equal(first(other), group("w8a8_dynamic")[0](other))
+    assert torch.equal(second(x), expected[1])
+    assert torch.equal(second(x), expected[1])
+    assert torch.equal(first(x), expected[0])
+
+
+def test_an_input_that_was_changed_in_place_makes_a_new_product():
+    first, second = group("w8a8_dynamic")
+    x = normal(3, 8)
+
+    first(x)
+    x.mul_(-2)
+
+    assert torch.equal(second(x), group("w8a8_dynamic")[1](x.clone()))
 
 
 def test_members_that_disagree_about_their_input_are_refused():

@@ -226,7 +226,7 @@ def test_smoothing_flattens_an_outlier_channel(model, records, stats):
     config = QuantConfig(linear=W8A8Static(), smoothing=M4())
 
     quantize_(model.denoiser, plan_for(model, config), stats, model.clock)
-    mul = block.attn.to_q.input.mul_scale
+    mul = block.attn.to_q.fused.mul_scale
     assert mul is not None
 
     group = stats["single_blocks.0.linear1"]
@@ -296,14 +296,14 @@ def test_the_twin_of_a_quantized_denoiser_steps_on_its_own_clock(model, records,
 
     twin = structural_twin(model.denoiser, clock)
     model.clock.set(2)
-    before = model.denoiser.single_transformer_blocks[0].proj_out.deq_scale.clone()
+    before = model.denoiser.single_transformer_blocks[0].proj_out.fused.deq_scale.clone()
     actual = outputs(twin, clock, records[:2])
 
     assert torch.equal(actual, expected[:2])
-    assert torch.equal(model.denoiser.single_transformer_blocks[0].proj_out.deq_scale, before)
+    assert torch.equal(model.denoiser.single_transformer_blocks[0].proj_out.fused.deq_scale, before)
     ours = model.denoiser.single_transformer_blocks[0].proj_out
-    assert twin.single_transformer_blocks[0].proj_out.weight is ours.weight
-    assert twin.single_transformer_blocks[0].attn.to_q.input is twin.single_transformer_blocks[0].proj_mlp.input
+    assert twin.single_transformer_blocks[0].proj_out.fused.weight is ours.fused.weight
+    assert twin.single_transformer_blocks[0].attn.to_q.fused is twin.single_transformer_blocks[0].proj_mlp.fused
 
 
 def test_a_quantized_twin_can_be_restored_without_touching_the_original(model, stats):

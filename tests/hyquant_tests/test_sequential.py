@@ -140,7 +140,7 @@ def test_smoothed_inputs_are_observed_behind_the_same_quantized_blocks(model, re
     assert found.smoothed_stats.keys() == {layer.name for layer in plan.smoothed}
     quantize_(model.denoiser, plan, found.stats, model.clock, smoothed_stats=found.smoothed_stats)
     for layer in plan.smoothed:
-        mul = model.denoiser.get_submodule(layer.modules[0]).input.mul_scale
+        mul = model.denoiser.get_submodule(layer.modules[0]).fused.mul_scale
         assert torch.equal(found.smoothed_stats[layer.name].hi, found.stats[layer.name].hi * mul)
     restore_(model.denoiser)
 

@@ -18,12 +18,13 @@ from hyquant.calibration.calibrate import calibrate, quantize_calibrated_
 from hyquant.calibration.capture import capture_records
 from hyquant.calibration.store import Store
 from hyquant.config import QuantConfig
-from hyquant.kernels import KERNELS, kernel_for
+from hyquant.kernels import KERNELS
+from hyquant.kernels.selection import candidates, forced_kernel
 from hyquant.latency import LatencyBench
 from hyquant.models import load_model
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import DeploymentShape
-from hyquant.modules.linear import QuantLinear
+from hyquant.modules.linear import FusedLinear
 from hyquant.plan import build_plan
 from hyquant.quantize import restore_
 from search.prompts import load_prompts
@@ -36,7 +37,9 @@ def main() -> None:
     """Print one line per preset and kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
-    parser.add_argument("--kernel", action="append", choices=sorted(KERNELS), help="default: the one of this device")
+    parser.add_argument(
+        "--kernel", action="append", choices=sorted(KERNELS), help="default: every native one of this device"
+    )
     parser.add_argument("--preset", action="append", help="default: every preset of the study's space")
     parser.add_argument("--shape", help="HEIGHTxWIDTHxFRAMES[xBATCH] instead of the study's deployment shape")
     parser.add_argument("--rounds", type=int, default=15)
@@ -54,7 +57,7 @@ def main() -> None:
         plan = build_plan(model.groups(), recipe, num_steps=num_steps, model=model.name, attentions=blocks)
         found = calibrate(model.denoiser, plan, records, model.clock)
         quantize_calibrated_(model.denoiser, plan, found, model.clock)
-        for kernel in args.kernel or [kernel_for(model.device).name]:
+        for kernel in args.kernel or [kernel.name for kernel in candidates(model.device)]:
             _use_kernel(model.denoiser, kernel)
             report = bench.measure(bench.prepare(plan, warmup=2), rounds=args.rounds)
             print(
@@ -73,9 +76,8 @@ def _recipes(config: StudyConfig, names: list[str] | None) -> Iterator[tuple[str
 
 def _use_kernel(denoiser: nn.Module, name: str) -> None:
     for module in denoiser.modules():
-        if isinstance(module, QuantLinear):
-            module.kernel = KERNELS[name]
-            module.operand = module.kernel.prepare(module.weight)
+        if isinstance(module, FusedLinear):
+            module.use_kernel(forced_kernel(name, module.weight.device))
 
 
 def _parse_shape(text: str, num_steps: int) -> DeploymentShape:

@@ -1,0 +1,347 @@
+/* An int8 Linear for x86-64 processors: quantize, multiply exactly, dequantize.
+ *
+ *   static    q = clamp(round(x m / s_x + z), -128, 127)          y = float(q W^T + quant_bias) * out_scale
+ *   dynamic   s_r = max_k |x m| / 127,  q = round(x m / s_r)      y = float(q W^T) * s_r * out_scale + bias
+ *
+ * x [M, K] and y [M, N] float32 or bfloat16, W int8 [N, K], all row-major; m [K], out_scale, quant_bias, bias [N].
+ * All float arithmetic is float32 in the order written here, so results equal those of the reference kernel bit by bit.
+ *
+ * Built twice from this file, for two ways to multiply bytes:
+ *   AVX512-VNNI   vpdpbusd multiplies unsigned by signed bytes and adds four products to a 32-bit lane without
+ *                 saturating. Codes are stored as q + 128, and 128 * sum_k W starts each sum, with a minus.
+ *   AVX2          vpmaddubsw, the byte product there, saturates its 16-bit sums and is wrong for full-range operands.
+ *                 Codes and weights are widened to 16 bits; vpmaddwd adds two products to a 32-bit lane, exactly.
+ *
+ * W is packed in panels of COLUMNS columns, [ceil(N/COLUMNS)][ceil(K/GROUP)][COLUMNS][GROUP], zero padded; GROUP is what
+ * one lane sums. First all rows are quantized, then tiles of ROWS x COLUMNS sums are kept in registers over blocks of K
+ * that leave the panel in the second-level cache.
+ */
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512VNNI__
+
+typedef uint8_t code_t;
+typedef int8_t packed_t;
+typedef __m512 floats;
+typedef __m512i integers;
+enum { ROWS = 6, COLUMNS = 64, GROUP = 4, LANES = 16, CODE_OFFSET = 128 };
+
+#define set_float _mm512_set1_ps
+#define load_float _mm512_loadu_ps
+#define store_float _mm512_storeu_ps
+#define add_float _mm512_add_ps
+#define mul_float _mm512_mul_ps
+#define div_float _mm512_div_ps
+#define max_float _mm512_max_ps
+#define min_float _mm512_min_ps
+#define abs_float _mm512_abs_ps
+#define round_float(v) _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define to_float _mm512_cvtepi32_ps
+#define add_int _mm512_add_epi32
+#define load_int(p) _mm512_loadu_si512((const void *)(p))
+#define store_int(p, v) _mm512_storeu_si512((void *)(p), v)
+#define set_int _mm512_set1_epi32
+#define EVERY_VECTOR(DO, row) DO(row, 0) DO(row, 1) DO(row, 2) DO(row, 3)
+/* Not the intrinsic: GCC 12 copies the sum before and after it. */
+#define multiply_add(sum, codes, weights) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(weights))
+
+static inline floats load_bfloat(const uint16_t *p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+static inline void store_bfloat(uint16_t *p, __m512i high_halves) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(high_halves));
+}
+
+static inline void store_codes(code_t *p, floats codes) {
+    const __m512i shifted = _mm512_add_epi32(_mm512_cvtps_epi32(codes), _mm512_set1_epi32(CODE_OFFSET));
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(shifted));
+}
+
+static inline __m512i round_to_bfloat(__m512 value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7fc0));
+}
+
+#else
+
+typedef int16_t code_t;
+typedef int16_t packed_t;
+typedef __m256 floats;
+typedef __m256i integers;
+enum { ROWS = 6, COLUMNS = 16, GROUP = 2, LANES = 8, CODE_OFFSET = 0 };
+
+#define set_float _mm256_set1_ps
+#define load_float _mm256_loadu_ps
+#define store_float _mm256_storeu_ps
+#define add_float _mm256_add_ps
+#define mul_float _mm256_mul_ps
+#define div_float _mm256_div_ps
+#define max_float _mm256_max_ps
+#define min_float _mm256_min_ps
+#define abs_float(v) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v)
+#define round_float(v) _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define to_float _mm256_cvtepi32_ps
+#define add_int _mm256_add_epi32
+#define load_int(p) _mm256_loadu_si256((const __m256i *)(p))
+#define store_int(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define set_int _mm256_set1_epi32
+#define EVERY_VECTOR(DO, row) DO(row, 0) DO(row, 1)
+#define multiply_add(sum, codes, weights) sum = _mm256_add_epi32(sum, _mm256_madd_epi16(codes, weights))
+
+static inline floats load_bfloat(const uint16_t *p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+static inline __m128i low_halves(__m256i v) {
+    return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
+static inline void store_bfloat(uint16_t *p, __m256i high_halves) { _mm_storeu_si128((__m128i *)p, low_halves(high_halves)); }
+
+static inline void store_codes(code_t *p, floats codes) {
+    const __m256i wide = _mm256_cvtps_epi32(codes);
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+}
+
+static inline __m256i round_to_bfloat(__m256 value) {
+    const __m256i bits = _mm256_castps_si256(value);
+    const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
+}
+
+#endif
+
+enum { ROW_BLOCK = 96, K_BLOCK = 2048 / GROUP, WIDE_BLOCK = 512 };
+
+typedef struct {
+    const void *x;             /* [M, K] */
+    void *y;                   /* [M, N] */
+    const packed_t *packed;    /* see above */
+    const int32_t *start;      /* [padded N], what each sum starts from: -CODE_OFFSET * sum_k W */
+    const float *mul;          /* [K] or NULL */
+    const float *input_scale;  /* [1], or NULL: one scale per row */
+    const float *input_offset; /* [1], or NULL */
+    const float *out_scale;    /* [N] */
+    const int32_t *quant_bias; /* [N], or NULL */
+    const float *bias;         /* [N], or NULL */
+    float smallest_scale;      /* of a row whose inputs are all zero */
+    int32_t is_bfloat;         /* of x and y */
+    int64_t m, n, k;
+} Job;
+
+static int64_t panels_of(int64_t n) { return (n + COLUMNS - 1) / COLUMNS; }
+static int64_t groups_of(int64_t k) { return (k + GROUP - 1) / GROUP; }
+
+int64_t hyq_packed_bytes(int64_t n, int64_t k) {
+    return panels_of(n) * COLUMNS * (groups_of(k) * GROUP * (int64_t)sizeof(packed_t) + (int64_t)sizeof(int32_t));
+}
+
+/* The packed weight followed by what each sum starts from. */
+void hyq_pack_weight(const int8_t *weight, void *packed, int64_t n, int64_t k) {
+    const int64_t groups = groups_of(k), width = panels_of(n) * COLUMNS;
+    packed_t *panels = packed;
+    int32_t *start = (int32_t *)(panels + width * groups * GROUP);
+#pragma omp parallel for
+    for (int64_t panel = 0; panel < panels_of(n); panel++) {
+        packed_t *out = panels + panel * groups * COLUMNS * GROUP;
+        memset(out, 0, sizeof(packed_t) * groups * COLUMNS * GROUP);
+        for (int64_t lane = 0; lane < COLUMNS; lane++) {
+            const int64_t column = panel * COLUMNS + lane;
+            int32_t sum = 0;
+            for (int64_t i = 0; column < n && i < k; i++) {
+                out[(i / GROUP * COLUMNS + lane) * GROUP + i % GROUP] = weight[column * k + i];
+                sum += weight[column * k + i];
+            }
+            start[column] = -CODE_OFFSET * sum;
+        }
+    }
+}
+
+static inline float bfloat_at(const uint16_t *p) {
+    const uint32_t bits = (uint32_t)*p << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Write one row as float32, multiplied by `mul` if there is one. */
+static const float *float_row(const Job *job, int64_t row, float *buffer) {
+    const int64_t k = job->k;
+    const float *x = (const float *)job->x + row * k;
+    const uint16_t *half = (const uint16_t *)job->x + row * k;
+    if (!job->is_bfloat && !job->mul) return x;
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES) {
+        floats value = job->is_bfloat ? load_bfloat(half + i) : load_float(x + i);
+        if (job->mul) value = mul_float(value, load_float(job->mul + i));
+        store_float(buffer + i, value);
+    }
+    for (; i < k; i++) {
+        const float value = job->is_bfloat ? bfloat_at(half + i) : x[i];
+        buffer[i] = job->mul ? value * job->mul[i] : value;
+    }
+    return buffer;
+}
+
+static float row_scale(const float *x, int64_t k, float smallest) {
+    floats even = set_float(0.0f), odd = set_float(0.0f);
+    int64_t i = 0;
+    for (; i + 2 * LANES <= k; i += 2 * LANES) {
+        even = max_float(even, abs_float(load_float(x + i)));
+        odd = max_float(odd, abs_float(load_float(x + i + LANES)));
+    }
+    float lanes[LANES], largest = 0.0f;
+    store_float(lanes, max_float(even, odd));
+    for (int lane = 0; lane < LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
+    for (; i < k; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    const float scale = largest / 127.0f;
+    return scale > smallest ? scale : smallest;
+}
+
+static void quantize_row(const float *x, int64_t k, float scale, float offset, code_t *codes) {
+    const floats scales = set_float(scale), offsets = set_float(offset), low = set_float(-128.0f), high = set_float(127.0f);
+    int64_t i = 0;
+    for (; i + LANES <= k; i += LANES) {
+        const floats value = round_float(add_float(div_float(load_float(x + i), scales), offsets));
+        store_codes(codes + i, min_float(max_float(value, low), high));
+    }
+    for (; i < k; i++) {
+        const float value = nearbyintf(x[i] / scale + offset);
+        codes[i] = (code_t)((int32_t)(value < -128.0f ? -128.0f : value > 127.0f ? 127.0f : value) + CODE_OFFSET);
+    }
+    for (; i % GROUP; i++) codes[i] = 0;
+}
+
+/* Write to `sums`, [ROWS, COLUMNS], the sums at `from` (rows `from_stride` apart) plus the products of `groups` groups of K.
+ * Every sum is a variable of its own: compilers leave arrays of vectors in memory. */
+#define EVERY_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5)
+#define LOAD_SUM(row, v) integers sum##row##v = load_int(from + row * from_stride + v * LANES);
+#define STORE_SUM(row, v) store_int(sums + row * COLUMNS + v * LANES, sum##row##v);
+#define LOAD_WEIGHTS(row, v) const integers weights##v = load_int(weights + v * LANES * GROUP);
+#define ADD_PRODUCTS(row, v) multiply_add(sum##row##v, group##row, weights##v);
+#define LOAD_SUMS(row) EVERY_VECTOR(LOAD_SUM, row)
+#define STORE_SUMS(row) EVERY_VECTOR(STORE_SUM, row)
+#define ADD_ROW(row)                                                \
+    int32_t code##row;                                              \
+    memcpy(&code##row, codes + row * stride, sizeof code##row);     \
+    const integers group##row = set_int(code##row);                 \
+    EVERY_VECTOR(ADD_PRODUCTS, row)
+
+static void multiply_tile(const code_t *codes, int64_t stride, const packed_t *weights, int64_t groups,
+                          const int32_t *from, int64_t from_stride, int32_t *sums) {
+    EVERY_ROW(LOAD_SUMS)
+    for (int64_t g = 0; g < groups; g++, codes += GROUP, weights += COLUMNS * GROUP) {
+        EVERY_VECTOR(LOAD_WEIGHTS, 0)
+        EVERY_ROW(ADD_ROW)
+    }
+    EVERY_ROW(STORE_SUMS)
+}
+
+/* Write `width` outputs from the sums of one row; the tensors start at its first column. */
+static void dequantize_row(const Job *job, const int32_t *sums, float row_scale, int64_t row, int64_t column, int64_t width) {
+    const float *out_scale = job->out_scale + column, *bias = job->bias ? job->bias + column : NULL;
+    const int32_t *quant_bias = job->quant_bias ? job->quant_bias + column : NULL;
+    float *y = (float *)job->y + row * job->n + column;
+    uint16_t *half = (uint16_t *)job->y + row * job->n + column;
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        integers sum = load_int(sums + i);
+        if (quant_bias) sum = add_int(sum, load_int(quant_bias + i));
+        floats value = to_float(sum);
+        if (!job->input_scale) value = mul_float(value, set_float(row_scale));
+        value = mul_float(value, load_float(out_scale + i));
+        if (bias) value = add_float(value, load_float(bias + i));
+        if (job->is_bfloat) store_bfloat(half + i, round_to_bfloat(value));
+        else store_float(y + i, value);
+    }
+    for (; i < width; i++) {
+        float value = (float)(quant_bias ? sums[i] + quant_bias[i] : sums[i]);
+        if (!job->input_scale) value = value * row_scale;
+        value = value * out_scale[i];
+        if (bias) value = value + bias[i];
+        if (job->is_bfloat) {
+            float lanes[LANES] = {value};
+            uint16_t halves[LANES];
+            store_bfloat(halves, round_to_bfloat(load_float(lanes)));
+            half[i] = halves[0];
+        } else y[i] = value;
+    }
+}
+
+/* Compute rows [row, row + rows) of the columns of one panel. Sums wait in memory only between blocks of K. */
+static void run_panel(const Job *job, const code_t *codes, const float *scales, int64_t row, int64_t rows, int64_t panel) {
+    const int64_t groups = groups_of(job->k), stride = groups * GROUP, column = panel * COLUMNS;
+    const int64_t width = job->n - column < COLUMNS ? job->n - column : COLUMNS;
+    const packed_t *weights = job->packed + panel * groups * COLUMNS * GROUP;
+    int32_t sums[ROW_BLOCK * COLUMNS] __attribute__((aligned(64)));
+    for (int64_t g = 0; g < groups; g += K_BLOCK) {
+        const int64_t block = groups - g < K_BLOCK ? groups - g : K_BLOCK;
+        for (int64_t r = 0; r < rows; r += ROWS) {
+            int32_t *tile = groups > K_BLOCK ? sums + r * COLUMNS : sums;
+            multiply_tile(codes + (row + r) * stride + g * GROUP, stride, weights + g * COLUMNS * GROUP, block,
+                          g == 0 ? job->start + column : tile, g == 0 ? 0 : COLUMNS, tile);
+            for (int64_t i = 0; g + block == groups && i < ROWS && row + r + i < job->m; i++)
+                dequantize_row(job, tile + i * COLUMNS, scales[row + r + i], row + r + i, column, width);
+        }
+    }
+}
+
+/* Return 0, or 1 when memory for the codes was refused (y is then untouched). */
+int hyq_int8_linear(const void *x, const void *packed, void *y, int64_t m, int64_t n, int64_t k, const float *mul,
+                    const float *input_scale, const float *input_offset, const float *out_scale,
+                    const int32_t *quant_bias, const float *bias, float smallest_scale, int is_bfloat, int threads) {
+    const int64_t groups = groups_of(k), stride = groups * GROUP, panels = panels_of(n);
+    const int64_t padded = (m + ROWS - 1) / ROWS * ROWS;
+    const packed_t *weights = packed;
+    const Job job = {x, y, weights, (const int32_t *)(weights + panels * COLUMNS * stride), mul, input_scale, input_offset,
+                     out_scale, quant_bias, bias, smallest_scale, is_bfloat, m, n, k};
+    const float offset = input_offset ? *input_offset : 0.0f;
+    code_t *codes = aligned_alloc(64, (sizeof(code_t) * padded * stride + 63) / 64 * 64 + 64);
+    float *scales = malloc(sizeof(float) * (padded + 1));
+    float *buffers = malloc(sizeof(float) * k * threads);
+    const int failed = !codes || !scales || !buffers;
+    const int64_t row_blocks = (m + ROW_BLOCK - 1) / ROW_BLOCK, wide = WIDE_BLOCK / COLUMNS;
+    const int64_t panel_blocks = (panels + wide - 1) / wide;
+    if (!failed) {
+        memset(codes + m * stride, 0, sizeof(code_t) * (padded - m) * stride);
+#pragma omp parallel num_threads(threads)
+        {
+#ifdef _OPENMP
+            extern int omp_get_thread_num(void);
+            float *buffer = buffers + omp_get_thread_num() * k;
+#else
+            float *buffer = buffers;
+#endif
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < m; row++) {
+                const float *values = float_row(&job, row, buffer);
+                scales[row] = input_scale ? *input_scale : row_scale(values, k, smallest_scale);
+                quantize_row(values, k, scales[row], offset, codes + row * stride);
+            }
+#pragma omp for schedule(dynamic) collapse(2)
+            for (int64_t block = 0; block < panel_blocks; block++)
+                for (int64_t rows = 0; rows < row_blocks; rows++) {
+                    const int64_t row = rows * ROW_BLOCK, last = (block + 1) * wide < panels ? (block + 1) * wide : panels;
+                    const int64_t count = padded - row < ROW_BLOCK ? padded - row : ROW_BLOCK;
+                    for (int64_t panel = block * wide; panel < last; panel++)
+                        run_panel(&job, codes, scales, row, count, panel);
+                }
+        }
+    }
+    free(codes);
+    free(scales);
+    free(buffers);
+    return failed;
+}
