@@ -99,19 +99,20 @@ class FusedLinear(nn.Module):
         A member that asks twice, or another input, makes a new product.
         """
         if len(self.sizes) == 1:
-            return self(x)
+            output: Tensor = self(x)
+            return output
         # Inference tensors count no versions; nor does a traced graph, where all members read one value.
         version = 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
         pending = self._pending
         if pending is None or pending[0] is not x or pending[1] != version or pending[2][index] is None:
-            self._pending = pending = (x, version, list(self(x).split(self.sizes, dim=-1)))
+            self._pending = pending = (x, version, list(torch.split(self(x), list(self.sizes), dim=-1)))
         outputs = pending[2]
-        output = outputs[index]
-        assert output is not None
+        mine = outputs[index]
+        assert mine is not None
         outputs[index] = None
         if all(other is None for other in outputs):
             self._pending = None
-        return output
+        return mine
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply all members: x [..., K] in any float dtype -> [..., N] in the same.
@@ -176,7 +177,7 @@ class FusedLinear(nn.Module):
         tensor: Tensor | None = getattr(self, name) if table is None else table
         if tensor is None or name not in ROW_DIMS:
             return tensor
-        return tensor.split(self.sizes, dim=ROW_DIMS[name])[index].contiguous()
+        return torch.split(tensor, list(self.sizes), dim=ROW_DIMS[name])[index].contiguous()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedLinear":
         device = self.weight.device
