@@ -40,6 +40,7 @@ class PreparedSteps:
     steps: dict[str, Step]
     warmup: int
     kind: KernelKind
+    kernels: tuple[str, ...]
 
 
 class LatencyBench:
@@ -62,7 +63,7 @@ class LatencyBench:
         steps = {_CONTROL: self._step(self._float_control()), **self._candidate_steps(plan)}
         self._run_rounds(steps, warmup)
         kind: KernelKind = "native" if _is_native(self.model.denoiser) else "simulated"
-        return PreparedSteps(plan=plan, steps=steps, warmup=warmup, kind=kind)
+        return PreparedSteps(plan=plan, steps=steps, warmup=warmup, kind=kind, kernels=_kernels(self.model.denoiser))
 
     def measure(self, prepared: PreparedSteps, *, rounds: int) -> LatencyReport:
         """Time a prepared candidate against float; nothing else should run on this host meanwhile.
@@ -93,6 +94,7 @@ class LatencyBench:
             kind=prepared.kind,
             compiled=self.is_compiled,
             device=_describe_device(self.model.device),
+            kernels=prepared.kernels,
         )
 
     def _float_control(self) -> nn.Module:
@@ -173,6 +175,12 @@ def _is_native(denoiser: nn.Module) -> bool:
     if state is None:
         return True
     return not state.attentions and all(module.kernel_kind == "native" for module in state.quantized.values())
+
+
+def _kernels(denoiser: nn.Module) -> tuple[str, ...]:
+    state = swapped(denoiser)
+    linears = () if state is None else state.quantized.values()
+    return tuple(sorted({linear.fused.kernel.name for linear in linears}))
 
 
 def _describe_device(device: torch.device) -> str:

@@ -22,6 +22,7 @@ class LatencyReport(FrozenModel):
         kind: "native" if every quantized layer runs on integer instructions here, else "simulated".
         compiled: Whether both sides ran compiled.
         device: Torch's device type, with the number of CPU threads.
+        kernels: Names of the kernels that quantized Linears ran on, sorted; empty in float and in old reports.
     """
 
     loop_latency_s: float
@@ -35,3 +36,10 @@ class LatencyReport(FrozenModel):
     kind: KernelKind
     compiled: bool
     device: str
+    kernels: tuple[str, ...] = ()
+
+    @property
+    def conditions(self) -> str:
+        """Return in words what was measured on what: "native, compiled, cpu, 2 threads, kernel vnni"."""
+        kernels = f", kernel {' and '.join(self.kernels)}" if self.kernels else ""
+        return f"{self.kind}, {'compiled' if self.compiled else 'not compiled'}, {self.device}{kernels}"

@@ -108,9 +108,8 @@ def trial_lines(row: TrialRow) -> list[str]:
 def _latency_lines(latency: LatencyReport | None) -> list[str]:
     if latency is None:
         return ["latency: not measured"]
-    how = f"{latency.kind}, {'compiled' if latency.compiled else 'not compiled'}, {latency.device}, {latency.shape}"
     return [
         f"latency: {latency.ratio:.3f} of float (MAD {latency.ratio_mad:.2g}), "
         f"{latency.loop_latency_s:.3g} s against {latency.control_loop_latency_s:.3g} s a clip",
-        f"  {how}; {latency.rounds} rounds after {latency.warmup} of warm-up",
+        f"  {latency.conditions}, {latency.shape}; {latency.rounds} rounds after {latency.warmup} of warm-up",
     ]

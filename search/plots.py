@@ -103,7 +103,7 @@ def hover_text(row: TrialRow) -> str:
     if row.result is not None and row.result.latency is not None:
         latency = row.result.latency
         lines.append(f"loop latency {latency.loop_latency_s:.3g} s, float {latency.control_loop_latency_s:.3g} s")
-        lines.append(f"{latency.kind}, {'compiled' if latency.compiled else 'not compiled'}, {latency.device}")
+        lines.append(latency.conditions)
     if row.reason:
         lines.append(row.reason)
     if row.config is not None:

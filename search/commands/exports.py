@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from hyquant.config import Target
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Kernel, Store, Study
 from search.console import print_json, print_line, remark
 
 Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder that `hyq-search export` wrote.")]
@@ -110,11 +110,14 @@ def render(
     model: Source = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip.", min=1)] = None,
+    kernel: Kernel = None,
     as_json: AsJson = False,
 ) -> None:
     """Render clips with exported weights beside the float model's."""
+    from search.kernels import force_kernel
     from search.rendering import clip_settings, load_float_model, render_export
 
+    force_kernel(kernel, "auto")
     settings = clip_settings(export, size=size, num_frames=frames)
     folder = out or export.with_name(f"{export.name}-render")
     float_model = load_float_model(export, source=model)

@@ -13,3 +13,9 @@ Store = Annotated[
     typer.Option("--store", help="Folder of databases and results [default: the study file's `store`, else ./mlruns]."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON; see docs/cli.md.")]
+Kernel = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel", help="Kernel of every quantized Linear; see doctor --kernels [default: the fastest measured]."
+    ),
+]

@@ -2,12 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from search.commands.options import AsJson, Store, Study
-from search.console import print_json, print_line, remark
+from search.console import print_json, print_line, print_table, remark
 
 
 def ui(
@@ -31,11 +32,20 @@ def doctor(
         str | None, typer.Argument(metavar="[STUDY]", help="Also check this study's databases.", show_default=False)
     ] = None,
     store: Store = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels", help="Show instead how fast each int8 kernel is here, for STUDY's model or the usual."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check packages, devices, compiler, weights, video codec and disk, and say how to get what is missing."""
     from search.doctor import examine
 
+    if kernels:
+        _kernels(study, store, as_json)
+        return
     checks = examine(study, store)
     problems = [check for check in checks if check.verdict == "problem"]
     if as_json:
@@ -47,3 +57,32 @@ def doctor(
                 print_line(f"{'':8}  -> {check.way_out}")
     if problems:
         raise typer.Exit(3)
+
+
+def _kernels(study: str | None, store: Path | None, as_json: bool) -> None:
+    from search.kernels import kernel_table, model_shapes, usual_shapes
+
+    device, shapes = "auto", usual_shapes()
+    if study is not None:
+        from search.locate import config_to_run, locate_study
+
+        model = config_to_run(locate_study(study, store))[0].model
+        device, shapes = model.device, model_shapes(model.kind, model.source, device=model.device, dtype=model.dtype)
+    remark("times are medians of single calls, measured once per machine and kept in the user's cache")
+    rows = kernel_table(shapes, device)
+    if as_json:
+        print_json([row.as_json() for row in rows])
+        return
+    print_table(
+        [
+            {
+                "rows x in -> out": row.shape,
+                "kernel": row.kernel,
+                "kind": row.kind,
+                "ms a call": f"{row.time_s * 1e3:.3f}",
+                "GOPS": f"{row.gops:.0f}",
+                "chosen": "yes" if row.is_chosen else "",
+            }
+            for row in rows
+        ]
+    )

@@ -6,20 +6,22 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Kernel, Store, Study
 from search.console import print_json, print_line, print_table, remark
 from search.errors import SearchError
 from search.progress import RunProgress, in_words
 
 
-def run(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+def run(study: Study, store: Store = None, kernel: Kernel = None, as_json: AsJson = False) -> None:
     """Create a study, or resume it, and evaluate trials until its budget is used."""
     from search.answers import status_json
+    from search.kernels import force_kernel
     from search.locate import config_to_run, locate_study, overview_of
     from search.runner import run_study
 
     ref = locate_study(study, store)
     config, study_file = config_to_run(ref)
+    force_kernel(kernel, config.model.device)
     with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
         summary = run_study(config, study_file=study_file, on_event=progress)
     if as_json:
@@ -36,16 +38,19 @@ def trial(
     study: Study,
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A quantization config, written by hand.")],
     store: Store = None,
+    kernel: Kernel = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate one hand-written config as a trial of the study, logged like the rest."""
     from search.config_file import load_config
+    from search.kernels import force_kernel
     from search.locate import config_to_run, locate_study, overview_of
     from search.runner import run_point
 
     point = load_config(config)
     ref = locate_study(study, store)
     study_config, study_file = config_to_run(ref)
+    force_kernel(kernel, study_config.model.device)
     with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
         number = run_point(study_config, point, study_file=study_file, on_event=progress)
     row = overview_of(ref).row(number)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hyquant.kernels import KERNELS
 from hyquant.kernels.base import Int8Linear
@@ -121,3 +123,44 @@ def test_a_strided_input_is_the_same_as_its_copy(kernel):
     x = normal(4, 6, 2 * COLUMNS)[:, ::2, :COLUMNS]
 
     assert torch.equal(run_static(kernel, x), run_static(kernel, x.contiguous()))
+
+
+@st.composite
+def products(draw):
+    """A Linear and an input of any size, dtype and layout, with zero tokens and huge outliers among normal values."""
+    num_rows = draw(st.one_of(st.integers(1, 13), st.integers(90, 200), st.sampled_from([1023, 2049, 5000])))
+    num_inputs = draw(st.one_of(st.integers(1, 70), st.integers(71, 600), st.sampled_from([2047, 2050, 4100])))
+    num_outputs = draw(st.one_of(st.integers(1, 70), st.sampled_from([255, 577])))
+    seed = draw(st.integers(0, 2**31))
+    x = normal(num_rows, 2 * num_inputs, seed=seed)
+    outlier = draw(st.sampled_from([1.0, 1e4, 1e30]))
+    x[:: draw(st.integers(1, 5)), num_inputs // 2] *= outlier
+    x[:: draw(st.integers(2, 7))] = 0
+    x = x[:, ::2] if draw(st.booleans()) else x[:, :num_inputs].contiguous()
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    mul = normal(num_inputs, seed=seed + 1).abs() + 0.1 if draw(st.booleans()) else None
+    return x.to(dtype), int8(num_outputs, num_inputs, seed=seed), mul, draw(st.booleans())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(product=products())
+def test_any_linear_gives_the_reference_kernels_bits(kernel, product):
+    x, weight, mul, is_static = product
+    num_outputs = weight.shape[0]
+    scales = normal(num_outputs, 1).abs() + 1e-3
+    reference = KERNELS["reference"]
+
+    def run(one: Int8Linear) -> torch.Tensor:
+        if not is_static:
+            return one.dynamic(x, one.prepare(weight), weight_scale=scales, bias=scales[:, 0], mul_scale=mul)
+        return one.static(
+            x,
+            one.prepare(weight),
+            input_scale=torch.tensor([0.021]),
+            input_offset=torch.tensor([-3.0]),
+            deq_scale=scales[:, 0],
+            quant_bias=torch.arange(num_outputs, dtype=torch.int32) - 5,
+            mul_scale=mul,
+        )
+
+    assert torch.equal(run(kernel), run(reference))

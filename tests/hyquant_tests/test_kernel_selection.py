@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+
+from hyquant.errors import ConfigError
+from hyquant.kernels import KERNELS, selection, x86
+from hyquant.kernels.reference import REFERENCE
+from hyquant.kernels.selection import FORCED, LinearShape, candidates, kernel_for, kernel_times
+from hyquant.modules.linear import quant_linears
+
+CPU = torch.device("cpu")
+SHAPE = LinearShape(num_outputs=24, num_inputs=16, num_rows=8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Give each test an empty cache and no forced kernel; what is built stays loaded."""
+    for kernel in KERNELS.values():
+        kernel.is_available(CPU)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(FORCED, raising=False)
+    return tmp_path / "hyquant"
+
+
+@pytest.fixture
+def two_kernels(monkeypatch):
+    """Offer two candidates, whatever this machine has."""
+    pair = (REFERENCE, KERNELS["int_mm"])
+    monkeypatch.setattr(selection, "candidates", lambda device: pair)
+    return pair
+
+
+def times_file(cache):
+    (path,) = cache.glob("kernels-*.json")
+    return path
+
+
+def test_every_candidate_is_timed_once_and_the_times_are_kept(cache, two_kernels):
+    first = kernel_times(CPU, SHAPE)
+
+    assert first.keys() == {"reference", "int_mm"}
+    assert all(seconds > 0 for seconds in first.values())
+    assert kernel_times(CPU, SHAPE) == first
+    assert json.loads(times_file(cache).read_text()) == {"8x16->24": first}
+
+
+def test_the_fastest_of_the_kept_times_is_chosen(cache, two_kernels):
+    kernel_times(CPU, SHAPE)
+    path = times_file(cache)
+
+    for fastest, other in [("reference", "int_mm"), ("int_mm", "reference")]:
+        path.write_text(json.dumps({"8x16->24": {fastest: 1e-6, other: 2e-6}}))
+        assert kernel_for(CPU, SHAPE) is KERNELS[fastest]
+
+
+def test_a_damaged_cache_is_measured_again(cache, two_kernels):
+    kernel_times(CPU, SHAPE)
+    times_file(cache).write_text("{")
+
+    assert kernel_times(CPU, SHAPE).keys() == {"reference", "int_mm"}
+
+
+def test_a_single_candidate_is_not_timed(cache, monkeypatch):
+    monkeypatch.setattr(selection, "candidates", lambda device: (REFERENCE,))
+
+    assert kernel_for(CPU, SHAPE) is REFERENCE
+    assert not cache.exists()
+
+
+def test_a_forced_kernel_runs_every_layer(monkeypatch):
+    monkeypatch.setenv(FORCED, "reference")
+    weight = torch.ones(3, 2, dtype=torch.int8)
+    (linear,) = quant_linears([{"weight": weight, "weight_scale": torch.ones(3, 1)}], scheme="w8a8_dynamic")
+
+    assert linear.fused.kernel is REFERENCE
+    assert linear.kernel_kind == "simulated"
+
+
+@pytest.mark.parametrize("name", ["typo", "VNNI"])
+def test_a_forced_kernel_that_does_not_run_here_is_refused(monkeypatch, name):
+    monkeypatch.setenv(FORCED, name)
+
+    with pytest.raises(ConfigError, match=f"must run on cpu here, but got '{name}'; use one of"):
+        kernel_for(CPU, SHAPE)
+
+
+def test_where_no_native_kernel_runs_the_reference_is_the_candidate():
+    assert candidates(torch.device("meta")) == (REFERENCE,)
+
+
+def test_without_a_c_compiler_the_c_kernels_are_not_there(monkeypatch, cache):
+    monkeypatch.setattr(x86.shutil, "which", lambda _: None)
+    x86._library.cache_clear()
+    try:
+        assert not any(KERNELS[name].is_available(CPU) for name in ("avx2", "vnni"))
+    finally:
+        x86._library.cache_clear()
+
+
+def test_a_source_that_does_not_compile_leaves_nothing_behind(monkeypatch, cache):
+    monkeypatch.setattr(x86, "_FLAGS", ("-no-such-flag",))
+    x86._library.cache_clear()
+    try:
+        assert not KERNELS["avx2"].is_available(CPU)
+        assert list(cache.iterdir()) == []
+    finally:
+        x86._library.cache_clear()
