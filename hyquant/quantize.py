@@ -28,7 +28,8 @@ from hyquant.modules.swap import (
     structural_twin,
     swapped,
 )
-from hyquant.numerics.error import sqnr_db
+from hyquant.numerics.blocks import row_blocks
+from hyquant.numerics.error import sqnr_db_of_parts
 from hyquant.numerics.qparams import QParams, choose_qparams
 from hyquant.observers import OBSERVERS
 from hyquant.plan import AttentionPlan, LayerPlan, QuantPlan
@@ -294,7 +295,7 @@ def _quantize_group(
     for path, linear in zip(layer.modules, linears, strict=True):
         weight, bias = edited(linear, edits.get(path, ()))
         built = scheme.build(weight, bias, input_qparams, deploy_dtype, division_dtype=plan.config.division_dtype)
-        sqnrs.append(sqnr_db(weight, _kept_weight(built)))
+        sqnrs.append(_weight_sqnr_db(weight, built))
         members.append(built)
     return members, min(sqnrs)
 
@@ -340,12 +341,14 @@ def _steps_per_range(linear: StoredRange, num_steps: int) -> list[Steps]:
     return [range(step_index, num_steps) for step_index in range(num_steps)]
 
 
-def _kept_weight(tensors: LayerTensors) -> Tensor:
-    """Return the float32 weight that int8 stands for."""
+def _weight_sqnr_db(weight: Tensor, tensors: LayerTensors) -> float:
+    """Return how far what int8 stands for is from the float32 weight, in decibels."""
     scale = tensors.get("weight_scale")
     if scale is None:
         scale = (tensors["deq_scale"] / tensors["input_scale"])[:, None]
-    return tensors["weight"].float() * scale
+    return sqnr_db_of_parts(
+        (weight[rows], tensors["weight"][rows].float().mul_(scale[rows])) for rows in row_blocks(weight)
+    )
 
 
 def _layer_report(

@@ -1,6 +1,7 @@
 """What an export says about itself: `hyq_manifest.json`, a frozen value beside the engine's two files."""
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from hyquant.config import FrozenModel, QuantConfig, Target
 from hyquant.errors import ExportError
 from hyquant.export.names import MANIFEST_NAME, FileNames
 from hyquant.models.base import VideoModel
-from hyquant.models.fingerprint import denoiser_digest
+from hyquant.models.fingerprint import denoiser_digest_later
 from hyquant.modules.swap import swapped
 from hyquant.plan import QuantPlan
 
@@ -86,10 +87,20 @@ def module_info(denoiser: nn.Module, *, source: str) -> ModelInfo:
     Raises:
         ExportError: If it is quantized: the digest would not be that of the weights an export is loaded into.
     """
+    return module_info_later(denoiser, source=source)()
+
+
+def module_info_later(denoiser: nn.Module, *, source: str) -> Callable[[], ModelInfo]:
+    """Return what computes `module_info` of the denoiser as it is now, whatever modules it has by then.
+
+    Raises:
+        ExportError: As `module_info`, at once.
+    """
     if swapped(denoiser) is not None:
         raise ExportError("a model is described by its float weights, but this one is quantized; describe it before")
     dtype = str(next(denoiser.parameters()).dtype).removeprefix("torch.")
-    return ModelInfo(kind="module", source=source, fingerprint=denoiser_digest(denoiser), dtype=dtype)
+    digest_now = denoiser_digest_later(denoiser)
+    return lambda: ModelInfo(kind="module", source=source, fingerprint=digest_now(), dtype=dtype)
 
 
 def static_steps(plan: QuantPlan) -> tuple[int, int] | None:

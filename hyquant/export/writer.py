@@ -1,14 +1,11 @@
 """`save_quantized`: a quantized denoiser as a folder that an engine loads, written whole or not at all."""
 
-import errno
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hyquant.config import Target, digest
@@ -36,6 +33,7 @@ from hyquant.export.manifest import (
 )
 from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, index_name, require_loadable, shards
 from hyquant.export.snippets import mindie_loader
+from hyquant.export.tensor_file import write_tensors
 from hyquant.plan import QuantPlan, attention_problem, fold_problem
 from hyquant.quantize import attention_tensors, quantized_tensors
 
@@ -92,9 +90,10 @@ def save_quantized(
     with new_folder(
         out_dir, size_bytes=size_bytes, mark=MANIFEST_NAME, overwrite=overwrite, is_ours=is_export_file
     ) as folder:
+        files: dict[str, FileInfo] = {}
         for pair in pairs:
-            _write_tensors(folder, pair.weights, tensors, part_size_bytes)
-            _write_json(folder / pair.description, json.dumps(description, indent=2))
+            files |= _write_tensors(folder, pair.weights, tensors, part_size_bytes)
+            files |= _write_json(folder / pair.description, json.dumps(description, indent=2))
         steps = static_steps(plan)
         manifest = ExportManifest(
             config=plan.config,
@@ -109,7 +108,7 @@ def save_quantized(
             static_steps=steps,
             layer_counts=layer_counts(plan),
             versions=software_versions(),
-            files={file.name: _file_info(file) for file in sorted(folder.iterdir())},
+            files=dict(sorted(files.items())),
             loader=mindie_loader(pairs[0], plan.config, layout=layout, quant_type=quant_type, static_steps=steps),
             notes=notes(plan),
         )
@@ -238,29 +237,23 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return unshared
 
 
-def _write_tensors(folder: Path, weights: str, tensors: Mapping[str, Tensor], part_size_bytes: int | None) -> None:
-    """Write one tensor file, or its parts and their index."""
+def _write_tensors(
+    folder: Path, weights: str, tensors: Mapping[str, Tensor], part_size_bytes: int | None
+) -> dict[str, FileInfo]:
+    """Write one tensor file, or its parts and their index; return sizes and digests by file name."""
     parts = shards(weights, tensors, part_size_bytes)
+    files: dict[str, FileInfo] = {}
     for name, keys in parts.items():
-        _save(folder / name, {key: tensors[key] for key in keys})
+        sha256 = write_tensors(folder / name, {key: tensors[key] for key in keys})
+        files[name] = FileInfo(size_bytes=(folder / name).stat().st_size, sha256=sha256)
     if len(parts) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         table = {key: name for name, keys in parts.items() for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": table}
-        _write_json(folder / index_name(weights), json.dumps(index, indent=2))
+        files |= _write_json(folder / index_name(weights), json.dumps(index, indent=2))
+    return files
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        is_full = "no space left" in str(error).lower()
-        raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error)) from error
-
-
-def _write_json(path: Path, text: str) -> None:
+def _write_json(path: Path, text: str) -> dict[str, FileInfo]:
     path.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _file_info(path: Path) -> FileInfo:
-    return FileInfo(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+    return {path.name: FileInfo(size_bytes=path.stat().st_size, sha256=sha256_of(path))}

@@ -6,7 +6,8 @@ alone.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from pydantic import JsonValue
@@ -32,9 +33,14 @@ def denoiser_digest(denoiser: nn.Module) -> str:
 
     A configuration counts if the module has a mapping of that name, as those of diffusers do.
     """
+    return denoiser_digest_later(denoiser)()
+
+
+def denoiser_digest_later(denoiser: nn.Module) -> Callable[[], str]:
+    """Return what computes `denoiser_digest` of the tensors a denoiser has now; they must not change meanwhile."""
     config = getattr(denoiser, "config", None)
     tensors = {name: tensor for name, tensor in denoiser.state_dict().items() if isinstance(tensor, Tensor)}
-    return tensors_digest(tensors, plain_config(config if isinstance(config, Mapping) else {}))
+    return partial(tensors_digest, tensors, plain_config(config if isinstance(config, Mapping) else {}))
 
 
 def denoiser_part(fingerprint: str) -> str:

@@ -19,8 +19,7 @@ def quantize(x: Tensor, qparams: QParams, *, qmin: int = -128, division_dtype: t
         division_dtype: What x / scale is rounded to; a dtype of few bits moves codes by up to one.
     """
     quotient = (x.float() / qparams.scale).to(division_dtype).float()
-    q = torch.round(quotient + qparams.zero_point)
-    return q.clamp(qmin, 127).to(torch.int8)
+    return quotient.add_(qparams.zero_point).round_().clamp_(qmin, 127).to(torch.int8)
 
 
 def dequantize(q: Tensor, qparams: QParams) -> Tensor:

@@ -1,6 +1,7 @@
 """How far a tensor is from its reference: signal-to-quantization-noise ratio and cosine, in float32."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -16,11 +17,18 @@ def sqnr_db(reference: Tensor, actual: Tensor) -> float:
     Returns:
         Decibels, higher is closer; inf if both are equal, -inf if the reference is zero and they differ.
     """
-    signal = _norm(reference)
-    noise = _norm(reference.float() - actual.float())
+    return sqnr_db_of_parts([(reference, actual)])
+
+
+def sqnr_db_of_parts(parts: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return `sqnr_db` of a tensor and its reference that are given part by part: (reference, actual)."""
+    signal = noise = 0.0
+    for reference, actual in parts:
+        signal += _norm(reference) ** 2
+        noise += _norm(reference.float() - actual.float()) ** 2
     if noise == 0:
         return math.inf
-    return 20 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def cosine(reference: Tensor, actual: Tensor) -> float:

@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import JsonValue
 from torch import nn
@@ -12,7 +14,7 @@ from hyquant.config import W8A8Timestep, digest
 from hyquant.distributed import Group, run_together
 from hyquant.errors import ConfigError
 from hyquant.export.layout import model_quant_type
-from hyquant.export.manifest import ModelInfo, module_info
+from hyquant.export.manifest import ModelInfo, module_info_later
 from hyquant.export.names import FileNames
 from hyquant.export.writer import require_writable, save_quantized
 from hyquant.models.attentions import attention_blocks
@@ -57,16 +59,25 @@ def quant_model(model: nn.Module, session_cfg: SessionConfig, *, clock: StepCloc
     num_steps = _num_steps(session_cfg, group)
     plan = run_together(group, lambda: _plan(model, session_cfg, num_steps=num_steps))
     _require_equal_sessions(plan, session_cfg, group)
-    export = _prepare_export(model, plan, session_cfg, group)
+    names = _prepare_export(plan, session_cfg, group)
     _warn(plan, session_cfg, group)
     own_clock = StepClock() if clock is None else clock
-    found = calibrate(model, plan, session_cfg.calls().records, own_clock, group=group)
-    report = quantize_calibrated_(model, plan, found, own_clock)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        # Another thread hashes the float weights meanwhile; quantizing puts other modules in and changes none of them.
+        info = (
+            beside.submit(module_info_later(model, source=type(model).__name__)) if _is_writer(names, group) else None
+        )
+        found = calibrate(model, plan, session_cfg.calls().records, own_clock, group=group)
+        report = quantize_calibrated_(model, plan, found, own_clock)
     if clock is None:
         vars(model)[_HANDLE] = attach_clock(model, own_clock, TimestepManager.get_timestep_idx)
-    if export is not None:
-        run_together(group, lambda: _save(model, plan, session_cfg, export) if group.rank == 0 else None)
+    if names is not None:
+        run_together(group, lambda: None if info is None else _save(model, plan, session_cfg, info.result(), names))
     return report
+
+
+def _is_writer(names: list[FileNames] | None, group: Group) -> bool:
+    return names is not None and group.rank == 0
 
 
 def _detach(model: nn.Module) -> None:
@@ -111,10 +122,8 @@ def _require_equal_sessions(plan: QuantPlan, session: SessionConfig, group: Grou
             )
 
 
-def _prepare_export(
-    model: nn.Module, plan: QuantPlan, session: SessionConfig, group: Group
-) -> tuple[ModelInfo, list[FileNames]] | None:
-    """Return what the files will say of the float model, and the names of all ranks; None if nothing is saved."""
+def _prepare_export(plan: QuantPlan, session: SessionConfig, group: Group) -> list[FileNames] | None:
+    """Return the file names of all ranks after everything that could be refused; None if nothing is saved."""
     save = session.save
     if save is None:
         return None
@@ -122,22 +131,20 @@ def _prepare_export(
     all_names = [FileNames.model_validate(names) for names in group.all_gather(own_names.model_dump())]
     names = list(dict.fromkeys(all_names))
 
-    def check() -> ModelInfo | None:
-        if group.rank > 0:
-            return None
-        require_writable(
-            plan,
-            save.output_path,
-            layout=save.layout,
-            target=save.target,
-            overwrite=save.overwrite,
-            names=names,
-            part_size_bytes=save.part_size_bytes,
-        )
-        return module_info(model, source=type(model).__name__)
+    def check() -> None:
+        if group.rank == 0:
+            require_writable(
+                plan,
+                save.output_path,
+                layout=save.layout,
+                target=save.target,
+                overwrite=save.overwrite,
+                names=names,
+                part_size_bytes=save.part_size_bytes,
+            )
 
-    info = run_together(group, check)
-    return (info or ModelInfo(kind="module", source="", fingerprint="", dtype=""), names)
+    run_together(group, check)
+    return names
 
 
 def _warn(plan: QuantPlan, session: SessionConfig, group: Group) -> None:
@@ -154,8 +161,9 @@ def _warn(plan: QuantPlan, session: SessionConfig, group: Group) -> None:
         logger.warning("the session has no 'save' processor: the model is quantized in memory and nothing is written")
 
 
-def _save(model: nn.Module, plan: QuantPlan, session: SessionConfig, export: tuple[ModelInfo, list[FileNames]]) -> None:
-    info, names = export
+def _save(
+    model: nn.Module, plan: QuantPlan, session: SessionConfig, info: ModelInfo, names: Sequence[FileNames]
+) -> None:
     save = session.save
     assert save is not None
     save_quantized(

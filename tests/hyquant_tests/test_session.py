@@ -229,7 +229,7 @@ def test_the_steps_of_the_manager_choose_mode_and_row():
 
     assert torch.equal(outputs[0], dynamic(x))
     assert torch.equal(outputs[1], outputs[0])
-    assert model.first.is_static_step
+    assert model.first.fused.is_static_step
     assert not torch.equal(outputs[2], outputs[3])
     scales = quantized_tensors(model)["first"]["input_scale"][:, 0]
     expected = torch.stack([(entry["args"][0].amax() - entry["args"][0].amin()) / 255 for entry in steps(4)])
@@ -245,7 +245,7 @@ def test_a_clock_of_ones_own_is_followed_instead():
     clock.set(1)
     model(x_of(0))
 
-    assert model.first.is_static_step
+    assert model.first.fused.is_static_step
 
 
 def test_rows_of_suffixes_cover_later_steps():
@@ -267,7 +267,7 @@ def test_a_separation_at_or_beyond_the_last_step_is_dynamic_with_one_warning(sep
     model(x_of(0))
 
     assert len(caught) == 1
-    assert not model.first.is_static_step
+    assert not model.first.fused.is_static_step
 
 
 def test_a_missing_step_is_named():
