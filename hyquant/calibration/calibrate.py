@@ -20,7 +20,7 @@ from hyquant.config import FA3Int8
 from hyquant.distributed import Group, add_sums, merge_stats, run_together
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import Record
-from hyquant.models.names import LayerGroup, layer_groups
+from hyquant.models.names import LayerGroup
 from hyquant.modules.swap import restore_
 from hyquant.plan import LayerPlan, QuantPlan
 from hyquant.quantize import (
@@ -33,6 +33,7 @@ from hyquant.quantize import (
     smoothing_multipliers,
     smoothing_scales,
 )
+from hyquant.schemes import SCHEMES
 from hyquant.smoothing.search import search_scales
 
 
@@ -72,7 +73,8 @@ def calibrate(
     is_sequential, histograms = needs_sequential_stats(plan), needs_histograms(plan)
     stats: Stats = {}
     if needs_float_stats(plan):
-        stats = join(lambda: observe(denoiser, layer_groups(denoiser), records, clock, histograms=histograms))
+        watched = [_group(layer) for layer in plan.layers if layer.smoothed or _has_range(layer)]
+        stats = join(lambda: observe(denoiser, watched, records, clock, stop_early=True, histograms=histograms))
     heads = _heads(denoiser, plan, records, clock, ranks)
     scales = None
     if needs_search(plan):
@@ -112,6 +114,10 @@ def _heads(
     blocks = attention_blocks(denoiser)
     own = run_together(ranks, lambda: observe_attention(denoiser, blocks, records, clock, config))
     return merge_head_stats(own, ranks)
+
+
+def _has_range(layer: LayerPlan) -> bool:
+    return layer.scheme is not None and SCHEMES[layer.scheme].needs_range
 
 
 def _group(layer: LayerPlan) -> LayerGroup:

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hyquant.calibration.calls import replay
+from hyquant.calibration.early_end import EarlyEnd
 from hyquant.calibration.stats import GroupStats, Stats, call_stats, merge, stack_steps
 from hyquant.clock import StepClock
 from hyquant.errors import CalibrationError
@@ -16,10 +17,6 @@ from hyquant.models.base import Record
 from hyquant.models.names import LayerGroup
 
 logger = logging.getLogger(__name__)
-
-
-class _AllSeen(Exception):
-    """Leaves a denoiser call whose rest is not needed."""
 
 
 def observe(
@@ -44,7 +41,7 @@ def observe(
         clock: Set to each record's step.
         mul: [C] multipliers by group name; the inputs of those groups are multiplied, in float32, before they are
             looked at. Groups without an entry are taken as they are.
-        stop_early: End each call when every group was seen once; the rest of the denoiser is not run.
+        stop_early: End each call when all groups were seen as often as in the first call, which runs whole.
         histograms: Whether to count values too, for ranges that need to know how often they occur.
 
     Returns:
@@ -58,22 +55,20 @@ def observe(
     device = next(denoiser.parameters()).device
     num_records = 0
     step_index = 0
-    unseen: set[str] = set()
+    early_end = EarlyEnd()
 
     def note(name: str, x: Tensor) -> None:
         steps = running[name]
         seen = call_stats(x.float() * multipliers[name] if name in multipliers else x, histogram=histograms)
         steps[step_index] = merge(steps[step_index], seen) if step_index in steps else seen
-        unseen.discard(name)
-        if stop_early and not unseen:
-            raise _AllSeen
+        if stop_early:
+            early_end.saw(name)
 
     with torch.inference_mode(), _watched(denoiser, groups, note):
         for record in records:
             step_index = record.step_index
             clock.set(step_index)
-            unseen = set(running)
-            with suppress(_AllSeen):
+            with early_end.call():
                 replay(denoiser, record, device)
             num_records += 1
     if num_records == 0:

@@ -13,7 +13,8 @@ Smoothing scales belong to the float model, searched or not: they say where outl
 have become. `needs_float_stats` says that a plan takes them, or anything else, from the float model first.
 
 Nothing is cached: a block is observed by running the records up to it, which makes (B + 1) / 2 whole passes for B
-blocks of equal cost; where the range of a smoothed input does not follow from the plain one, twice that.
+blocks of equal cost, and once per block the first record to its end; where the range of a smoothed input does not
+follow from the plain one, twice that.
 """
 
 import re

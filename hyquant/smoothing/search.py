@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hyquant.calibration.calls import replay
+from hyquant.calibration.early_end import EarlyEnd
 from hyquant.calibration.stats import GroupStats, select_steps
 from hyquant.clock import StepClock
 from hyquant.config import M3
@@ -85,10 +86,12 @@ class PlanSearch:
             name: torch.zeros(question.size + 1, dtype=torch.float64, device=device)
             for name, (_, question) in self._open.items()
         }
-        with torch.inference_mode(), self._watched(sums):
+        early_end = EarlyEnd()
+        with torch.inference_mode(), self._watched(sums, early_end):
             for record in islice(records, 1 if self.takes_first_record else None):
                 clock.set(record.step_index)
-                replay(self._denoiser, record, device)
+                with early_end.call():
+                    replay(self._denoiser, record, device)
         return sums
 
     def tell(self, sums: Mapping[str, Tensor]) -> None:
@@ -107,7 +110,7 @@ class PlanSearch:
         logger.info("smoothing search answered=%d open=%d", len(asked), len(self._open))
 
     @contextmanager
-    def _watched(self, sums: Sums) -> Iterator[None]:
+    def _watched(self, sums: Sums, early_end: EarlyEnd) -> Iterator[None]:
         def hook_for(unit_name: str, layer: LayerPlan) -> Any:
             _, question = self._open[unit_name]
 
@@ -115,6 +118,7 @@ class PlanSearch:
                 x = args[0].reshape(-1, args[0].shape[-1]).float()
                 sums[unit_name][:-1] += question.measure(layer.name, x, _stacked_weight(self._denoiser, layer))
                 sums[unit_name][-1] += 1
+                early_end.saw(layer.name)
 
             return note
 
