@@ -1,8 +1,8 @@
 """What quantization does to the output of a Linear under candidates of its smoothing scale: sums of squared errors.
 
 Sums, not means or ratios: what these would be divided by is the same for all candidates, and sums of different calls
-and ranks add up. Weights get one symmetric scale per row, absmax / 127. All arithmetic is float32, squares of a row are
-summed in float32 and rows in float64.
+and ranks add up. Weights get one symmetric scale per row, absmax / 127. Products of int8 with int8 run on the kernel
+that quantized layers run on. All float arithmetic is float32; squares of a row are summed in float32, rows in float64.
 
 M rows (tokens)   C input channels   N output channels   P candidates
 """
@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hyquant.numerics.affine import fake_quantize, quantize
+from hyquant.kernels.selection import LinearShape, kernel_for
+from hyquant.numerics.affine import fake_quantize
 from hyquant.numerics.granularity import PerChannel, extremes
 from hyquant.numerics.qparams import QParams, choose_qparams
+from hyquant.schemes.weights import quantize_weight, static_constants
 
 _BLOCK_ELEMENTS = 2**24
 """Outputs that are held at a time: 64 MiB."""
@@ -32,8 +34,9 @@ def weight_errors(x_MC: Tensor, weight_NC: Tensor, scales_PC: Tensor) -> Tensor:
         [P] float64.
     """
     errors = []
+    smoothed_NC = torch.empty_like(weight_NC)
     for scale_C in scales_PC:
-        smoothed_NC = weight_NC * scale_C
+        torch.mul(weight_NC, scale_C, out=smoothed_NC)
         change_NC = fake_quantize(smoothed_NC, _row_qparams(smoothed_NC), qmin=-127) / scale_C - weight_NC
         blocks = (_squares(rows @ change_NC.t()) for rows in _row_blocks(x_MC, len(weight_NC)))
         errors.append(torch.stack(list(blocks)).sum())
@@ -53,16 +56,26 @@ def weight_and_input_errors(x_MC: Tensor, weight_NC: Tensor, scales_PC: Tensor, 
     Returns:
         [P] float64.
     """
-    inputs = [_tensor_qparams(lo_C / scale_C, hi_C / scale_C) for scale_C in scales_PC]
-    weights = [_codes(weight_NC * scale_C) for scale_C in scales_PC]
+    kernel = kernel_for(weight_NC.device, LinearShape(*weight_NC.shape))
     errors = torch.zeros(len(scales_PC), dtype=torch.float64, device=x_MC.device)
+    smoothed_NC = torch.empty_like(weight_NC)
     for rows in _row_blocks(x_MC, len(weight_NC)):
         expected = rows @ weight_NC.t()
-        for index, (scale_C, qparams, (codes_NC, row_scale_N1)) in enumerate(
-            zip(scales_PC, inputs, weights, strict=True)
-        ):
-            actual = (fake_quantize(rows / scale_C, qparams) @ codes_NC.float().t()) * row_scale_N1[:, 0]
-            errors[index] += _squares(actual - expected)
+        for index, scale_C in enumerate(scales_PC):
+            input_qparams = _tensor_qparams(lo_C / scale_C, hi_C / scale_C)
+            torch.mul(weight_NC, scale_C, out=smoothed_NC)
+            codes_NC, row_scale_N1 = quantize_weight(smoothed_NC, "float32")
+            deq_scale, quant_bias = static_constants(codes_NC, row_scale_N1, None, input_qparams)
+            actual = kernel.static(
+                rows / scale_C,
+                kernel.prepare(codes_NC),
+                input_scale=input_qparams.scale,
+                input_offset=input_qparams.zero_point,
+                deq_scale=deq_scale,
+                quant_bias=quant_bias,
+                mul_scale=None,
+            )
+            errors[index] += _squares(actual.sub_(expected))
     return errors
 
 
@@ -71,7 +84,8 @@ def _row_blocks(x_MC: Tensor, num_outputs: int) -> Iterator[Tensor]:
 
 
 def _squares(error: Tensor) -> Tensor:
-    return error.square().sum(dim=1).double().sum()
+    norms: Tensor = torch.linalg.vector_norm(error, dim=1)
+    return norms.double().square().sum()
 
 
 def _row_qparams(weight_NC: Tensor) -> QParams:
@@ -79,10 +93,4 @@ def _row_qparams(weight_NC: Tensor) -> QParams:
 
 
 def _tensor_qparams(lo_C: Tensor, hi_C: Tensor) -> QParams:
-    return choose_qparams(lo_C.amin(), hi_C.amax(), symmetric=False)
-
-
-def _codes(weight_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 codes [N, C] and their scales [N, 1]; int8, so that all candidates fit beside each other."""
-    qparams = _row_qparams(weight_NC)
-    return quantize(weight_NC, qparams, qmin=-127), qparams.scale
+    return choose_qparams(lo_C.amin()[None], hi_C.amax()[None], symmetric=False)

@@ -1,8 +1,10 @@
 """Searching smoothing scales over calibration records: passes that answer what the searches of all units ask.
 
 The units' searches (`hyquant.smoothing.base.ScaleSearch`) run side by side: one pass over the records answers the
-question each of them has open. Inputs are never kept; a hook sums on the spot. A pass of one rank gives float64 sums,
-which add up over ranks, and every rank is told the same total, so all choose alike.
+question each of them has open. Inputs of several records are collected and measured together, as a candidate's weights
+take as long to quantize for one record as for many; where those of all records fit, later questions are answered from
+them without another pass. A pass of one rank gives float64 sums, which add up over ranks, and every rank is told the
+same total, so all choose alike.
 """
 
 import logging
@@ -28,9 +30,14 @@ from hyquant.smoothing.base import Question, ScaleSearch, UnitFacts
 
 logger = logging.getLogger(__name__)
 
+_COLLECTED_BYTES = 2**28
+
 Unit = tuple[LayerPlan, ...]
 Sums = dict[str, Tensor]
 """Float64 answers, and last the number of calls, by the name of a unit's first group; they add up over ranks."""
+
+Inputs = dict[tuple[str, LayerPlan], list[Tensor]]
+"""Inputs [M, C] float32 of calls, by the name of a unit's first group and the group they are of."""
 
 
 class PlanSearch:
@@ -65,6 +72,7 @@ class PlanSearch:
         self.takes_first_record = isinstance(config, M3) and config.records == "first"
         self._denoiser = denoiser
         self._units = {unit[0].name: unit for unit in (plan.smoothing_units if units is None else units)}
+        self._inputs: Inputs | None = None
         self._open: dict[str, tuple[ScaleSearch, Question]] = {}
         for name, unit in self._units.items():
             running = search(config, unit_facts(denoiser, unit, stats))
@@ -86,12 +94,11 @@ class PlanSearch:
             name: torch.zeros(question.size + 1, dtype=torch.float64, device=device)
             for name, (_, question) in self._open.items()
         }
-        early_end = EarlyEnd()
-        with torch.inference_mode(), self._watched(sums, early_end):
-            for record in islice(records, 1 if self.takes_first_record else None):
-                clock.set(record.step_index)
-                with early_end.call():
-                    replay(self._denoiser, record, device)
+        with torch.inference_mode():
+            if self._inputs is None:
+                self._inputs = self._collect(records, clock, sums)
+            else:
+                self._add(sums, self._inputs)
         return sums
 
     def tell(self, sums: Mapping[str, Tensor]) -> None:
@@ -109,18 +116,46 @@ class PlanSearch:
                 self.scales |= dict.fromkeys((layer.name for layer in self._units[name]), end.value)
         logger.info("smoothing search answered=%d open=%d", len(asked), len(self._open))
 
+    def _collect(self, records: Iterable[Record], clock: StepClock, sums: Sums) -> Inputs | None:
+        """Run a pass and add up its answers; return the inputs of all records if they fit."""
+        device = next(self._denoiser.parameters()).device
+        inputs: Inputs = {}
+        size_bytes = 0
+        is_complete = True
+        early_end = EarlyEnd()
+
+        def note(unit_name: str, layer: LayerPlan, x: Tensor) -> None:
+            nonlocal size_bytes, is_complete
+            rows = x.reshape(-1, x.shape[-1]).to(torch.float32, copy=True)
+            inputs.setdefault((unit_name, layer), []).append(rows)
+            size_bytes += rows.numel() * rows.element_size()
+            if size_bytes > _COLLECTED_BYTES:
+                self._add(sums, inputs)
+                inputs.clear()
+                size_bytes, is_complete = 0, False
+            early_end.saw(layer.name)
+
+        with self._watched(note):
+            for record in islice(records, 1 if self.takes_first_record else None):
+                clock.set(record.step_index)
+                with early_end.call():
+                    replay(self._denoiser, record, device)
+        self._add(sums, inputs)
+        return inputs if is_complete else None
+
+    def _add(self, sums: Sums, inputs: Inputs) -> None:
+        """Add what the open questions ask of some inputs."""
+        for (unit_name, layer), calls in inputs.items():
+            if unit_name in self._open:
+                _, question = self._open[unit_name]
+                weight = _stacked_weight(self._denoiser, layer)
+                sums[unit_name][:-1] += question.measure(layer.name, torch.cat(calls), weight)
+                sums[unit_name][-1] += len(calls)
+
     @contextmanager
-    def _watched(self, sums: Sums, early_end: EarlyEnd) -> Iterator[None]:
+    def _watched(self, note: Callable[[str, LayerPlan, Tensor], None]) -> Iterator[None]:
         def hook_for(unit_name: str, layer: LayerPlan) -> Any:
-            _, question = self._open[unit_name]
-
-            def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                x = args[0].reshape(-1, args[0].shape[-1]).float()
-                sums[unit_name][:-1] += question.measure(layer.name, x, _stacked_weight(self._denoiser, layer))
-                sums[unit_name][-1] += 1
-                early_end.saw(layer.name)
-
-            return note
+            return lambda module, args: note(unit_name, layer, args[0])
 
         handles = [
             self._denoiser.get_submodule(layer.modules[0]).register_forward_pre_hook(hook_for(name, layer))
