@@ -116,6 +116,11 @@ def deployed(
     return {_wrapped(key, smoothed): tensor for key, tensor in named.items()}
 
 
+def stored_dtype(kind: str, dtype: torch.dtype, deploy_dtype: str) -> torch.dtype:
+    """Return the dtype in which `deployed` keeps a tensor of a layer, by its name in the layer and its own dtype."""
+    return torch.int64 if kind == "deq_scale" and deploy_dtype == "float16" else dtype
+
+
 def undeployed(tensors: Mapping[str, Tensor], *, renamed: bool) -> dict[str, Tensor]:
     """Undo `deployed`: return `MODULE.KIND` -> tensor in the denoiser's names."""
     smoothed = {key.removesuffix(_SMOOTH_SUFFIX) for key in tensors if key.endswith(_SMOOTH_SUFFIX)}

@@ -11,12 +11,9 @@ import time
 from collections import namedtuple
 
 import pytest
-import torch
-from safetensors import SafetensorError
 
 from hyquant.errors import ExportError
 from hyquant.export import folder as folder_module
-from hyquant.export import writer
 from hyquant.export.folder import new_folder, sha256_of
 
 MARK = "mark.json"
@@ -107,18 +104,6 @@ def test_a_disk_that_fills_up_meanwhile_is_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_safetensors_own_report_of_a_full_disk_is_understood(tmp_path, monkeypatch):
-    def full(tensors, path):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(writer, "save_file", full)
-
-    with pytest.raises(OSError, match="No space left") as caught:
-        writer._save(tmp_path / "x", {"a": torch.zeros(1)})
-
-    assert caught.value.errno == errno.ENOSPC
-
-
 def test_a_parent_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "parent").write_text("a file")
 
@@ -140,13 +125,13 @@ def test_a_file_that_outgrows_its_limit_leaves_the_old_folder(tmp_path):
     """A write that really fails halfway: no file may pass 64 KiB, as on a disk that fills up."""
     write(tmp_path / "out", "old")
     program = (
-        "import resource, sys\nfrom pathlib import Path\nimport torch\nfrom safetensors.torch import save_file\n"
+        "import resource, sys\nfrom pathlib import Path\nimport torch\n"
         "from hyquant.errors import ExportError\nfrom hyquant.export.folder import new_folder\n"
-        "from hyquant.export.writer import _save\nresource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "from hyquant.export.tensor_file import write_tensor_file\nresource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "try:\n"
         "    with new_folder(Path(sys.argv[1]), size_bytes=0, mark='mark.json', overwrite=True, "
         "is_ours=lambda folder, name: False) as folder:\n"
-        "        _save(folder / 'big.safetensors', {'x': torch.zeros(100000)})\n"
+        "        write_tensor_file(folder / 'big.safetensors', {'x': torch.zeros(100000)})\n"
         "except ExportError as error:\n    print(error)\n"
     )
     done = subprocess.run(
