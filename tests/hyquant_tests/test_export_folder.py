@@ -127,7 +127,8 @@ def test_a_file_that_outgrows_its_limit_leaves_the_old_folder(tmp_path):
     program = (
         "import resource, sys\nfrom pathlib import Path\nimport torch\n"
         "from hyquant.errors import ExportError\nfrom hyquant.export.folder import new_folder\n"
-        "from hyquant.export.tensor_file import write_tensor_file\nresource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "from hyquant.export.tensor_file import write_tensor_file\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "try:\n"
         "    with new_folder(Path(sys.argv[1]), size_bytes=0, mark='mark.json', overwrite=True, "
         "is_ours=lambda folder, name: False) as folder:\n"
