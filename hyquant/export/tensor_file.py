@@ -10,7 +10,7 @@ Source: the safetensors format, https://github.com/huggingface/safetensors#forma
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -151,6 +151,16 @@ class TensorFile:
         assert start == self.position, f"{key} belongs at {start}, but {self.position} is reached"
         self._append(content)
         assert end == self.position
+
+    def tail_sha256(self, keys: Iterable[str]) -> str | None:
+        """Return the digest of those tensors that lie in the tail, as the file holds them; None if none does."""
+        places = [self.layout.places[key] for key in keys]
+        tail = [(start, end) for start, end in places if start >= self.layout.body_end and end > start]
+        state = hashlib.sha256()
+        for start, end in sorted(tail):
+            for position in range(start, end, _CHUNK):
+                state.update(os.pread(self._handle, min(_CHUNK, end - position), position))
+        return state.hexdigest() if tail else None
 
     def running_sha256(self) -> str:
         """Return the digest of everything up to `position`."""

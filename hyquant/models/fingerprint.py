@@ -66,7 +66,7 @@ def denoiser_part(fingerprint: str) -> str:
 
 
 def are_same_weights(one: str, other: str) -> bool:
-    """Return whether two fingerprints can be of one model; where either tells of the denoiser alone, that is compared."""
+    """Return whether two fingerprints can be of one model; if either is a denoiser's alone, only denoisers count."""
     if "-" in one and "-" in other:
         return one == other
     return denoiser_part(one) == denoiser_part(other)

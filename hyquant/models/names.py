@@ -144,7 +144,7 @@ def float_rows(shapes: Mapping[str, Shape]) -> dict[str, tuple[str, tuple[tuple[
         shapes: Shapes by "module.weight" or "module.bias" in original naming; a fused module must come with its weight.
 
     Returns:
-        Diffusers key -> original key and the runs of rows (start, stop) that follow one another in the diffusers tensor.
+        Diffusers key -> original key and the runs of its rows (start, stop) that the diffusers tensor consists of.
 
     Raises:
         LayerMatchError: As `to_diffusers`.
@@ -256,8 +256,11 @@ def _rows(name: str, weight: Shape | None, num_parts: int) -> tuple[int, ...]:
     """Return the output rows of each part: q, k, v have one per input channel, the MLP has the rest."""
     if num_parts == 1:
         return (0,)
-    if weight is None:
-        raise LayerMatchError(f"{name} must come with its weight, which says where its rows are split; give both.")
+    if weight is None or len(weight) != 2:
+        raise LayerMatchError(
+            f"{name} must come with its weight [N, K], which says where its rows are split, but there is "
+            f"{'none' if weight is None else list(weight)}; give both."
+        )
     total, hidden = weight
     return (hidden,) * 3 if num_parts == 3 else (hidden,) * 3 + (total - 3 * hidden,)
 
