@@ -18,7 +18,7 @@ from hyquant.plan import LayerPlan, QuantPlan
 from hyquant.schemes.contract import ROW_DIMS, LayerTensors
 from hyquant.smoothing.folding import Edit, edited, edits_of_rows
 
-_CHUNK = 2**18
+_CHUNK = 2**17
 
 
 class UnitBuilder:

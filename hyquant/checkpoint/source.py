@@ -18,7 +18,7 @@ from hyquant.models.names import float_rows
 from hyquant.models.original_folder import DENOISER, MODEL_PATTERN
 from hyquant.models.skeleton import diffusers_skeleton, original_skeleton
 
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 2 * 2**20
 """How much is read at a time."""
 
 _ORIGINAL_MARK = "double_blocks."

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hyquant.calibration.calibrate import Calibrated
 from hyquant.calibration.file import SavedCalibration, open_calibrated, require_usable
-from hyquant.checkpoint.pipeline import read_ahead, write_behind
+from hyquant.checkpoint.pipeline import one_thread_of_arithmetic, read_ahead, write_behind
 from hyquant.checkpoint.recipe import Recipe, build_recipe, plan_checkpoint, require_statistics
 from hyquant.checkpoint.source import FloatCheckpoint, open_checkpoint
 from hyquant.config import QuantConfig, Target, digest
@@ -149,6 +149,7 @@ def _write(
         write = _Writer(file, attempt)
         read_bytes = 0
         with (
+            one_thread_of_arithmetic(),
             read_ahead(_read(checkpoint, recipe, fingerprint, done), depth=2) as pieces,
             write_behind(write, depth=1) as hand_over,
         ):
