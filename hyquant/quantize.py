@@ -6,19 +6,25 @@ its quantized attention stores.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from hyquant.attention.fp8 import fp8_tensors
-from hyquant.attention.int8 import PARTS, int8_tensors
+from hyquant.attention.int8 import PARTS
 from hyquant.attention.stats import HeadStats
-from hyquant.calibration.stats import GroupStats, Steps, act_range
+from hyquant.calibration.stats import GroupStats
 from hyquant.clock import StepClock
-from hyquant.config import FA3Fp8, FA3Int8, FrozenModel, StoredRange, W8A8Timestep
+from hyquant.config import FrozenModel
 from hyquant.errors import CalibrationError
 from hyquant.latency_report import KernelKind
+from hyquant.layer_tensors import (
+    attention_tensors_of,
+    input_qparams,
+    quantized_layer_tensors,
+    rewritten_tensors,
+    stored_ranges,
+)
 from hyquant.modules.swap import (
     attention_tensors,
     float_linear,
@@ -28,17 +34,15 @@ from hyquant.modules.swap import (
     structural_twin,
     swapped,
 )
+from hyquant.needs import needs_attention_stats, needs_histograms, needs_search, needs_smoothed_stats, needs_stats
 from hyquant.numerics.blocks import row_blocks
 from hyquant.numerics.error import sqnr_db_of_parts
-from hyquant.numerics.qparams import QParams, choose_qparams
-from hyquant.observers import OBSERVERS
 from hyquant.plan import AttentionPlan, LayerPlan, QuantPlan
-from hyquant.schemes import SCHEMES
 from hyquant.schemes.contract import LayerTensors
 from hyquant.smoothing import SMOOTHINGS
 from hyquant.smoothing.folding import Edit, edited, weight_edits
 from hyquant.smoothing.multiplier import multiplier
-from hyquant.smoothing.search import unit_facts
+from hyquant.smoothing.search import column_absmax, unit_facts
 
 __all__ = [
     "AttentionReport",
@@ -46,6 +50,7 @@ __all__ = [
     "QuantReport",
     "attention_tensors",
     "install_tensors_",
+    "multipliers_of",
     "needs_attention_stats",
     "needs_histograms",
     "needs_search",
@@ -102,38 +107,6 @@ class QuantReport(FrozenModel):
     attentions: tuple[AttentionReport, ...] = ()
 
 
-def needs_stats(plan: QuantPlan) -> bool:
-    """Return whether a plan needs calibration statistics at all."""
-    return bool(plan.smoothed) or any(SCHEMES[str(layer.scheme)].needs_range for layer in plan.quantized)
-
-
-def needs_histograms(plan: QuantPlan) -> bool:
-    """Return whether ranges need to know how often values occur (`observe(..., histograms=True)`)."""
-    linear = plan.config.linear
-    if not isinstance(linear, StoredRange) or not plan.quantized:
-        return False
-    return OBSERVERS[linear.act_method].needs_histogram or linear.percentile is not None
-
-
-def needs_smoothed_stats(plan: QuantPlan) -> bool:
-    """Return whether ranges of smoothed layers need statistics of the smoothed input (`observe(..., mul=...)`)."""
-    linear = plan.config.linear
-    if not isinstance(linear, StoredRange) or not plan.smoothed:
-        return False
-    return not OBSERVERS[linear.act_method].follows_multiplier or linear.percentile is not None
-
-
-def needs_attention_stats(plan: QuantPlan) -> bool:
-    """Return whether a plan needs statistics of q, k and v: int8 attention stores its scales."""
-    return any(block.scheme == "fa3_int8" for block in plan.attentions)
-
-
-def needs_search(plan: QuantPlan) -> bool:
-    """Return whether smoothing scales must be searched first (`hyquant.smoothing.search.search_scales`)."""
-    config = plan.config.smoothing
-    return config is not None and bool(plan.smoothed) and SMOOTHINGS[config.kind].is_searched(config)
-
-
 def smoothing_multipliers(
     denoiser: nn.Module,
     plan: QuantPlan,
@@ -157,18 +130,40 @@ def smoothing_multipliers(
     Raises:
         CalibrationError: If a smoothed group has no statistics, or scales must be searched and are not given.
     """
-    config = plan.config.smoothing
+    found = multipliers_of(plan, stats, _absmax_in(denoiser), scales=scales)
+    return {
+        layer.name: found[layer.name].to(float_linear(denoiser, layer.modules[0]).weight.device)
+        for layer in plan.smoothed
+    }
+
+
+def multipliers_of(
+    plan: QuantPlan,
+    stats: Mapping[str, GroupStats],
+    weight_absmax: Callable[[str], Tensor],
+    *,
+    scales: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Return what `smoothing_multipliers` does, without a denoiser.
+
+    Args:
+        plan: The plan.
+        stats: Statistics of plain inputs by group name.
+        weight_absmax: Module path -> [C] float32, largest |weight| per input channel.
+        scales: Smoothing scales by group name.
+
+    Raises:
+        CalibrationError: As `smoothing_multipliers`.
+    """
     multipliers: dict[str, Tensor] = {}
     for unit in plan.smoothing_units:
-        assert config is not None
         if scales is not None or needs_search(plan):
             scale = _given_scale(plan, unit, scales)
         else:
-            scale = _chosen_scale(denoiser, plan, unit, stats)
+            scale = _chosen_scale(plan, unit, stats, weight_absmax)
         for layer in unit:
-            weight = float_linear(denoiser, layer.modules[0]).weight
             deploy_dtype = plan.config.deploy_dtype if layer.has_multiplier else "float32"
-            multipliers[layer.name] = multiplier(scale.to(weight.device), deploy_dtype)
+            multipliers[layer.name] = multiplier(scale, deploy_dtype)
     return multipliers
 
 
@@ -188,7 +183,7 @@ def smoothing_scales(denoiser: nn.Module, plan: QuantPlan, stats: Mapping[str, G
     """
     found: dict[str, Tensor] = {}
     for unit in plan.smoothing_units:
-        found |= dict.fromkeys((layer.name for layer in unit), _chosen_scale(denoiser, plan, unit, stats))
+        found |= dict.fromkeys((layer.name for layer in unit), _chosen_scale(plan, unit, stats, _absmax_in(denoiser)))
     return found
 
 
@@ -237,7 +232,7 @@ def quantize_(
         edits = weight_edits(plan, multipliers)
         for layer in plan.quantized:
             mul = multipliers.get(layer.name)
-            ranges = _ranges(layer, plan, stats, smoothed_stats, mul)
+            ranges = stored_ranges(layer, plan, stats, smoothed_stats, mul)
             members, sqnr = _quantize_group(denoiser, layer, plan, ranges, edits)
             if layer.has_multiplier and mul is not None:
                 members = [{**member, "mul_scale": mul} for member in members]
@@ -245,10 +240,13 @@ def quantize_(
             widest = None if ranges is None else (ranges[0].amin().item(), ranges[1].amax().item())
             drafts.append((layer, sqnr, widest))
         for path in (path for layer in plan.rewritten for path in layer.modules):
-            tensors[path] = _rewritten(float_linear(denoiser, path), edits[path])
+            linear = float_linear(denoiser, path)
+            tensors[path] = rewritten_tensors(linear.weight, linear.bias, edits[path])
         device = next(denoiser.parameters()).device
         attentions = {
-            block.module: {name: tensor.to(device) for name, tensor in _attention(block, plan, attention_stats).items()}
+            block.module: {
+                name: tensor.to(device) for name, tensor in attention_tensors_of(block, plan, attention_stats).items()
+            }
             for block in plan.quantized_attentions
         }
         install_tensors_(denoiser, plan, tensors, clock, attentions=attentions)
@@ -283,62 +281,16 @@ def _quantize_group(
     edits: Mapping[str, Sequence[Edit]],
 ) -> tuple[list[LayerTensors], float]:
     """Return the contract tensors of each member, but its multiplier, and the lowest weight SQNR among them."""
-    scheme = SCHEMES[str(layer.scheme)]
     linears = [float_linear(denoiser, path) for path in layer.modules]
-    deploy_dtype = plan.config.deploy_dtype
-    input_qparams: QParams | None = None
-    if ranges is not None:
-        lo, hi = (bound.to(linears[0].weight.device) for bound in ranges)
-        input_qparams = choose_qparams(lo, hi, symmetric=False, deploy_dtype=deploy_dtype)
+    qparams = None if ranges is None else input_qparams(ranges, plan, linears[0].weight.device)
     members: list[LayerTensors] = []
     sqnrs: list[float] = []
     for path, linear in zip(layer.modules, linears, strict=True):
-        weight, bias = edited(linear, edits.get(path, ()))
-        built = scheme.build(weight, bias, input_qparams, deploy_dtype, division_dtype=plan.config.division_dtype)
+        weight, bias = edited(linear.weight, linear.bias, edits.get(path, ()))
+        built = quantized_layer_tensors(layer, plan, weight, bias, qparams)
         sqnrs.append(_weight_sqnr_db(weight, built))
         members.append(built)
     return members, min(sqnrs)
-
-
-def _rewritten(linear: nn.Linear, edits: Sequence[Edit]) -> LayerTensors:
-    """Return weight and bias of a Linear that stays in float, in its dtype."""
-    weight, bias = edited(linear, edits)
-    tensors = {"weight": weight, "bias": bias}
-    return {name: tensor.to(linear.weight.dtype) for name, tensor in tensors.items() if tensor is not None}
-
-
-def _ranges(
-    layer: LayerPlan,
-    plan: QuantPlan,
-    stats: Mapping[str, GroupStats],
-    smoothed_stats: Mapping[str, GroupStats] | None,
-    mul: Tensor | None,
-) -> tuple[Tensor, Tensor] | None:
-    """Return the stored ranges of a group: lo and hi [1], or [T, 1] for a scheme per step; None if it stores none."""
-    scheme, linear = SCHEMES[str(layer.scheme)], plan.config.linear
-    if not scheme.needs_range or not isinstance(linear, StoredRange):
-        return None
-    group = _stats_of(layer, stats)
-    if layer.smoothed and smoothed_stats is not None and needs_smoothed_stats(plan):
-        group, mul = _stats_of(layer, smoothed_stats), None
-    try:
-        bounds = [
-            act_range(group, linear.act_method, steps, mul, percentile=linear.percentile)
-            for steps in _steps_per_range(linear, plan.num_steps)
-        ]
-    except CalibrationError as error:
-        raise CalibrationError(f"{layer.name}: {error}") from error
-    lo, hi = (torch.stack(column) for column in zip(*bounds, strict=True))
-    return (lo[:, None], hi[:, None]) if scheme.is_per_step else (lo, hi)
-
-
-def _steps_per_range(linear: StoredRange, num_steps: int) -> list[Steps]:
-    """Return for each stored range the steps whose records it comes from."""
-    if not isinstance(linear, W8A8Timestep):
-        return [None]
-    if linear.rows == "step":
-        return list(range(num_steps))
-    return [range(step_index, num_steps) for step_index in range(num_steps)]
 
 
 def _weight_sqnr_db(weight: Tensor, tensors: LayerTensors) -> float:
@@ -368,13 +320,20 @@ def _layer_report(
 
 
 def _chosen_scale(
-    denoiser: nn.Module, plan: QuantPlan, unit: tuple[LayerPlan, ...], stats: Mapping[str, GroupStats]
+    plan: QuantPlan,
+    unit: tuple[LayerPlan, ...],
+    stats: Mapping[str, GroupStats],
+    weight_absmax: Callable[[str], Tensor],
 ) -> Tensor:
     config = plan.config.smoothing
     assert config is not None
     choose_scale = SMOOTHINGS[config.kind].choose_scale
     assert choose_scale is not None
-    return choose_scale(config, unit_facts(denoiser, unit, stats))
+    return choose_scale(config, unit_facts(unit, stats, weight_absmax))
+
+
+def _absmax_in(denoiser: nn.Module) -> Callable[[str], Tensor]:
+    return lambda path: column_absmax(float_linear(denoiser, path).weight)
 
 
 def _given_scale(plan: QuantPlan, unit: tuple[LayerPlan, ...], scales: Mapping[str, Tensor] | None) -> Tensor:
@@ -388,40 +347,9 @@ def _given_scale(plan: QuantPlan, unit: tuple[LayerPlan, ...], scales: Mapping[s
     return scales[name]
 
 
-def _attention(block: AttentionPlan, plan: QuantPlan, stats: Mapping[str, HeadStats] | None) -> dict[str, Tensor]:
-    """Return the contract tensors of one block's attention."""
-    config, deploy_dtype = plan.config.attention, plan.config.deploy_dtype
-    if isinstance(config, FA3Fp8):
-        return fp8_tensors(block.head_dim, deploy_dtype, rotate=config.rotate)
-    assert isinstance(config, FA3Int8)
-    if stats is None or block.name not in stats:
-        raise CalibrationError(
-            f"int8 attention of {block.name} must have statistics of q, k and v, but there are none; gather them by "
-            "hyquant.attention.observe.observe_attention and pass them as attention_stats."
-        )
-    seen = stats[block.name]
-    if seen.lo.shape[1] != block.heads:
-        raise CalibrationError(
-            f"statistics of {block.name} must be of {block.heads} heads, but are of {seen.lo.shape[1]}; observe this "
-            "denoiser."
-        )
-    try:
-        return int8_tensors(seen, deploy_dtype)
-    except CalibrationError as error:
-        raise CalibrationError(f"attention of {block.name}: {error}") from error
-
-
 def _attention_report(block: AttentionPlan, tensors: Mapping[str, Tensor]) -> AttentionReport:
     absmax = None
     if block.scheme == "fa3_int8":
         q, k, v = (127 * tensors[f"{part}.scale"].amax().item() for part in PARTS)
         absmax = (q, k, v)
     return AttentionReport(name=block.name, scheme=str(block.scheme), act_absmax=absmax)
-
-
-def _stats_of(layer: LayerPlan, stats: Mapping[str, GroupStats]) -> GroupStats:
-    if layer.name not in stats:
-        raise CalibrationError(
-            f"{layer.name} must have calibration statistics, but there are none; observe records with this group."
-        )
-    return stats[layer.name]

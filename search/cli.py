@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from search.commands import exports, service, studies
+from search.commands import checkpoints, exports, service, studies
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -32,6 +32,8 @@ for command in (
     exports.export,
     exports.verify,
     exports.render,
+    checkpoints.calibrate,
+    checkpoints.quantize_checkpoint,
     service.ui,
     service.doctor,
 ):

@@ -41,7 +41,7 @@ from hyquant.smoothing.search import search_scales
 class Calibrated:
     """What `quantize_` takes besides the plan; see there."""
 
-    stats: Stats
+    stats: Mapping[str, GroupStats]
     smoothed_stats: Mapping[str, GroupStats] | None = None
     scales: Mapping[str, Tensor] | None = None
     attention_stats: Mapping[str, HeadStats] | None = None

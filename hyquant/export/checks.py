@@ -14,9 +14,10 @@ from torch import Tensor
 from hyquant.attention.int8 import PARTS
 from hyquant.errors import ExportError
 from hyquant.export.files import file_problems, rank_problems, read_description, read_tensors
-from hyquant.export.layout import attention_names, describe, layer_names
+from hyquant.export.layout import attention_names, describe, layer_names, stored_dtype
 from hyquant.export.manifest import ExportManifest
 from hyquant.plan import AttentionPlan, LayerPlan
+from hyquant.schemes import SCHEMES
 
 Shape = tuple[int, ...]
 
@@ -98,15 +99,11 @@ def expected_tensors(
     floats = (torch.float32, torch.bfloat16, torch.float16)
     if layer.scheme is None:
         return {f"{prefix}.weight": (floats, (rows, layer.in_features))}
-    kinds: dict[str, tuple[tuple[torch.dtype, ...], Shape]] = {"weight": ((torch.int8,), (rows, layer.in_features))}
-    if layer.scheme != "w8a8_static":
-        kinds |= dict.fromkeys(("weight_scale", "weight_offset"), ((torch.float32,), (rows, 1)))
-    if layer.scheme != "w8a8_dynamic":
-        table: Shape = () if layer.scheme == "w8a8_static" else (manifest.num_steps,)
-        deq_dtype = torch.int64 if manifest.config.deploy_dtype == "float16" else torch.float32
-        kinds |= dict.fromkeys(("input_scale", "input_offset"), ((torch.float32,), (*table, 1)))
-        kinds |= {"deq_scale": ((deq_dtype,), (*table, rows)), "quant_bias": ((torch.int32,), (*table, rows))}
-    expected = {f"{prefix}.{kind}": value for kind, value in kinds.items()}
+    kinds = SCHEMES[layer.scheme].specs(rows, layer.in_features, manifest.num_steps)
+    expected: dict[str, tuple[tuple[torch.dtype, ...], Shape]] = {
+        f"{prefix}.{kind}": ((stored_dtype(kind, dtype, manifest.config.deploy_dtype),), shape)
+        for kind, (dtype, shape) in kinds.items()
+    }
     if layer.has_multiplier:
         expected[f"{name}.div.mul_scale"] = ((torch.float32,), (layer.in_features,))
     return expected

@@ -47,18 +47,18 @@ def new_folder(
     """
     temporary: Path | None = None
     try:
-        _clear_leftovers(path)
+        clear_leftovers(path)
         check_target(path, mark=mark, overwrite=overwrite, is_ours=is_ours)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(path.parent, size_bytes)
+        check_space(path.parent, size_bytes)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL))
-        with _held(temporary):
+        with held(temporary):
             yield temporary
-            _settle(temporary)
+            settle(temporary)
             check_target(path, mark=mark, overwrite=overwrite, is_ours=is_ours)  # another writer may have been faster
-            _swap_in(temporary, path)
+            swap_in(temporary, path)
     except OSError as error:
-        raise _as_export_error(error, path) from error
+        raise as_export_error(error, path) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -105,7 +105,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """Show other writers that a temporary folder is in use, as long as this process lives."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -115,22 +115,23 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _clear_leftovers(path: Path) -> None:
+def clear_leftovers(path: Path) -> None:
     """Remove what killed writers of the same folder left, and put back an old folder that one had moved away."""
     if not path.parent.is_dir():
         return
     for folder in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
-        if folder.is_dir() and not folder.is_symlink() and not _is_held(folder):
+        if folder.is_dir() and not folder.is_symlink() and not is_held(folder):
             shutil.rmtree(folder, ignore_errors=True)
     old = _moved_away(path)
-    if old.is_dir() and not old.is_symlink() and not _is_held(old):
+    if old.is_dir() and not old.is_symlink() and not is_held(old):
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(path)
 
 
-def _is_held(folder: Path) -> bool:
+def is_held(folder: Path) -> bool:
+    """Tell whether a process that lives shows that a folder is in use."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,7 +146,12 @@ def _moved_away(path: Path) -> Path:
     return path.with_name(f".{path.name}.hyq-old")
 
 
-def _check_space(folder: Path, size_bytes: int) -> None:
+def check_space(folder: Path, size_bytes: int) -> None:
+    """Check that the disk of a folder can take some bytes and a little more.
+
+    Raises:
+        ExportError: If not.
+    """
     free = shutil.disk_usage(folder).free
     if free < size_bytes + _SPARE_BYTES:
         raise ExportError(
@@ -154,7 +160,7 @@ def _check_space(folder: Path, size_bytes: int) -> None:
         )
 
 
-def _settle(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Set modes and wait until content and names have reached the disk."""
     for file in folder.iterdir():
         file.chmod(FILE_MODE)
@@ -171,7 +177,7 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _swap_in(new: Path, path: Path) -> None:
+def swap_in(new: Path, path: Path) -> None:
     """Give the new folder its name; an old one ends up under the new one's former name, to be removed."""
     if not path.exists() or not any(path.iterdir()):
         new.replace(path)
@@ -195,7 +201,8 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
-def _as_export_error(error: OSError, path: Path) -> ExportError:
+def as_export_error(error: OSError, path: Path) -> ExportError:
+    """Say in a sentence why a folder could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ExportError(
             f"the disk of {path} is full ({error.strerror}); nothing was written, make room and export again"

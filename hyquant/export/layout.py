@@ -9,7 +9,7 @@ to a block M: int8 has `M.fa_q.scale`, `M.fa_q.offset` and so on, float8 has `M.
 `npu_quant_matmul`; for int8 attention msModelSlim 26.1.0, whose exports have one scale per token, not per head.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -110,10 +110,18 @@ def deployed(
         deploy_dtype: What the engine computes in; "float16" makes `deq_scale` int64.
     """
     named = to_original(state) if renamed else dict(state)
-    if deploy_dtype == "float16":
-        named = {key: _to_bits(tensor) if key.endswith(".deq_scale") else tensor for key, tensor in named.items()}
     smoothed = {layer for layer in layers if f"{layer}.{_SMOOTH_KIND}" in named}
-    return {_wrapped(key, smoothed): tensor for key, tensor in named.items()}
+    return {wrapped(key, smoothed): stored(key, tensor, deploy_dtype) for key, tensor in named.items()}
+
+
+def stored(key: str, tensor: Tensor, deploy_dtype: str) -> Tensor:
+    """Return a tensor `LAYER.KIND` in the dtype in which it is kept; elementwise, so of some rows too."""
+    return _to_bits(tensor) if stored_dtype(key, tensor.dtype, deploy_dtype) != tensor.dtype else tensor
+
+
+def stored_dtype(key: str, dtype: torch.dtype, deploy_dtype: str) -> torch.dtype:
+    """Return the dtype in which `deployed` keeps a tensor `LAYER.KIND`, or KIND, of some dtype."""
+    return torch.int64 if key.rpartition(".")[2] == "deq_scale" and deploy_dtype == "float16" else dtype
 
 
 def undeployed(tensors: Mapping[str, Tensor], *, renamed: bool) -> dict[str, Tensor]:
@@ -161,7 +169,8 @@ def _algorithm(key: str, schemes: Mapping[str, str]) -> str:
     return ALGORITHMS[scheme] if scheme else FLOAT
 
 
-def _wrapped(key: str, smoothed: set[str]) -> str:
+def wrapped(key: str, smoothed: Collection[str]) -> str:
+    """Return the name that the export has for `LAYER.KIND`, given the layers that have a multiplier."""
     layer, _, kind = key.rpartition(".")
     if layer not in smoothed:
         return key

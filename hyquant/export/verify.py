@@ -33,6 +33,7 @@ from hyquant.export.manifest import ExportManifest, find_manifest, model_info, r
 from hyquant.export.names import MANIFEST_NAME
 from hyquant.export.reader import load_quantized
 from hyquant.models.base import Record, RenderSettings, VideoModel
+from hyquant.models.fingerprint import are_same_weights
 from hyquant.modules.swap import swapped
 from hyquant.numerics.error import cosine
 from hyquant.quantize import restore_
@@ -192,7 +193,7 @@ def _subject(
     if model is None:
         return None if denoiser is None else _Subject(denoiser, StepClock(manifest.num_steps), records)
     expected, given = manifest.model, model_info(model)
-    if given.fingerprint != expected.fingerprint:
+    if not are_same_weights(given.fingerprint, expected.fingerprint):
         raise ExportError(
             f"the export was made from {expected.kind} {expected.source} in {expected.dtype} with fingerprint "
             f"{expected.fingerprint}, but the model is {given.kind} {given.source} in {given.dtype} with "

@@ -1,5 +1,6 @@
 """`save_quantized`: a quantized denoiser as a folder that an engine loads, written whole or not at all."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,11 @@ from torch import Tensor, nn
 
 from hyquant.config import Target, digest
 from hyquant.errors import ExportError
-from hyquant.export.folder import check_target, new_folder, sha256_of
+from hyquant.export.folder import check_target, new_folder
 from hyquant.export.layout import (
     attention_names,
-    deployed,
     describe,
     has_diffusers_names,
-    is_renamed,
     layer_names,
     model_quant_type,
 )
@@ -32,8 +31,9 @@ from hyquant.export.manifest import (
     static_steps,
 )
 from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, index_name, require_loadable, shards
+from hyquant.export.order import unit_tensors, units
 from hyquant.export.snippets import mindie_loader
-from hyquant.export.tensor_file import write_tensors
+from hyquant.export.tensor_file import write_tensor_file
 from hyquant.plan import QuantPlan, attention_problem, fold_problem
 from hyquant.quantize import attention_tensors, quantized_tensors
 
@@ -83,37 +83,68 @@ def save_quantized(
         names=pairs,
         part_size_bytes=part_size_bytes,
     )
-    quant_type = model_quant_type(plan)
-    tensors = _tensors(denoiser, plan, layout) | _attention_tensors(denoiser, plan, layout)
-    description = describe(list(tensors), layer_names(plan, layout), quant_type, attention_names(plan, layout))
+    tensors = _unshared(_attention_tensors(denoiser, plan, layout) | _tensors(denoiser, plan, layout))
     size_bytes = len(pairs) * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with new_folder(
         out_dir, size_bytes=size_bytes, mark=MANIFEST_NAME, overwrite=overwrite, is_ours=is_export_file
     ) as folder:
-        files: dict[str, FileInfo] = {}
+        written: dict[str, FileInfo] = {}
         for pair in pairs:
-            files |= _write_tensors(folder, pair.weights, tensors, part_size_bytes)
-            files |= _write_json(folder / pair.description, json.dumps(description, indent=2))
-        steps = static_steps(plan)
-        manifest = ExportManifest(
-            config=plan.config,
-            config_digest=digest(plan.config),
-            plan=plan,
-            target=target,
-            layout=layout,
-            model=model,
-            model_quant_type=quant_type,
-            names=pairs,
-            num_steps=plan.num_steps,
-            static_steps=steps,
-            layer_counts=layer_counts(plan),
-            versions=software_versions(),
-            files=dict(sorted(files.items())),
-            loader=mindie_loader(pairs[0], plan.config, layout=layout, quant_type=quant_type, static_steps=steps),
-            notes=notes(plan),
+            written |= _write_tensors(folder, pair.weights, tensors, part_size_bytes)
+        manifest = write_descriptions(
+            folder, plan, list(tensors), written, names=pairs, model=model, layout=layout, target=target
         )
-        _write_json(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2))
-    logger.info("export out_dir=%s type=%s layout=%s size_bytes=%d", out_dir, quant_type, layout, size_bytes)
+    kind = manifest.model_quant_type
+    logger.info("export out_dir=%s type=%s layout=%s size_bytes=%d", out_dir, kind, layout, size_bytes)
+    return manifest
+
+
+def write_descriptions(
+    folder: Path,
+    plan: QuantPlan,
+    keys: Sequence[str],
+    written: Mapping[str, FileInfo],
+    *,
+    names: tuple[FileNames, ...],
+    model: ModelInfo,
+    layout: Layout,
+    target: Target,
+) -> ExportManifest:
+    """Write the small files of an export beside its tensors: a description per pair, and the manifest.
+
+    Args:
+        folder: Where they go.
+        plan: What was done.
+        keys: The names of all tensors.
+        written: Size and digest of the tensor files, and of what else was written with them.
+        names: The pairs of files.
+        model: The float model.
+        layout: Whose layer names the tensors bear.
+        target: What is meant to execute it.
+    """
+    quant_type, steps = model_quant_type(plan), static_steps(plan)
+    description = describe(list(keys), layer_names(plan, layout), quant_type, attention_names(plan, layout))
+    files = dict(written)
+    for pair in names:
+        files[pair.description] = _write_json(folder / pair.description, json.dumps(description, indent=2))
+    manifest = ExportManifest(
+        config=plan.config,
+        config_digest=digest(plan.config),
+        plan=plan,
+        target=target,
+        layout=layout,
+        model=model,
+        model_quant_type=quant_type,
+        names=names,
+        num_steps=plan.num_steps,
+        static_steps=steps,
+        layer_counts=layer_counts(plan),
+        versions=software_versions(),
+        files=dict(sorted(files.items())),
+        loader=mindie_loader(names[0], plan.config, layout=layout, quant_type=quant_type, static_steps=steps),
+        notes=notes(plan),
+    )
+    _write_json(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2))
     return manifest
 
 
@@ -200,13 +231,11 @@ def _tensors(denoiser: nn.Module, plan: QuantPlan, layout: Layout) -> dict[str, 
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not key.startswith(own)
     }
     state |= {f"{module}.{kind}": tensor for module, kinds in quantized.items() for kind, tensor in kinds.items()}
-    named = deployed(
-        {key: tensor.detach().cpu() for key, tensor in state.items()},
-        list(layer_names(plan, layout)),
-        renamed=is_renamed(plan, layout),
-        deploy_dtype=plan.config.deploy_dtype,
-    )
-    return _unshared(named)
+    on_cpu = {key: tensor.detach().cpu() for key, tensor in state.items()}
+    named: dict[str, Tensor] = {}
+    for unit in units(on_cpu, plan):
+        named |= unit_tensors({key: on_cpu[key] for key in unit.keys}, unit, plan, layout)
+    return named
 
 
 def _attention_tensors(denoiser: nn.Module, plan: QuantPlan, layout: Layout) -> dict[str, Tensor]:
@@ -240,20 +269,20 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write_tensors(
     folder: Path, weights: str, tensors: Mapping[str, Tensor], part_size_bytes: int | None
 ) -> dict[str, FileInfo]:
-    """Write one tensor file, or its parts and their index; return sizes and digests by file name."""
+    """Write one tensor file, or its parts and their index; return size and digest of each file."""
     parts = shards(weights, tensors, part_size_bytes)
-    files: dict[str, FileInfo] = {}
-    for name, keys in parts.items():
-        sha256 = write_tensors(folder / name, {key: tensors[key] for key in keys})
-        files[name] = FileInfo(size_bytes=(folder / name).stat().st_size, sha256=sha256)
+    written = {
+        name: write_tensor_file(folder / name, {key: tensors[key] for key in keys}) for name, keys in parts.items()
+    }
     if len(parts) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         table = {key: name for name, keys in parts.items() for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": table}
-        files |= _write_json(folder / index_name(weights), json.dumps(index, indent=2))
-    return files
+        written[index_name(weights)] = _write_json(folder / index_name(weights), json.dumps(index, indent=2))
+    return written
 
 
-def _write_json(path: Path, text: str) -> dict[str, FileInfo]:
-    path.write_text(f"{text}\n", encoding="utf-8")
-    return {path.name: FileInfo(size_bytes=path.stat().st_size, sha256=sha256_of(path))}
+def _write_json(path: Path, text: str) -> FileInfo:
+    content = f"{text}\n".encode()
+    path.write_bytes(content)
+    return FileInfo(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())

@@ -18,14 +18,37 @@ from hyquant.config import digest
 _LENGTH = 16
 
 
+class TensorsDigest:
+    """A digest of tensors that are given piece by piece, in the order of their names; see `tensors_digest`.
+
+    Args:
+        config: The configuration they come with.
+    """
+
+    def __init__(self, config: JsonValue) -> None:
+        self._state = hashlib.sha256(digest(config, length=64).encode())
+
+    def begin(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """Go on with the next tensor."""
+        self._state.update(f"{name}:{dtype}:{shape};".encode())
+
+    def add(self, piece: Tensor) -> None:
+        """Take the next elements of the tensor: contiguous, on the CPU, in its dtype."""
+        self._state.update(piece.reshape(-1).view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """Return 16 hex digits."""
+        return self._state.hexdigest()[:_LENGTH]
+
+
 def tensors_digest(tensors: Mapping[str, Tensor], config: JsonValue) -> str:
     """Return 16 hex digits of the SHA-256 over a configuration and tensors: names, dtypes, shapes and bytes."""
-    state = hashlib.sha256(digest(config, length=64).encode())
+    state = TensorsDigest(config)
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous().cpu()
-        state.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()[:_LENGTH]
+        state.begin(name, tensor.dtype, tuple(tensor.shape))
+        state.add(tensor)
+    return state.hexdigest()
 
 
 def denoiser_digest(denoiser: nn.Module) -> str:
@@ -46,6 +69,13 @@ def denoiser_digest_later(denoiser: nn.Module) -> Callable[[], str]:
 def denoiser_part(fingerprint: str) -> str:
     """Return the part of a model's fingerprint that belongs to its denoiser."""
     return fingerprint.partition("-")[0]
+
+
+def are_same_weights(one: str, other: str) -> bool:
+    """Return whether two fingerprints can be of one model; if either is a denoiser's alone, only denoisers count."""
+    if "-" in one and "-" in other:
+        return one == other
+    return denoiser_part(one) == denoiser_part(other)
 
 
 def plain_config(config: Mapping[str, object]) -> JsonValue:

@@ -139,7 +139,7 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
     load_dtype = torch.float32 if source.has_outliers else dtype  # outlier factors are exact in float32
     logger.info("load hunyuan_video folder=%s dtype=%s", source.folder, dtype)
     try:
-        with _quiet():
+        with quiet():
             if source.original is not None:
                 parts = load_components(source.original, dtype=load_dtype, load_key=source.load_key)
                 pipe = HunyuanVideoPipeline(**parts)
@@ -154,7 +154,7 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
         from hyquant.models.mini.outliers import apply_outliers_, load_outliers
 
         apply_outliers_(pipe.transformer, load_outliers(mini.OUTLIERS))
-        with _quiet():
+        with quiet():
             pipe.to(dtype)
     if source.flow_shift is not None:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=source.flow_shift)
@@ -162,7 +162,7 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Switch loading bars and diffusers' warnings off (it frowns at our codec), and back to what they were."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

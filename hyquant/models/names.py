@@ -7,6 +7,7 @@ names and structure; neither diffusers nor Tencent's code is imported. The table
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,10 @@ from hyquant.errors import LayerMatchError
 from hyquant.models.name_tables import HALVES_SWAPPED, SECTIONS
 from hyquant.modules.linear import QuantLinear
 from hyquant.schemes.contract import INPUT_TENSORS, ROW_DIMS
+
+Shape: TypeAlias = tuple[int, ...]
+
+_Value = TypeVar("_Value")
 
 _MARK = "context_embedder.proj_in"
 """A Linear that HunyuanVideo has in diffusers; models that share its block names alone do not."""
@@ -121,12 +126,46 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     _refuse_unknown(modules, table, of="original")
     diffusers: dict[str, Tensor] = {}
     for name, paths in table.items():
-        rows = _rows(name, modules[name], len(paths))
+        weight = modules[name].get("weight")
+        rows = _rows(name, None if weight is None else tuple(weight.shape), len(paths))
         for kind, tensor in modules[name].items():
             whole = _swap_halves(tensor, kind) if name in HALVES_SWAPPED else tensor
             for path, part in zip(paths, _split(whole, kind, rows), strict=True):
                 diffusers[f"{path}.{kind}"] = part
     return diffusers
+
+
+def float_rows(shapes: Mapping[str, Shape]) -> dict[str, tuple[str, tuple[tuple[int, int], ...]]]:
+    """Return where the rows of diffusers tensors lie in the tensors of a float checkpoint in original naming.
+
+    So `to_diffusers` can be done while reading, without holding an original tensor.
+
+    Args:
+        shapes: Shapes by "module.weight" or "module.bias" in original naming; a fused module must come with its weight.
+
+    Returns:
+        Diffusers key -> original key and the runs of its rows (start, stop) that the diffusers tensor consists of.
+
+    Raises:
+        LayerMatchError: As `to_diffusers`.
+    """
+    modules = by_module(shapes)
+    table = _matched(modules, of="original")
+    _refuse_unknown(modules, table, of="original")
+    found: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = {}
+    for name, paths in table.items():
+        weight = modules[name].get("weight")
+        for kind, shape in modules[name].items():
+            total = shape[0]
+            if name in HALVES_SWAPPED:
+                found[f"{paths[0]}.{kind}"] = f"{name}.{kind}", ((total // 2, total), (0, total // 2))
+                continue
+            start = 0
+            for path, rows in zip(paths, _rows(name, weight, len(paths)), strict=True):
+                stop = start + rows if len(paths) > 1 else total
+                found[f"{path}.{kind}"] = f"{name}.{kind}", ((start, stop),)
+                start = stop
+    return found
 
 
 def _can_be_replaced(module: nn.Module) -> bool:
@@ -139,12 +178,12 @@ def _is_diffusers(names: Collection[str]) -> bool:
     return _MARK in names and known.issuperset(names)
 
 
-def by_module(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a state dict by module path and name in the module."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state.items():
+def by_module(state: Mapping[str, _Value]) -> dict[str, dict[str, _Value]]:
+    """Return the tensors of a state dict, or what is known of them, by module path and name in the module."""
+    modules: dict[str, dict[str, _Value]] = {}
+    for key, value in state.items():
         module, _, kind = key.rpartition(".")
-        modules.setdefault(module, {})[kind] = tensor
+        modules.setdefault(module, {})[kind] = value
     return modules
 
 
@@ -213,13 +252,16 @@ def _split(tensor: Tensor, kind: str, rows: tuple[int, ...]) -> tuple[Tensor, ..
     return tuple(part.contiguous() for part in tensor.split_with_sizes(rows, dim=ROW_DIMS[kind]))
 
 
-def _rows(name: str, tensors: Mapping[str, Tensor], num_parts: int) -> tuple[int, ...]:
+def _rows(name: str, weight: Shape | None, num_parts: int) -> tuple[int, ...]:
     """Return the output rows of each part: q, k, v have one per input channel, the MLP has the rest."""
     if num_parts == 1:
         return (0,)
-    if "weight" not in tensors:
-        raise LayerMatchError(f"{name} must come with its weight, which says where its rows are split; give both.")
-    total, hidden = tensors["weight"].shape
+    if weight is None or len(weight) != 2:
+        raise LayerMatchError(
+            f"{name} must come with its weight [N, K], which says where its rows are split, but there is "
+            f"{'none' if weight is None else list(weight)}; give both."
+        )
+    total, hidden = weight
     return (hidden,) * 3 if num_parts == 3 else (hidden,) * 3 + (total - 3 * hidden,)
 
 

@@ -168,7 +168,7 @@ def load_denoiser(path: Path, *, dtype: torch.dtype, load_key: str = "module") -
 
     (file, *_) = find_checkpoint(path, load_key=load_key)
     state = read_checkpoint(path, load_key=load_key)
-    config = denoiser_config(state, _json(file.parent / "config.json"))
+    config = denoiser_config(state, json_table(file.parent / "config.json"))
     return _filled(lambda: HunyuanVideoTransformer3DModel(**config), to_diffusers(state), path, dtype)
 
 
@@ -224,7 +224,7 @@ def load_vae(folder: Path, *, dtype: torch.dtype) -> "nn.Module":
 
     from hyquant.models.pca_codec import PatchPCACodec
 
-    config = _json(folder / "config.json")
+    config = json_table(folder / "config.json")
     saved: dict[str, Any] = {cls.__name__: cls for cls in (AutoencoderKLHunyuanVideo, PatchPCACodec)}
     kind = config.get("_class_name", ORIGINAL_CLASS)
     if kind in saved:
@@ -247,7 +247,7 @@ def read_prompt_template(folder: Path) -> dict[str, str | int]:
     Raises:
         ConfigError: If it holds anything else.
     """
-    content = _json(folder / PROMPT_TEMPLATE)
+    content = json_table(folder / PROMPT_TEMPLATE)
     kinds = {"template": str, "crop_start": int, "max_sequence_length": int}
     if content and not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise ConfigError(
@@ -286,8 +286,12 @@ def _rope_dims(head_dim: int, extra: Mapping[str, JsonValue]) -> list[int]:
     return dims
 
 
-def _json(path: Path) -> dict[str, JsonValue]:
-    """Return a JSON table, empty if there is no such file."""
+def json_table(path: Path) -> dict[str, JsonValue]:
+    """Return a JSON table, empty if there is no such file.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

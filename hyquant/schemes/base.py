@@ -1,8 +1,10 @@
 """What a scheme is: how a float Linear becomes the tensors of a quantized one (`hyquant.schemes.contract`)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from hyquant.config import DeployDtype
@@ -26,6 +28,10 @@ class BuildTensors(Protocol):
         ...
 
 
+Spec: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
+"""Dtype and shape of a tensor."""
+
+
 @dataclass(frozen=True)
 class Scheme:
     """An entry of `SCHEMES`.
@@ -37,9 +43,12 @@ class Scheme:
         build: (weight [N, K] float32, bias [N] or None, input qparams or None, deployment dtype) -> tensors. The input
             qparams are [1], or [T, 1] if `is_per_step`; None unless `needs_range`. `division_dtype` is what weights
             over their scales are rounded to first.
+        specs: (N output channels, K input channels, T denoising steps) -> dtype and shape by name of every tensor that
+            `build` makes, but the bias.
     """
 
     name: str
     needs_range: bool
     is_per_step: bool
     build: BuildTensors
+    specs: Callable[[int, int, int], Mapping[str, Spec]]

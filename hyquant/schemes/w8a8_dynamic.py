@@ -5,9 +5,9 @@ from torch import Tensor
 
 from hyquant.config import DeployDtype
 from hyquant.numerics.qparams import QParams
-from hyquant.schemes.base import Scheme
+from hyquant.schemes.base import Scheme, Spec
 from hyquant.schemes.contract import LayerTensors
-from hyquant.schemes.weights import quantize_weight
+from hyquant.schemes.weights import quantize_weight, weight_specs
 
 
 def build(
@@ -25,4 +25,9 @@ def build(
     return tensors if bias is None else {**tensors, "bias": bias.float()}
 
 
-W8A8_DYNAMIC = Scheme(name="w8a8_dynamic", needs_range=False, is_per_step=False, build=build)
+def specs(rows: int, columns: int, num_steps: int) -> dict[str, Spec]:
+    """Return dtype and shape of the tensors of N output and K input channels, however many steps there are."""
+    return weight_specs(rows, columns) | {"weight_offset": (torch.float32, (rows, 1))}
+
+
+W8A8_DYNAMIC = Scheme(name="w8a8_dynamic", needs_range=False, is_per_step=False, build=build, specs=specs)

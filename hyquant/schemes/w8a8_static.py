@@ -4,9 +4,9 @@ from torch import Tensor
 
 from hyquant.config import DeployDtype
 from hyquant.numerics.qparams import QParams
-from hyquant.schemes.base import Scheme
+from hyquant.schemes.base import Scheme, Spec
 from hyquant.schemes.contract import LayerTensors
-from hyquant.schemes.weights import quantize_weight, static_constants
+from hyquant.schemes.weights import quantize_weight, static_constants, static_specs, weight_specs
 
 
 def build(
@@ -33,4 +33,9 @@ def build(
     return tensors if bias is None else {**tensors, "bias": bias.float()}
 
 
-W8A8_STATIC = Scheme(name="w8a8_static", needs_range=True, is_per_step=False, build=build)
+def specs(rows: int, columns: int, num_steps: int) -> dict[str, Spec]:
+    """Return dtype and shape of the tensors of N output and K input channels, however many steps there are."""
+    return {"weight": weight_specs(rows, columns)["weight"]} | static_specs(rows, ())
+
+
+W8A8_STATIC = Scheme(name="w8a8_static", needs_range=True, is_per_step=False, build=build, specs=specs)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from hyquant.config import DeployDtype
 from hyquant.numerics.qparams import QParams
-from hyquant.schemes.base import Scheme
+from hyquant.schemes.base import Scheme, Spec
 from hyquant.schemes.contract import LayerTensors
-from hyquant.schemes.weights import quantize_weight, static_constants
+from hyquant.schemes.weights import quantize_weight, static_constants, static_specs, weight_specs
 
 
 def build(
@@ -39,4 +39,10 @@ def build(
     return tensors if bias is None else {**tensors, "bias": bias.float()}
 
 
-W8A8_TIMESTEP = Scheme(name="w8a8_timestep", needs_range=True, is_per_step=True, build=build)
+def specs(rows: int, columns: int, num_steps: int) -> dict[str, Spec]:
+    """Return dtype and shape of the tensors of N output and K input channels and T steps."""
+    offset: dict[str, Spec] = {"weight_offset": (torch.float32, (rows, 1))}
+    return weight_specs(rows, columns) | offset | static_specs(rows, (num_steps,))
+
+
+W8A8_TIMESTEP = Scheme(name="w8a8_timestep", needs_range=True, is_per_step=True, build=build, specs=specs)

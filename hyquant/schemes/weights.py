@@ -16,6 +16,7 @@ from hyquant.numerics.affine import quantize
 from hyquant.numerics.blocks import row_blocks
 from hyquant.numerics.granularity import PerChannel, extremes
 from hyquant.numerics.qparams import QParams, choose_qparams
+from hyquant.schemes.base import Spec
 
 _MAX_BIAS_STEPS = 2.0**30
 _EXACT_FLOAT_SUM = 2**17
@@ -87,6 +88,26 @@ def static_constants(
     bias_steps = 0.0 if bias is None else bias.double() / deq_scale.double()
     quant_bias = torch.round(bias_steps - input_qparams.zero_point.double() * row_sums_N)
     return deq_scale, quant_bias.to(torch.int32)
+
+
+def weight_specs(rows: int, columns: int) -> dict[str, Spec]:
+    """Return dtype and shape of the weights of N output and K input channels that are quantized per channel."""
+    return {"weight": (torch.int8, (rows, columns)), "weight_scale": (torch.float32, (rows, 1))}
+
+
+def static_specs(rows: int, table: tuple[int, ...]) -> dict[str, Spec]:
+    """Return dtype and shape of what a static product needs besides weights.
+
+    Args:
+        rows: N, output channels.
+        table: () for one range, (T,) for one per denoising step.
+    """
+    return {
+        "input_scale": (torch.float32, (*table, 1)),
+        "input_offset": (torch.float32, (*table, 1)),
+        "deq_scale": (torch.float32, (*table, rows)),
+        "quant_bias": (torch.int32, (*table, rows)),
+    }
 
 
 def _to_11_bits(scale: Tensor) -> Tensor:

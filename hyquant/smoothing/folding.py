@@ -56,10 +56,10 @@ def weight_edits(plan: QuantPlan, multipliers: Mapping[str, Tensor]) -> dict[str
 
 
 @torch.no_grad()
-def edited(linear: nn.Linear, edits: Sequence[Edit]) -> tuple[Tensor, Tensor | None]:
-    """Return weight [N, K] and bias [N] (or None) of a Linear after some edits, float32; the Linear is untouched."""
-    bias = None if linear.bias is None else linear.bias.float()
-    weight = linear.weight.float()
+def edited(weight: Tensor, bias: Tensor | None, edits: Sequence[Edit]) -> tuple[Tensor, Tensor | None]:
+    """Return weight [N, K] and bias [N] (or None) after some edits, float32; what is given stays as it is."""
+    bias = None if bias is None else bias.float()
+    weight = weight.float()
     for edit in edits:
         if edit.rows is None:
             weight = fold(weight, edit.mul)
@@ -70,6 +70,20 @@ def edited(linear: nn.Linear, edits: Sequence[Edit]) -> tuple[Tensor, Tensor | N
         offset = 1.0 if edit.is_gain else 0.0
         bias[edit.rows] = (bias[edit.rows] + offset) * mul - offset
     return weight, bias
+
+
+def edits_of_rows(edits: Sequence[Edit], start: int, stop: int) -> list[Edit]:
+    """Return what some edits change in rows `start` to `stop` of a Linear, as edits of these rows alone."""
+    own: list[Edit] = []
+    for edit in edits:
+        if edit.rows is None:
+            own.append(edit)
+            continue
+        first, last = max(edit.rows.start, start), min(edit.rows.stop, stop)
+        if first < last:
+            mul = edit.mul[first - edit.rows.start : last - edit.rows.start]
+            own.append(Edit(mul, slice(first - start, last - start), edit.is_gain))
+    return own
 
 
 def smoothed_twin(denoiser: nn.Module, plan: QuantPlan, multipliers: Mapping[str, Tensor]) -> nn.Module:
@@ -85,7 +99,7 @@ def smoothed_twin(denoiser: nn.Module, plan: QuantPlan, multipliers: Mapping[str
     for path, changes in edits.items():
         linear = twin.get_submodule(path)
         assert isinstance(linear, nn.Linear)
-        weight, bias = edited(linear, changes)
+        weight, bias = edited(linear.weight, linear.bias, changes)
         parent, _, name = path.rpartition(".")
         new = linear_of(weight.to(linear.weight.dtype), None if bias is None else bias.to(linear.weight.dtype))
         setattr(twin.get_submodule(parent), name, new)

@@ -75,7 +75,7 @@ class PlanSearch:
         self._inputs: Inputs | None = None
         self._open: dict[str, tuple[ScaleSearch, Question]] = {}
         for name, unit in self._units.items():
-            running = search(config, unit_facts(denoiser, unit, stats))
+            running = search(config, unit_facts(unit, stats, self._weight_absmax))
             self._open[name] = (running, next(running))
 
     @property
@@ -152,6 +152,9 @@ class PlanSearch:
                 sums[unit_name][:-1] += question.measure(layer.name, torch.cat(calls), weight)
                 sums[unit_name][-1] += len(calls)
 
+    def _weight_absmax(self, path: str) -> Tensor:
+        return column_absmax(float_linear(self._denoiser, path).weight)
+
     @contextmanager
     def _watched(self, note: Callable[[str, LayerPlan, Tensor], None]) -> Iterator[None]:
         def hook_for(unit_name: str, layer: LayerPlan) -> Any:
@@ -201,18 +204,23 @@ def search_scales(
     return search.scales
 
 
-def unit_facts(denoiser: nn.Module, unit: Unit, stats: Mapping[str, GroupStats]) -> UnitFacts:
+def column_absmax(weight: Tensor) -> Tensor:
+    """Return the largest magnitude per input channel of a weight [N, C], or of some of its rows: [C] float32."""
+    return weight.detach().abs().amax(dim=0).float()
+
+
+def unit_facts(unit: Unit, stats: Mapping[str, GroupStats], weight_absmax_of: Callable[[str], Tensor]) -> UnitFacts:
     """Return what statistics and weights say about groups that share a smoothing scale, on the weights' device.
+
+    Args:
+        unit: The groups.
+        stats: Statistics of plain inputs by group name.
+        weight_absmax_of: Module path -> `column_absmax` of its weight.
 
     Raises:
         CalibrationError: If a group has no statistics.
     """
-    absmaxes = [
-        float_linear(denoiser, path).weight.detach().abs().amax(dim=0).float()
-        for layer in unit
-        for path in layer.modules
-    ]
-    weight_absmax = torch.stack(absmaxes).amax(dim=0)
+    weight_absmax = torch.stack([weight_absmax_of(path) for layer in unit for path in layer.modules]).amax(dim=0)
     ranges: dict[str, tuple[Tensor, Tensor]] = {}
     for layer in unit:
         if layer.name not in stats:

@@ -30,7 +30,7 @@ def test_every_command_and_each_of_its_options_is_documented(name):
 
 
 def test_every_documented_command_exists():
-    headings = re.findall(r"^## ([a-z]+)$", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    headings = re.findall(r"^## ([a-z]+(?:-[a-z]+)*)$", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
     assert set(headings) == set(GROUP.commands)
 

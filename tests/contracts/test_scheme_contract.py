@@ -50,6 +50,14 @@ def test_row_tensors_count_output_channels_where_the_contract_says(scheme):
     assert all(tensors[name].shape[dim] == ROWS for name, dim in ROW_DIMS.items() if name in tensors)
 
 
+def test_dtypes_and_shapes_are_known_before_anything_is_built(scheme):
+    tensors = built(scheme, bias=normal(ROWS))
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+    assert found.pop("bias") == (torch.float32, (ROWS,))
+    assert found == scheme.specs(ROWS, COLUMNS, NUM_STEPS)
+
+
 @pytest.mark.parametrize("deploy_dtype", ["bfloat16", "float16"])
 def test_scales_the_engine_casts_are_unchanged_by_the_cast(scheme, deploy_dtype):
     tensors = built(scheme, deploy_dtype)

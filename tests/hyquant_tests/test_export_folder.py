@@ -127,12 +127,12 @@ def test_a_file_that_outgrows_its_limit_leaves_the_old_folder(tmp_path):
     program = (
         "import resource, sys\nfrom pathlib import Path\nimport torch\n"
         "from hyquant.errors import ExportError\nfrom hyquant.export.folder import new_folder\n"
-        "from hyquant.export.tensor_file import write_tensors\n"
+        "from hyquant.export.tensor_file import write_tensor_file\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "try:\n"
         "    with new_folder(Path(sys.argv[1]), size_bytes=0, mark='mark.json', overwrite=True, "
         "is_ours=lambda folder, name: False) as folder:\n"
-        "        write_tensors(folder / 'big.safetensors', {'x': torch.zeros(100000)})\n"
+        "        write_tensor_file(folder / 'big.safetensors', {'x': torch.zeros(100000)})\n"
         "except ExportError as error:\n    print(error)\n"
     )
     done = subprocess.run(

@@ -1,48 +1,85 @@
+"""The safetensors files we write are what safetensors reads, whatever the shapes and wherever a writer stopped."""
+
 import hashlib
-import os
+import json
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from hyquant.export.tensor_file import DTYPE_NAMES, write_tensors
-
-SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
-NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
+from hyquant.export.tensor_file import TensorFile, file_layout, spec_of, write_tensor_file
 
 
-@settings(deadline=None)
-@given(content=st.dictionaries(NAMES, st.tuples(st.sampled_from(list(DTYPE_NAMES)), SHAPES), min_size=1, max_size=12))
-def test_the_file_is_the_one_that_the_library_writes(tmp_path_factory, content):
-    folder = tmp_path_factory.mktemp("files")
-    tensors = {
-        name: torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
-        for name, (dtype, shape) in content.items()
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "weight": torch.randint(-127, 128, (6, 8), generator=generator, dtype=torch.int8),
+        "odd": torch.randint(-127, 128, (3, 5), generator=generator, dtype=torch.int8),
+        "one scale": torch.randn(1, generator=generator),
+        "no dims": torch.tensor(2.5),
+        "nothing": torch.zeros(0, 4),
+        "half": torch.randn(7, generator=generator).bfloat16(),
+        "scales": torch.randn(6, 1, generator=generator),
+        "bits": torch.randint(0, 2**40, (3,), generator=generator),
     }
 
-    sha256 = write_tensors(folder / "ours", tensors)
-    save_file(tensors, folder / "theirs")
 
-    written = (folder / "ours").read_bytes()
-    assert written == (folder / "theirs").read_bytes()
-    assert sha256 == hashlib.sha256(written).hexdigest()
+def test_what_is_written_is_what_safetensors_reads(tmp_path):
+    info = write_tensor_file(tmp_path / "x.safetensors", tensors())
+    found = load_file(tmp_path / "x.safetensors")
+    content = (tmp_path / "x.safetensors").read_bytes()
 
-
-def test_a_large_tensor_is_written_in_pieces(tmp_path):
-    tensor = torch.arange(6_000_001, dtype=torch.int32)
-
-    sha256 = write_tensors(tmp_path / "file", {"x": tensor})
-
-    assert torch.equal(load_file(tmp_path / "file")["x"], tensor)
-    assert sha256 == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+    assert found.keys() == tensors().keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors().items())
+    assert all(found[key].dtype == tensor.dtype for key, tensor in tensors().items())
+    assert info.size_bytes == len(content)
+    assert info.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_a_disk_that_does_not_take_it_is_an_os_error_and_the_hashing_ends(tmp_path, monkeypatch):
-    def full(handle, piece):
-        raise OSError(28, "No space left on device")
+def test_every_tensor_is_aligned_to_its_elements(tmp_path):
+    write_tensor_file(tmp_path / "x.safetensors", tensors())
+    content = (tmp_path / "x.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    places = {key: entry["data_offsets"] for key, entry in json.loads(content[8 : 8 + length]).items()}
 
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_tensors(tmp_path / "file", {"x": torch.zeros(3)})
+    assert (8 + length) % 8 == 0
+    assert all(places[key][0] % tensor.element_size() == 0 for key, tensor in tensors().items())
+
+
+def test_the_given_order_is_kept_where_alignment_lets_it():
+    specs = {key: spec_of(tensor) for key, tensor in tensors().items()}
+
+    assert list(file_layout(specs).places) == [
+        *("weight", "nothing", "scales", "bits"),
+        *("one scale", "no dims", "half", "odd"),
+    ]
+
+
+@pytest.mark.parametrize("stop", ["weight", "scales"])
+def test_a_file_that_was_left_unfinished_is_completed_to_the_same_bytes(tmp_path, stop):
+    whole = write_tensor_file(tmp_path / "whole.safetensors", tensors())
+    specs = {key: spec_of(tensor) for key, tensor in tensors().items()}
+    path = tmp_path / "part.safetensors"
+    with TensorFile(path, specs) as file:
+        file.start()
+        for key in file.layout.places:
+            file.put(key, tensors()[key])
+            if key == stop:
+                break
+        reached = file.position, file.running_sha256()
+    with path.open("ab") as rest:
+        rest.write(b"half a tensor")
+
+    with TensorFile(path, specs) as file:
+        assert not file.resume(reached[0], "0" * 64)
+        assert file.resume(*reached)
+        for key, (start, _) in file.layout.places.items():
+            if start >= reached[0]:
+                file.put(key, tensors()[key])
+        finished = file.finish()
+
+    assert finished == whole
+    assert path.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    with safe_open(path, "pt") as opened:
+        assert set(opened.keys()) == set(tensors())
