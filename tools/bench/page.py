@@ -14,22 +14,22 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 SECTIONS = {
     "linears": (
         "int8 Linears",
-        "Ratios of medians, more than 1 is faster. `vs bfloat16` compares bfloat16 inputs on both sides; `of bare` is the "
-        "speed of the integer product alone (the best of `torch._int_mm` and oneDNN's packed qlinear) that is left when "
-        "quantizing, dequantizing and bias are added. Peers quantize the same Linear: torchao "
+        "Ratios of medians, more than 1 is faster. `vs bfloat16` compares bfloat16 inputs on both sides; `of bare` is "
+        "how much of the speed of the integer product alone (the best of `torch._int_mm` and oneDNN's qlinear) is "
+        "left when quantizing, dequantizing and bias are added. Peers quantize the same Linear: torchao "
         "`Int8DynamicActivationInt8WeightConfig`, eager and compiled, and optimum-quanto with qint8 weights and "
         "activations.",
     ),
     "denoiser": (
         "The mini model's denoiser",
-        "Whole denoising loop at the deployment shape of `studies/mini.yaml`. The gain of int8 is `speed-up, compiled`, "
-        "float and int8 both compiled; what compiling alone does for float stands beside it and is no part of it.",
+        "The denoising loop at the deployment shape of `studies/mini.yaml`. The gain of int8 is `speed-up, compiled`: "
+        "float and int8 are both compiled; what compiling alone does for float stands beside it and is no part of it.",
     ),
     "quantizing": (
         "Quantizing 315 million weights",
-        "A seeded HunyuanVideo in Tencent's layout (hidden size 1024, 8 heads, 4 + 8 blocks, float32), quantized and saved "
-        "by the same script through this library and through msModelSlim, each run in a process of its own. `memory` is "
-        "the peak of resident memory minus that after imports, over the bytes of the float weights.",
+        "A seeded HunyuanVideo in Tencent's layout (hidden size 1024, 8 heads, 4 + 8 blocks, float32), quantized and "
+        "saved by one script through this library and through msModelSlim, each run in a process of its own. `memory` "
+        "is the peak of resident memory minus that after imports, over the bytes of the float weights.",
     ),
     "streaming": (
         "Quantizing a checkpoint as a stream",
@@ -67,10 +67,9 @@ def section(path: Path) -> list[str]:
     machine = found["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     about = [f"{name} {found[name]}" for name in ("shape", "rounds") if name in found]
+    where = [machine["date"], machine["processor"], f"{machine['threads']} threads", machine["instructions"]]
     lines = [
-        f"{machine['date']}, {machine['processor']}, {machine['threads']} threads, {machine['instructions']}; {packages}"
-        + "".join(f"; {words}" for words in about)
-        + f". [JSON](benchmarks/{path.name})",
+        f"{'; '.join([*where, packages, *about])}. [JSON](benchmarks/{path.name})",
         "",
     ]
     if "summary" in found:
