@@ -60,7 +60,13 @@ class W8A8Timestep(StoredRange):
     rows: Literal["step", "suffix"] = "step"
 
 
-LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep, Field(discriminator="kind")]
+class W8A16(FrozenModel):
+    """int8 weights per output channel; activations stay in float."""
+
+    kind: Literal["w8a16"] = "w8a16"
+
+
+LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16, Field(discriminator="kind")]
 
 
 class SmoothedLayers(FrozenModel):

@@ -1,6 +1,6 @@
 """Deciding what happens to every layer before anything happens: a configuration becomes a `QuantPlan`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from hyquant.config import FA3Int8, FrozenModel, LayerSelection, QuantConfig, Target
@@ -9,15 +9,10 @@ from hyquant.layers import first_match, require_matches, select_layers
 from hyquant.models.attentions import AttentionBlock
 from hyquant.models.names import LayerGroup
 from hyquant.models.producers import junction_of
+from hyquant.targets import target_problem
 
-SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep"]
+SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep", "w8a16"]
 AttentionSchemeName = Literal["fa3_int8", "fp8_dynamic"]
-
-ATTENTION_TARGETS: Mapping[AttentionSchemeName, tuple[Target, ...]] = {
-    "fa3_int8": ("hyquant", "mindie-sd-2.3/910b"),
-    "fp8_dynamic": ("hyquant", "mindie-sd-3.1/950"),
-}
-"""What executes quantized attention: MindIE-SD lost int8 attention after its 2.3 line; float8 needs an Ascend 950."""
 
 
 class LayerPlan(FrozenModel):
@@ -149,36 +144,9 @@ def build_plan(
         layers=tuple(layers),
         attentions=tuple(_attention_plans(attentions, config, model=model)),
     )
-    if (problem := fold_problem(plan, target) or attention_problem(plan, target)) is not None:
+    if (problem := target_problem(plan, target)) is not None:
         raise ConfigError(problem)
     return plan
-
-
-def fold_problem(plan: QuantPlan, target: Target) -> str | None:
-    """Return why a target cannot execute what a plan folds, None if it can.
-
-    MindIE-SD reads the tensors of quantized layers only: a float layer keeps the weights the engine had before.
-    """
-    if not plan.rewritten or not target.startswith("mindie-sd"):
-        return None
-    names = [layer.name for layer in plan.rewritten]
-    return (
-        f"{target} loads quantized layers only, but smoothing would be folded into {names[0]} ({len(names)} in all), "
-        "which stays in float; use placement multiplier, or quantize it too"
-    )
-
-
-def attention_problem(plan: QuantPlan, target: Target) -> str | None:
-    """Return why a target cannot execute the attention of a plan, None if it can."""
-    blocks = plan.quantized_attentions
-    if not blocks or blocks[0].scheme is None or target in ATTENTION_TARGETS[blocks[0].scheme]:
-        return None
-    scheme = blocks[0].scheme
-    what = "ignores int8 attention without a message" if scheme == "fa3_int8" else "has no float8 attention"
-    return (
-        f"{target} {what}, but the plan quantizes the attention of {len(blocks)} blocks as {scheme}; "
-        f"use target {' or '.join(ATTENTION_TARGETS[scheme])}, or leave attention in float"
-    )
 
 
 def _attention_plans(blocks: Sequence[AttentionBlock], config: QuantConfig, *, model: str) -> Iterator[AttentionPlan]:

@@ -25,6 +25,7 @@ ALGORITHMS: Mapping[str, str] = {
     "w8a8_static": "W8A8",
     "w8a8_dynamic": "W8A8_DYNAMIC",
     "w8a8_timestep": "W8A8_TIMESTEP",
+    "w8a16": "W8A16",
 }
 """The engine's name of each scheme."""
 

@@ -25,6 +25,15 @@ def input_qparams(scheme: Scheme, deploy_dtype="bfloat16") -> QParams | None:
     return choose_qparams(-bounds, bounds, symmetric=False, deploy_dtype=deploy_dtype)
 
 
+def input_step_of(scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
+    """Return the distance of neighbouring inputs that the layer tells apart; 0 where inputs stay in float."""
+    if scheme.input_bits is None:
+        return torch.tensor(0.0)
+    largest_code = 2 ** (scheme.input_bits - 1) - 1
+    per_token = x.float().abs().amax(dim=-1, keepdim=True) / largest_code
+    return torch.tensor(8 / 255) if scheme.needs_range else per_token
+
+
 def built(scheme: Scheme, deploy_dtype="bfloat16", bias: torch.Tensor | None = None):
     qparams = input_qparams(scheme, deploy_dtype)
     return scheme.build(normal(ROWS, COLUMNS), bias, qparams, deploy_dtype)
@@ -101,7 +110,7 @@ def test_the_layer_equals_the_float_linear_within_half_a_step_of_weights_and_inp
         layer.set_step(step_index)
         actual = layer(x)
 
-        input_step = torch.tensor(8 / 255) if scheme.needs_range else x.float().abs().amax(dim=-1, keepdim=True) / 127
+        input_step = input_step_of(scheme, x)
         weight_step = weight.abs().amax(dim=1) / 127
         bound = (input_step * weight.abs().sum(dim=1) + x.float().abs().sum(dim=-1, keepdim=True) * weight_step) / 2
         bound = bound + (COLUMNS / 4 + 1) * input_step * weight_step

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference.files import ParametersInvalid
-from tests.reference.operators import npu_dynamic_quant, npu_quant_matmul, npu_quantize
+from tests.reference.operators import npu_dynamic_quant, npu_quant_matmul, npu_quantize, npu_weight_quant_batchmatmul
 from tests.reference.steps import Steps
 from tests.reference.typed import Typed, cast
 
@@ -86,6 +86,20 @@ class StaticLinear(QuantizedLinear):
     def product(self, x: Typed) -> Typed:
         codes = npu_quantize(x, self.scale, self.offset)
         return npu_quant_matmul(codes, self.weight_kn, self.deq_scale, bias=self.quant_bias, output=self.dtype)
+
+
+class WeightOnlyLinear(QuantizedLinear):
+    """W8A16; a multiplier moves the other tensors below `N.linear.`, but no input is multiplied by it."""
+
+    def __init__(self, stored: Stored, *, has_bias: bool, dtype: str) -> None:
+        super().__init__(stored, has_bias=has_bias, dtype=dtype)
+        self.scale_1n = cast(Typed(stored["weight_scale"].values.T, "float32"), dtype)
+        self.multiplier = None
+        if has_bias:
+            self.bias = cast(stored["bias"], "float32" if dtype == "bfloat16" else dtype)
+
+    def product(self, x: Typed) -> Typed:
+        return npu_weight_quant_batchmatmul(x, self.weight_kn, self.scale_1n, bias=self.bias)
 
 
 class TimestepLinear(DynamicLinear):

@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.reference.attentions import Float8Attention, Int8Attention, quantized_attention, rerouted
 from tests.reference.files import ALGORITHMS, read_export
-from tests.reference.linears import DynamicLinear, StaticLinear, Stored, TimestepLinear
+from tests.reference.linears import DynamicLinear, StaticLinear, Stored, TimestepLinear, WeightOnlyLinear
 from tests.reference.steps import Steps
 from tests.reference.typed import Typed, cast
 
@@ -97,6 +97,8 @@ def quantized_linear(
         return DynamicLinear(stored, has_bias=has_bias, dtype=dtype)
     if algorithm == "W8A8_TIMESTEP":
         return TimestepLinear(stored, steps, has_bias=has_bias, dtype=dtype)
+    if algorithm == "W8A16":
+        return WeightOnlyLinear(stored, has_bias=has_bias, dtype=dtype)
     raise NotImplementedError(f"the reference has no {algorithm} for {name}")
 
 

@@ -94,6 +94,27 @@ def npu_quant_matmul(
     return cast(y, output)
 
 
+def npu_weight_quant_batchmatmul(x: Typed, weight: Typed, antiquant_scale: Typed, *, bias: Typed | None) -> Typed:
+    """Return x @ (weight * antiquant_scale) + bias in x's dtype.
+
+    Args:
+        x: bfloat16 or float16 [m, k].
+        weight: int8 [k, n].
+        antiquant_scale: [1, n] in x's dtype.
+        bias: [n], float32 for bfloat16 and float16 for float16.
+    """
+    name, (_, k), (k2, n) = "npu_weight_quant_batchmatmul", x.shape, weight.shape
+    demand(x.dtype in ("bfloat16", "float16"), name, "bfloat16 or float16", x.dtype)
+    demand(weight.dtype == "int8" and k == k2, name, "an int8 weight of equal k", (weight.dtype, k, k2))
+    demand(antiquant_scale.dtype == x.dtype, name, "scales in the dtype of x", antiquant_scale.dtype)
+    demand(antiquant_scale.shape == (1, n), name, f"scales of shape (1, {n})", antiquant_scale.shape)
+    if bias is not None:
+        wanted = "float32" if x.dtype == "bfloat16" else "float16"
+        demand((bias.dtype, bias.shape) == (wanted, (n,)), name, f"a {wanted} bias [{n}]", (bias.dtype, bias.shape))
+    y = x.values.astype(np.float64) @ (weight.values * antiquant_scale.values.astype(np.float64))
+    return cast((y if bias is None else y + bias.values).astype(np.float32), x.dtype)
+
+
 def top_19_bits(scale: Typed) -> np.ndarray:
     """Return what a float16 output multiplies by: the float32 in the low half of an int64, or given, cut to 19 bits."""
     if scale.dtype == "int64":
