@@ -66,7 +66,18 @@ class W8A16(FrozenModel):
     kind: Literal["w8a16"] = "w8a16"
 
 
-LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16, Field(discriminator="kind")]
+class W4A16(FrozenModel):
+    """int4 weights, one scale per output channel and group of input channels; activations stay in float.
+
+    `group_size` is the number of consecutive input channels that share a scale; 0 means all of a row, the only one that
+    MindIE-SD loads. It must divide the input channels of every layer.
+    """
+
+    kind: Literal["w4a16"] = "w4a16"
+    group_size: Annotated[int, Field(ge=0, multiple_of=32)] = 128
+
+
+LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16 | W4A16, Field(discriminator="kind")]
 
 
 class SmoothedLayers(FrozenModel):

@@ -9,9 +9,10 @@ from hyquant.layers import first_match, require_matches, select_layers
 from hyquant.models.attentions import AttentionBlock
 from hyquant.models.names import LayerGroup
 from hyquant.models.producers import junction_of
+from hyquant.schemes import scheme_of
 from hyquant.targets import target_problem
 
-SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep", "w8a16"]
+SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep", "w8a16", "w4a16"]
 AttentionSchemeName = Literal["fa3_int8", "fp8_dynamic"]
 
 
@@ -20,7 +21,8 @@ class LayerPlan(FrozenModel):
 
     `scheme=None` leaves it in float. `modules` are paths in the denoiser in row order; they share one input. `smoothed`
     says that its input is divided by a smoothing scale, `folded` that smoothing scales are worked into its weights
-    without a multiplier at run time: it reads or produces a smoothed input under placement "fold".
+    without a multiplier at run time: it reads or produces a smoothed input under placement "fold". `has_bias` says that
+    a member has a bias.
     """
 
     name: str
@@ -31,6 +33,7 @@ class LayerPlan(FrozenModel):
     smoothed: bool
     folded: bool = False
     reason: str
+    has_bias: bool = True
 
     @property
     def has_multiplier(self) -> bool:
@@ -109,8 +112,8 @@ def build_plan(
 
     Raises:
         ConfigError: If `num_steps` is below 1, no layer is selected, smoothing would touch no quantized layer, a
-            smoothed layer has nothing to fold into, attention is to be quantized and there are no blocks, or the target
-            cannot execute the result.
+            smoothed layer has nothing to fold into, attention is to be quantized and there are no blocks, a layer's
+            input channels do not fit the scheme, or the target cannot execute the result.
         LayerMatchError: If a pattern matches no layer of the model.
     """
     if num_steps < 1:
@@ -135,6 +138,7 @@ def build_plan(
             smoothed=group.name in smoothed,
             folded=group.name in folded,
             reason=_reason(group.name, config.layers) if scheme is not None else _float_reason(config),
+            has_bias=group.has_bias,
         )
         for group in groups
     )
@@ -144,9 +148,29 @@ def build_plan(
         layers=tuple(layers),
         attentions=tuple(_attention_plans(attentions, config, model=model)),
     )
-    if (problem := target_problem(plan, target)) is not None:
+    if (problem := shape_problem(plan) or target_problem(plan, target)) is not None:
         raise ConfigError(problem)
     return plan
+
+
+def shape_problem(plan: QuantPlan) -> str | None:
+    """Return why a scheme cannot hold the weights of a layer, None if it can hold all."""
+    linear = plan.config.linear
+    if linear is None:
+        return None
+    multiple = scheme_of(linear).input_multiple
+    misfits = [layer for layer in plan.quantized if layer.in_features % multiple]
+    if not misfits:
+        return None
+    way_out = (
+        "choose a group_size that divides it, 0 for one scale per output channel"
+        if linear.kind == "w4a16"
+        else "exclude the layer"
+    )
+    return (
+        f"the input channels of a {linear.kind} layer must be a multiple of {multiple}, but {misfits[0].name} has "
+        f"{misfits[0].in_features} ({len(misfits)} such layers); {way_out}"
+    )
 
 
 def _attention_plans(blocks: Sequence[AttentionBlock], config: QuantConfig, *, model: str) -> Iterator[AttentionPlan]:

@@ -17,7 +17,7 @@ ATTENTION_TARGETS: Mapping[str, tuple[Target, ...]] = {
 }
 """What executes quantized attention: MindIE-SD lost int8 attention after its 2.3 line; float8 needs an Ascend 950."""
 
-WITHOUT_MULTIPLIER = ("w8a16",)
+WITHOUT_MULTIPLIER = ("w8a16", "w4a16")
 """Schemes whose Linears in MindIE-SD do not multiply their input, although they look for the multiplier's tensor."""
 
 
@@ -49,12 +49,17 @@ def linear_problem(plan: "QuantPlan", target: Target) -> str | None:
     """Return why a target cannot execute the Linears of a plan, None if it can."""
     if plan.config.linear is None or not plan.quantized or not is_engine(target):
         return None
-    kind = plan.config.linear.kind
+    linear, kind = plan.config.linear, plan.config.linear.kind
     multiplied = [layer.name for layer in plan.quantized if layer.has_multiplier]
     if kind in WITHOUT_MULTIPLIER and multiplied:
         return (
             f"{target} does not multiply the input of a {kind} layer, but smoothing would give {multiplied[0]} a "
             f"multiplier ({len(multiplied)} in all); drop the smoothing, or use target hyquant"
+        )
+    if linear.kind == "w4a16" and linear.group_size:
+        return (
+            f"{target} loads one scale per output channel of a w4a16 layer, but group_size is {linear.group_size}; use "
+            "group_size 0, or target hyquant"
         )
     return None
 

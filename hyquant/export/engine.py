@@ -21,7 +21,7 @@ from hyquant.plan import QuantPlan
 KEYS = (".linear.weight", ".weight", "", ".fa_q.scale", ".quant_type")
 """What may follow a module's name in the description, in the order in which the engine looks."""
 
-OUR_LINEARS = frozenset({"W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16"})
+OUR_LINEARS = frozenset({"W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16", "W4A16"})
 _PER_CHANNEL = frozenset(
     {
         "W8A8_PER_CHANNEL",
