@@ -77,7 +77,13 @@ class W4A16(FrozenModel):
     group_size: Annotated[int, Field(ge=0, multiple_of=32)] = 128
 
 
-LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16 | W4A16, Field(discriminator="kind")]
+class W4A8(FrozenModel):
+    """int4 weights per output channel, int8 activations per token with the range of each input."""
+
+    kind: Literal["w4a8"] = "w4a8"
+
+
+LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16 | W4A16 | W4A8, Field(discriminator="kind")]
 
 
 class SmoothedLayers(FrozenModel):

@@ -17,6 +17,9 @@ ATTENTION_TARGETS: Mapping[str, tuple[Target, ...]] = {
 }
 """What executes quantized attention: MindIE-SD lost int8 attention after its 2.3 line; float8 needs an Ascend 950."""
 
+IGNORED_BY_ENGINES = ("w4a8",)
+"""Schemes whose name MindIE-SD knows and passes over: their layers stay in float there."""
+
 WITHOUT_MULTIPLIER = ("w8a16", "w4a16")
 """Schemes whose Linears in MindIE-SD do not multiply their input, although they look for the multiplier's tensor."""
 
@@ -50,6 +53,11 @@ def linear_problem(plan: "QuantPlan", target: Target) -> str | None:
     if plan.config.linear is None or not plan.quantized or not is_engine(target):
         return None
     linear, kind = plan.config.linear, plan.config.linear.kind
+    if kind in IGNORED_BY_ENGINES:
+        return (
+            f"{target} leaves {kind} layers in float without a message, but the plan has {len(plan.quantized)} of "
+            "them; use target hyquant, or another scheme"
+        )
     multiplied = [layer.name for layer in plan.quantized if layer.has_multiplier]
     if kind in WITHOUT_MULTIPLIER and multiplied:
         return (

@@ -27,6 +27,7 @@ ALGORITHMS: Mapping[str, str] = {
     "w8a8_timestep": "W8A8_TIMESTEP",
     "w8a16": "W8A16",
     "w4a16": "W4A16",
+    "w4a8": "W4A8",
 }
 """The engine's name of each scheme."""
 

@@ -35,6 +35,7 @@ class FusedLinear(nn.Module):
         scheme: The scheme's name.
         timestep_sep: First static step of `w8a8_timestep`; 0 otherwise.
         is_weight_only: Whether inputs stay in float.
+        largest_code: What the largest value of a token becomes where each has its own range.
         is_static_step: Whether the stored range is used; None before the clock of a `w8a8_timestep` group is set.
         sizes: Output channels of each member; they add up to N.
         weight: [N, K] int8.
@@ -65,6 +66,7 @@ class FusedLinear(nn.Module):
         self.timestep_sep = timestep_sep
         is_per_step = SCHEMES[scheme].is_per_step
         self.is_weight_only = SCHEMES[scheme].is_weight_only
+        self.largest_code = 2 ** ((SCHEMES[scheme].input_bits or 8) - 1) - 1
         self.is_static_step: bool | None = None if is_per_step else SCHEMES[scheme].needs_range
         self.sizes = tuple(member["weight"].shape[0] for member in members)
         for name in _HELD:
@@ -162,7 +164,12 @@ class FusedLinear(nn.Module):
             )
         assert self.weight_scale is not None
         return self.kernel.dynamic(
-            x, self.operand, weight_scale=self.weight_scale, bias=self.bias, mul_scale=self.mul_scale
+            x,
+            self.operand,
+            weight_scale=self.weight_scale,
+            bias=self.bias,
+            mul_scale=self.mul_scale,
+            largest_code=self.largest_code,
         )
 
     def set_step(self, step_index: int) -> None:

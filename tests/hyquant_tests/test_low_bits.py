@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hyquant.checkpoint import quantize_checkpoint
-from hyquant.config import M4, W4A16, W8A16, LayerSelection, QuantConfig
+from hyquant.config import M4, W4A8, W4A16, W8A16, LayerSelection, QuantConfig
 from hyquant.errors import ConfigError, ExportError
 from hyquant.export import load_quantized, model_info, save_quantized, verify_export
 from hyquant.latency import steps_by_mode
@@ -16,13 +16,14 @@ from hyquant.models.tiny import TinyVideoModel
 from hyquant.modules.linear import quant_linears
 from hyquant.plan import build_plan
 from hyquant.quantize import quantize_, quantized_tensors, restore_
-from hyquant.schemes import scheme_of
+from hyquant.schemes import SCHEMES, scheme_of
 
 ENGINES = ("mindie-sd-2.3/910b", "mindie-sd-3.1/910b", "mindie-sd-3.1/950")
 LINEARS = {
     "w8a16": W8A16(),
     "w4a16 in groups": W4A16(group_size=32),
     "w4a16": W4A16(group_size=0),
+    "w4a8": W4A8(),
 }
 
 
@@ -93,6 +94,28 @@ def test_a_weight_only_layer_is_the_float_product_with_what_its_integers_stand_f
     np.testing.assert_allclose(actual.numpy(), rows @ floats.T + normal(12, seed=1).numpy(), rtol=0, atol=1e-4)
     assert layer.kernel_kind == "simulated"
     assert layer.fused.kernel_name == "dequantized"
+
+
+@pytest.mark.parametrize(("linear", "largest_code"), [(W4A8(), 127)], ids=str)
+def test_a_layer_with_int4_weights_and_integer_inputs_agrees_with_numpy(linear, largest_code):
+    """Integers by numpy; three float32 operations follow. It runs on the kernels of int8, natively where they do."""
+    scheme = scheme_of(linear)
+    tensors = scheme.build(normal(12, 64), normal(12, seed=1), None, "bfloat16")
+    (layer,) = quant_linears([tensors], scheme=scheme.name)
+    int8_tensors = SCHEMES["w8a8_dynamic"].build(normal(12, 64), None, None, "bfloat16")
+    (int8,) = quant_linears([int8_tensors], scheme="w8a8_dynamic")
+    x = normal(5, 64, seed=2) * 3
+
+    actual = layer(x)
+
+    row_scale = np.abs(x.numpy()).max(axis=1, keepdims=True) / np.float32(largest_code)
+    codes = np.rint(x.numpy() / row_scale).astype(np.int64)
+    product = codes @ tensors["weight"].numpy().astype(np.int64).T
+    scaled = product.astype(np.float32) * row_scale * tensors["weight_scale"].numpy()[:, 0]
+    assert np.abs(codes).max() == largest_code
+    np.testing.assert_allclose(actual.numpy(), scaled + normal(12, seed=1).numpy(), rtol=1e-6, atol=1e-6)
+    assert layer.kernel_kind == int8.kernel_kind
+    assert layer.fused.kernel_name == int8.fused.kernel_name
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +207,20 @@ def test_engines_drop_the_multiplier_of_weight_only_layers_so_it_is_refused(line
         planned(linear, "mindie-sd-3.1/910b", smoothing=smoothing)
 
 
+@pytest.mark.parametrize("target", ENGINES)
+def test_engines_ignore_w4a8_so_it_is_refused_and_shown(target, model, quantized, tmp_path):
+    with pytest.raises(ConfigError, match="leaves w4a8 layers in float without a message, but the plan has 2 of them"):
+        planned(W4A8(), target)
+    plan, _ = quantized(W4A8())
+    save_quantized(model.denoiser, plan, tmp_path / "export", model=model_info(model))
+
+    report = verify_export(tmp_path / "export", target=target)
+
+    assert report.replaced == 0
+    assert {ignored.reason for ignored in report.ignored} == {f"{target} does not execute W4A8"}
+    assert len(report.ignored) == len(plan.quantized)
+
+
 def test_groups_must_divide_the_input_channels():
     with pytest.raises(ConfigError, match=r"multiple of 128, but 0 has 64 \(2 such layers\); choose a group_size"):
         planned(W4A16(), "hyquant")
@@ -200,7 +237,7 @@ def test_an_export_in_groups_is_refused_for_an_engine(model, quantized, tmp_path
 def test_each_mode_of_a_loop_has_its_name(name):
     plan = planned(LINEARS[name], "hyquant")
 
-    assert steps_by_mode(plan, 6) == {"weight_only": 6}
+    assert steps_by_mode(plan, 6) == {"weight_only" if name.endswith("16") or "groups" in name else "dynamic": 6}
 
 
 def test_finer_weights_are_nearer_to_the_float_model(quantized):

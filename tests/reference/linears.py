@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference.files import ParametersInvalid
-from tests.reference.operators import npu_dynamic_quant, npu_quant_matmul, npu_quantize, npu_weight_quant_batchmatmul
+from tests.reference.operators import (
+    npu_convert_weight_to_int4pack,
+    npu_dynamic_quant,
+    npu_quant_matmul,
+    npu_quantize,
+    npu_weight_quant_batchmatmul,
+)
 from tests.reference.steps import Steps
 from tests.reference.typed import Typed, cast
 
@@ -89,10 +95,12 @@ class StaticLinear(QuantizedLinear):
 
 
 class WeightOnlyLinear(QuantizedLinear):
-    """W8A16; a multiplier moves the other tensors below `N.linear.`, but no input is multiplied by it."""
+    """W8A16, and W4A16 packed; a multiplier moves the other tensors below `N.linear.`, but multiplies no input."""
 
-    def __init__(self, stored: Stored, *, has_bias: bool, dtype: str) -> None:
+    def __init__(self, stored: Stored, *, is_int4: bool, has_bias: bool, dtype: str) -> None:
         super().__init__(stored, has_bias=has_bias, dtype=dtype)
+        if is_int4:
+            self.weight_kn = npu_convert_weight_to_int4pack(self.weight_kn)
         self.scale_1n = cast(Typed(stored["weight_scale"].values.T, "float32"), dtype)
         self.multiplier = None
         if has_bias:

@@ -97,8 +97,8 @@ def quantized_linear(
         return DynamicLinear(stored, has_bias=has_bias, dtype=dtype)
     if algorithm == "W8A8_TIMESTEP":
         return TimestepLinear(stored, steps, has_bias=has_bias, dtype=dtype)
-    if algorithm == "W8A16":
-        return WeightOnlyLinear(stored, has_bias=has_bias, dtype=dtype)
+    if algorithm in ("W8A16", "W4A16"):
+        return WeightOnlyLinear(stored, is_int4=algorithm == "W4A16", has_bias=has_bias, dtype=dtype)
     raise NotImplementedError(f"the reference has no {algorithm} for {name}")
 
 

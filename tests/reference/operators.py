@@ -99,13 +99,13 @@ def npu_weight_quant_batchmatmul(x: Typed, weight: Typed, antiquant_scale: Typed
 
     Args:
         x: bfloat16 or float16 [m, k].
-        weight: int8 [k, n].
+        weight: int8 or int4 [k, n].
         antiquant_scale: [1, n] in x's dtype.
         bias: [n], float32 for bfloat16 and float16 for float16.
     """
     name, (_, k), (k2, n) = "npu_weight_quant_batchmatmul", x.shape, weight.shape
     demand(x.dtype in ("bfloat16", "float16"), name, "bfloat16 or float16", x.dtype)
-    demand(weight.dtype == "int8" and k == k2, name, "an int8 weight of equal k", (weight.dtype, k, k2))
+    demand(weight.dtype in ("int8", "int4") and k == k2, name, "an integer weight of equal k", (weight.dtype, k, k2))
     demand(antiquant_scale.dtype == x.dtype, name, "scales in the dtype of x", antiquant_scale.dtype)
     demand(antiquant_scale.shape == (1, n), name, f"scales of shape (1, {n})", antiquant_scale.shape)
     if bias is not None:
@@ -113,6 +113,14 @@ def npu_weight_quant_batchmatmul(x: Typed, weight: Typed, antiquant_scale: Typed
         demand((bias.dtype, bias.shape) == (wanted, (n,)), name, f"a {wanted} bias [{n}]", (bias.dtype, bias.shape))
     y = x.values.astype(np.float64) @ (weight.values * antiquant_scale.values.astype(np.float64))
     return cast((y if bias is None else y + bias.values).astype(np.float32), x.dtype)
+
+
+def npu_convert_weight_to_int4pack(weight: Typed) -> Typed:
+    """Return an int8 weight as the same numbers in int4; eight of them along the last dimension share an int32."""
+    name, values = "npu_convert_weight_to_int4pack", weight.values
+    demand(values.shape[-1] % 8 == 0, name, "a last dimension that is a multiple of 8", values.shape)
+    demand(bool(((values >= -8) & (values <= 7)).all()), name, "values in [-8, 7]", (values.min(), values.max()))
+    return Typed(values, "int4")
 
 
 def top_19_bits(scale: Typed) -> np.ndarray:
