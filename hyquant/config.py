@@ -83,7 +83,18 @@ class W4A8(FrozenModel):
     kind: Literal["w4a8"] = "w4a8"
 
 
-LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16 | W4A16 | W4A8, Field(discriminator="kind")]
+class W4A4Dynamic(FrozenModel):
+    """int4 weights per output channel, int4 activations per token with the range of each input.
+
+    Input channels must be a multiple of 8. Engines add no bias to these layers, so they take those without one.
+    """
+
+    kind: Literal["w4a4_dynamic"] = "w4a4_dynamic"
+
+
+LinearScheme = Annotated[
+    W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16 | W4A16 | W4A8 | W4A4Dynamic, Field(discriminator="kind")
+]
 
 
 class SmoothedLayers(FrozenModel):

@@ -12,7 +12,7 @@ from hyquant.models.producers import junction_of
 from hyquant.schemes import scheme_of
 from hyquant.targets import target_problem
 
-SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep", "w8a16", "w4a16", "w4a8"]
+SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep", "w8a16", "w4a16", "w4a8", "w4a4_dynamic"]
 AttentionSchemeName = Literal["fa3_int8", "fp8_dynamic"]
 
 

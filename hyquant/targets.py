@@ -17,10 +17,19 @@ ATTENTION_TARGETS: Mapping[str, tuple[Target, ...]] = {
 }
 """What executes quantized attention: MindIE-SD lost int8 attention after its 2.3 line; float8 needs an Ascend 950."""
 
-IGNORED_BY_ENGINES = ("w4a8",)
-"""Schemes whose name MindIE-SD knows and passes over: their layers stay in float there."""
+_EVERYTHING: tuple[Target, ...] = ("hyquant", "mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950")
+LINEAR_TARGETS: Mapping[str, tuple[Target, ...]] = {
+    "w8a8_static": _EVERYTHING,
+    "w8a8_dynamic": _EVERYTHING,
+    "w8a8_timestep": _EVERYTHING,
+    "w8a16": _EVERYTHING,
+    "w4a16": _EVERYTHING,
+    "w4a8": ("hyquant",),
+    "w4a4_dynamic": ("hyquant", "mindie-sd-3.1/910b", "mindie-sd-3.1/950"),
+}
+"""What executes the schemes of Linears; MindIE-SD 3.1 knows the name W4A8, but passes over it."""
 
-WITHOUT_MULTIPLIER = ("w8a16", "w4a16")
+WITHOUT_MULTIPLIER = ("w8a16", "w4a16", "w4a4_dynamic")
 """Schemes whose Linears in MindIE-SD do not multiply their input, although they look for the multiplier's tensor."""
 
 
@@ -53,16 +62,22 @@ def linear_problem(plan: "QuantPlan", target: Target) -> str | None:
     if plan.config.linear is None or not plan.quantized or not is_engine(target):
         return None
     linear, kind = plan.config.linear, plan.config.linear.kind
-    if kind in IGNORED_BY_ENGINES:
+    if target not in LINEAR_TARGETS[kind]:
         return (
             f"{target} leaves {kind} layers in float without a message, but the plan has {len(plan.quantized)} of "
-            "them; use target hyquant, or another scheme"
+            f"them; use target {' or '.join(LINEAR_TARGETS[kind])}, or another scheme"
         )
     multiplied = [layer.name for layer in plan.quantized if layer.has_multiplier]
     if kind in WITHOUT_MULTIPLIER and multiplied:
         return (
             f"{target} does not multiply the input of a {kind} layer, but smoothing would give {multiplied[0]} a "
             f"multiplier ({len(multiplied)} in all); drop the smoothing, or use target hyquant"
+        )
+    biased = [layer.name for layer in plan.quantized if layer.has_bias]
+    if kind == "w4a4_dynamic" and biased:
+        return (
+            f"{target} wants the bias of a w4a4_dynamic layer but does not add it, and {biased[0]} has one "
+            f"({len(biased)} such layers); exclude them, or use target hyquant"
         )
     if linear.kind == "w4a16" and linear.group_size:
         return (

@@ -22,7 +22,7 @@ KEYS = (".linear.weight", ".weight", "", ".fa_q.scale", ".quant_type")
 """What may follow a module's name in the description, in the order in which the engine looks."""
 
 _ENGINES_LINEARS = frozenset({"W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16", "W4A16"})
-OUR_LINEARS = _ENGINES_LINEARS | {"W4A8"}
+OUR_LINEARS = _ENGINES_LINEARS | {"W4A8", "W4A4_DYNAMIC"}
 """What exports of ours may say of a Linear; engines know the name W4A8, but it has no effect."""
 
 _PER_CHANNEL = frozenset(

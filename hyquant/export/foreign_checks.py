@@ -26,6 +26,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "W8A16": ("weight", "weight_scale"),
     "W4A16": ("weight", "weight_scale"),
     "W4A8": ("weight", "weight_scale"),
+    "W4A4_DYNAMIC": ("weight", "weight_scale"),
 }
 _ROTATED = ("FP8_DYNAMIC", "MXFP8_DYNAMIC")
 MAX_SCALE_ERROR = 0.02

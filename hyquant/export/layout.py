@@ -28,6 +28,7 @@ ALGORITHMS: Mapping[str, str] = {
     "w8a16": "W8A16",
     "w4a16": "W4A16",
     "w4a8": "W4A8",
+    "w4a4_dynamic": "W4A4_DYNAMIC",
 }
 """The engine's name of each scheme."""
 

@@ -2,6 +2,7 @@
 
 from hyquant.config import LinearScheme
 from hyquant.schemes.base import Scheme
+from hyquant.schemes.w4a4_dynamic import W4A4_DYNAMIC
 from hyquant.schemes.w4a8 import W4A8
 from hyquant.schemes.w4a16 import W4A16, in_groups
 from hyquant.schemes.w8a8_dynamic import W8A8_DYNAMIC
@@ -10,7 +11,7 @@ from hyquant.schemes.w8a8_timestep import W8A8_TIMESTEP
 from hyquant.schemes.w8a16 import W8A16
 
 SCHEMES: dict[str, Scheme] = {
-    scheme.name: scheme for scheme in (W8A8_STATIC, W8A8_DYNAMIC, W8A8_TIMESTEP, W8A16, W4A16, W4A8)
+    scheme.name: scheme for scheme in (W8A8_STATIC, W8A8_DYNAMIC, W8A8_TIMESTEP, W8A16, W4A16, W4A8, W4A4_DYNAMIC)
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hyquant.checkpoint import quantize_checkpoint
-from hyquant.config import M4, W4A8, W4A16, W8A16, LayerSelection, QuantConfig
+from hyquant.config import M4, W4A8, W4A16, W8A16, LayerSelection, QuantConfig, W4A4Dynamic
 from hyquant.errors import ConfigError, ExportError
 from hyquant.export import load_quantized, model_info, save_quantized, verify_export
 from hyquant.latency import steps_by_mode
@@ -24,6 +24,7 @@ LINEARS = {
     "w4a16 in groups": W4A16(group_size=32),
     "w4a16": W4A16(group_size=0),
     "w4a8": W4A8(),
+    "w4a4_dynamic": W4A4Dynamic(),
 }
 
 
@@ -96,7 +97,7 @@ def test_a_weight_only_layer_is_the_float_product_with_what_its_integers_stand_f
     assert layer.fused.kernel_name == "dequantized"
 
 
-@pytest.mark.parametrize(("linear", "largest_code"), [(W4A8(), 127)], ids=str)
+@pytest.mark.parametrize(("linear", "largest_code"), [(W4A8(), 127), (W4A4Dynamic(), 7)], ids=str)
 def test_a_layer_with_int4_weights_and_integer_inputs_agrees_with_numpy(linear, largest_code):
     """Integers by numpy; three float32 operations follow. It runs on the kernels of int8, natively where they do."""
     scheme = scheme_of(linear)
@@ -197,14 +198,38 @@ def test_engines_take_weights_with_one_scale_per_output_channel(target):
         planned(W4A16(group_size=32), target)
 
 
-@pytest.mark.parametrize("linear", [W8A16(), W4A16(group_size=0)], ids=str)
-def test_engines_drop_the_multiplier_of_weight_only_layers_so_it_is_refused(linear):
+@pytest.mark.parametrize("linear", [W8A16(), W4A16(group_size=0), W4A4Dynamic()], ids=str)
+def test_engines_drop_the_multiplier_of_these_layers_so_it_is_refused(linear):
     smoothing = M4(layers=("0",))
 
     planned(linear, "hyquant", smoothing=smoothing)
 
-    with pytest.raises(ConfigError, match=r"does not multiply the input of a w.a16 layer, but smoothing would give 0"):
+    with pytest.raises(
+        ConfigError, match=rf"does not multiply the input of a {linear.kind} layer, but smoothing would"
+    ):
         planned(linear, "mindie-sd-3.1/910b", smoothing=smoothing)
+
+
+def test_the_old_line_of_the_engine_does_not_know_w4a4():
+    with pytest.raises(ConfigError, match=r"leaves w4a4_dynamic layers in float without a message, but the plan has 2"):
+        planned(W4A4Dynamic(), "mindie-sd-2.3/910b", bias=False)
+
+
+@pytest.mark.parametrize("target", ["mindie-sd-3.1/910b", "mindie-sd-3.1/950"])
+def test_engines_drop_the_bias_of_w4a4_layers_so_those_with_one_are_refused(target):
+    assert len(planned(W4A4Dynamic(), target, bias=False).quantized) == 2
+    assert len(planned(W4A4Dynamic(), "hyquant").quantized) == 2
+
+    with pytest.raises(ConfigError, match=r"wants the bias of a w4a4_dynamic layer but does not add it, and 0 has one"):
+        planned(W4A4Dynamic(), target)
+
+
+def test_inputs_of_4_bits_come_in_eights():
+    module = nn.Sequential(nn.Linear(20, 8), nn.Linear(8, 4))
+    config = QuantConfig(linear=W4A4Dynamic(), layers=LayerSelection(include=("*",)))
+
+    with pytest.raises(ConfigError, match=r"a multiple of 8, but 0 has 20 \(1 such layers\); exclude the layer"):
+        build_plan(layer_groups(module), config, num_steps=4)
 
 
 @pytest.mark.parametrize("target", ENGINES)

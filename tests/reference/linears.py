@@ -110,6 +110,19 @@ class WeightOnlyLinear(QuantizedLinear):
         return npu_weight_quant_batchmatmul(x, self.weight_kn, self.scale_1n, bias=self.bias)
 
 
+class Int4DynamicLinear(DynamicLinear):
+    """W4A4_DYNAMIC; the bias must be there, but is not added, and no input is multiplied."""
+
+    def __init__(self, stored: Stored, *, has_bias: bool, dtype: str) -> None:
+        super().__init__(stored, has_bias=has_bias, dtype=dtype)
+        self.weight_kn = npu_convert_weight_to_int4pack(self.weight_kn)
+        self.multiplier = None
+
+    def product(self, x: Typed) -> Typed:
+        codes, scale = npu_dynamic_quant(x, dst="int4")
+        return npu_quant_matmul(codes, self.weight_kn, self.weight_scale, pertoken_scale=scale, output=self.dtype)
+
+
 class TimestepLinear(DynamicLinear):
     """W8A8_TIMESTEP: dynamic but for the steps of the policy, which take their row of the tables."""
 

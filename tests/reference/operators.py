@@ -45,13 +45,18 @@ def npu_quantize(x: Typed, scales: Typed, zero_points: Typed, *, axis: int = -1)
     return Typed(np.clip(codes, -128, 127).astype(np.int8), "int8")
 
 
-def npu_dynamic_quant(x: Typed) -> tuple[Typed, Typed]:
-    """Return int8 codes and the float32 scale of every token, largest magnitude / 127."""
+def npu_dynamic_quant(x: Typed, *, dst: str = "int8") -> tuple[Typed, Typed]:
+    """Return int8 or int4 codes and the float32 scale of every token, largest magnitude / 127 or / 7.
+
+    On the device int4 codes come eight in an int32, so a token has a multiple of 8.
+    """
     demand(x.dtype in ("bfloat16", "float16"), "npu_dynamic_quant", "bfloat16 or float16", x.dtype)
     demand(x.values.ndim >= 2, "npu_dynamic_quant", "at least 2 dimensions", x.shape)
-    scale = np.abs(x.values).max(axis=-1) / np.float32(127)
+    if dst == "int4":
+        demand(x.shape[-1] % 8 == 0, "npu_dynamic_quant", "a multiple of 8 channels for int4", x.shape)
+    scale = np.abs(x.values).max(axis=-1) / np.float32({"int8": 127, "int4": 7}[dst])
     divisor = np.where(scale > 0, scale, 1)[..., None]
-    return Typed(np.rint(x.values / divisor).astype(np.int8), "int8"), Typed(scale, "float32")
+    return Typed(np.rint(x.values / divisor).astype(np.int8), dst), Typed(scale, "float32")
 
 
 def npu_quant_matmul(
@@ -60,15 +65,16 @@ def npu_quant_matmul(
     """Return (x1 @ x2 [+ int32 bias]) * scale [* pertoken_scale] [+ float bias] in the output dtype.
 
     Args:
-        x1: int8 [m, k].
-        x2: int8 [k, n].
+        x1: int8 [m, k], or int4.
+        x2: int8 [k, n], or int4 like x1.
         scale: [n] or [1]; int64 holds the bits of a float32 in its low half.
         pertoken_scale: float32 [m].
         bias: [n].
         output: "bfloat16" or "float16".
     """
     name, (m, k), (k2, n) = "npu_quant_matmul", x1.shape, x2.shape
-    demand((x1.dtype, x2.dtype) == ("int8", "int8"), name, "int8 operands", (x1.dtype, x2.dtype))
+    operands = (x1.dtype, x2.dtype)
+    demand(operands in (("int8", "int8"), ("int4", "int4")), name, "int8 or int4 operands", operands)
     demand(k == k2 and max(k, n) <= 65535, name, "equal k, last dimensions up to 65535", (x1.shape, x2.shape))
     scales, biases = MATMUL_DTYPES[output, pertoken_scale is not None]
     demand(scale.dtype in scales, name, f"a scale in {scales} for output {output}", scale.dtype)
