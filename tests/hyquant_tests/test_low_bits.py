@@ -119,6 +119,19 @@ def test_a_layer_with_int4_weights_and_integer_inputs_agrees_with_numpy(linear, 
     assert layer.fused.kernel_name == int8.fused.kernel_name
 
 
+@pytest.mark.parametrize("linear", LINEARS.values(), ids=LINEARS)
+def test_under_compile_a_layer_is_one_graph_and_computes_the_same(linear):
+    """To float32: a compiler may sum in another order."""
+    scheme = scheme_of(linear)
+    members = [scheme.build(normal(rows, 64), None, None, "bfloat16") for rows in (6, 10)]
+    first, second = quant_linears(members, scheme=scheme.name)
+    first.fused.prepare()
+    block = torch.compile(lambda x: torch.cat((first(x), second(x)), dim=-1), fullgraph=True, backend="aot_eager")
+    x = normal(3, 64)
+
+    torch.testing.assert_close(block(x), torch.cat((first(x), second(x)), dim=-1))
+
+
 @pytest.fixture(scope="module")
 def model():
     return TinyVideoModel(0)
@@ -165,6 +178,22 @@ def test_weights_beyond_the_bits_of_the_scheme_are_found(model, quantized, tmp_p
 
     (problem,) = verify_export(tmp_path / "export").problems
     assert problem.startswith(f"{first}.weight must hold integers in [-8, 7] as w4a16 has them, but holds")
+
+
+@pytest.mark.parametrize("name", [name for name in LINEARS if "groups" not in name])
+def test_a_folder_without_a_manifest_is_judged_by_its_description(model, quantized, tmp_path, name):
+    plan, _ = quantized(LINEARS[name])
+    save_quantized(model.denoiser, plan, tmp_path / "export", model=model_info(model))
+    restore_(model.denoiser)
+    (tmp_path / "export" / "hyq_manifest.json").unlink()
+
+    good, other = verify_export(tmp_path / "export", model), verify_export(tmp_path / "export", TinyVideoModel(1))
+
+    assert good.problems == ()
+    assert good.replaced == len(plan.quantized)
+    assert len(good.layer_checks) > 0
+    bits = scheme_of(LINEARS[name]).weight_bits
+    assert f"must be the model's in int{bits} (cosine" in other.problems[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
