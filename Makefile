@@ -3,9 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH_VENV ?= .venv-bench
+BENCH := $(BENCH_VENV)/bin/python -m
 STAMP := $(VENV)/.installed
 
-.PHONY: help install study test check format clean
+.PHONY: help install study test check format bench clean
 
 help: ## Show what each target does.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/'
@@ -39,6 +41,19 @@ check: $(STAMP) ## Format check, lint, types and import contracts.
 format: $(STAMP) ## Format the code and fix what can be fixed by itself.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(BENCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and write docs/benchmarks.md (an hour; leave the machine alone).
+	$(BENCH) tools.bench.linears --json docs/benchmarks/linears.json
+	$(BENCH) tools.bench.recipes studies/mini.yaml --json docs/benchmarks/denoiser.json
+	$(BENCH) tools.bench.quantizing --json docs/benchmarks/quantizing.json
+	$(BENCH) tools.bench.streaming --folder $${TMPDIR:-/tmp} --json docs/benchmarks/streaming.json
+	$(BENCH) tools.bench.page
 
 clean: ## Remove caches and built files; studies and exports stay.
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -45,14 +45,37 @@ class PreparedSteps:
 
 
 class LatencyBench:
-    """Times the quantizations of one model at one shape; the compiled float control is kept from one to the next."""
+    """Times the quantizations of one model at one shape; the compiled float control is kept from one to the next.
+
+    Attributes:
+        model: The model.
+        shape: The shape.
+        is_compiled: Whether both sides are compiled.
+        inputs: Keyword inputs of one denoiser call at the shape.
+    """
 
     def __init__(self, model: VideoModel, shape: DeploymentShape, *, compile: bool = True) -> None:
         self.model = model
         self.shape = shape
         self.is_compiled = compile and can_compile(model.device)
-        self._inputs = model.deployment_inputs(shape)
+        self.inputs = model.deployment_inputs(shape)
         self._control: nn.Module | None = None
+
+    @property
+    def device_description(self) -> str:
+        """Return the device as reports name it."""
+        return _describe_device(self.model.device)
+
+    @property
+    def description(self) -> str:
+        """Return the shape as reports name it."""
+        return describe(self.shape)
+
+    def float_step_s(self, *, rounds: int, warmup: int) -> float:
+        """Return the median seconds of one step of the float control, compiled if candidates are."""
+        steps = {_CONTROL: self._step(self._float_control())}
+        self._run_rounds(steps, warmup)
+        return median(self._run_rounds(steps, rounds)[_CONTROL])
 
     def prepare(self, plan: QuantPlan, *, warmup: int) -> PreparedSteps:
         """Compile and warm up the denoiser as it is quantized now, and the float control.
@@ -91,10 +114,10 @@ class LatencyBench:
             step_latency_s=middle,
             rounds=rounds,
             warmup=prepared.warmup,
-            shape=describe(self.shape),
+            shape=self.description,
             kind=prepared.kind,
             compiled=self.is_compiled,
-            device=_describe_device(self.model.device),
+            device=self.device_description,
             kernels=prepared.kernels,
         )
 
@@ -123,7 +146,7 @@ class LatencyBench:
         def run() -> None:
             if set_clock is not None:
                 set_clock()
-            denoiser(**self._inputs)
+            denoiser(**self.inputs)
 
         return run
 

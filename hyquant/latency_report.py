@@ -7,6 +7,12 @@ from hyquant.config import FrozenModel
 KernelKind = Literal["native", "simulated"]
 """How a matrix product runs: on integer hardware instructions, or computed in float to the same integers."""
 
+LatencyKind = Literal["native", "simulated", "predicted"]
+"""Measured with kernels of one kind or the other, or worked out on paper for a device that is not there."""
+
+TOLERANCE = 0.1
+"""How far a gain may lie above its ceiling before it is called an error: parts are timed apart from the whole."""
+
 
 class LatencyReport(FrozenModel):
     """Loop latency of a candidate and of the float control, both measured at `shape`.
@@ -19,10 +25,12 @@ class LatencyReport(FrozenModel):
         step_latency_s: Median of one step by mode, the float control under "control".
         rounds, warmup: How many rounds were measured, and run before without being counted.
         shape: Height x width x frames, batch and steps.
-        kind: "native" if every quantized layer runs on integer instructions here, else "simulated".
+        kind: "native" if every quantized layer runs on integer instructions here, else "simulated"; "predicted" if
+            nothing ran, and rounds and warmup are 0 then.
         compiled: Whether both sides ran compiled.
         device: Torch's device type, with the number of CPU threads.
         kernels: Names of the kernels that quantized Linears ran on, sorted; empty in float and in old reports.
+        ceiling: The most that control / candidate can be by the float denoiser's profile; None if that is unknown.
     """
 
     loop_latency_s: float
@@ -33,13 +41,29 @@ class LatencyReport(FrozenModel):
     rounds: int
     warmup: int
     shape: str
-    kind: KernelKind
+    kind: LatencyKind
     compiled: bool
     device: str
     kernels: tuple[str, ...] = ()
+    ceiling: float | None = None
+
+    @property
+    def measurement_error(self) -> str | None:
+        """Return in words that the gain is more than its ceiling allows, so that something was measured wrongly.
+
+        Allowed are `TOLERANCE` and three median absolute deviations.
+        """
+        if self.ceiling is None or self.ratio >= 1 / (self.ceiling * (1 + TOLERANCE)) - 3 * self.ratio_mad:
+            return None
+        return (
+            f"the gain of {1 / self.ratio:.2f} is above the ceiling of {self.ceiling:.2f}: something else ran on this "
+            "host meanwhile, or its clock changed; measure again"
+        )
 
     @property
     def conditions(self) -> str:
         """Return in words what was measured on what: "native, compiled, cpu, 2 threads, kernel vnni"."""
+        if self.kind == "predicted":
+            return f"predicted, {self.device}"
         kernels = f", kernel {' and '.join(self.kernels)}" if self.kernels else ""
         return f"{self.kind}, {'compiled' if self.compiled else 'not compiled'}, {self.device}{kernels}"

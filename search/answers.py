@@ -41,6 +41,7 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "front_size": len(overview.front),
         "picks": {name: row.number for row in overview.front for name in row.picks},
         "median_trial_s": overview.time_per_trial_s,
+        "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
     }
 
 
@@ -108,8 +109,19 @@ def trial_lines(row: TrialRow) -> list[str]:
 def _latency_lines(latency: LatencyReport | None) -> list[str]:
     if latency is None:
         return ["latency: not measured"]
-    return [
+    if latency.kind == "predicted":
+        return [
+            f"latency: {latency.ratio:.3f} of float, {latency.loop_latency_s:.3g} s against "
+            f"{latency.control_loop_latency_s:.3g} s a clip",
+            f"  predicted for {latency.device}, {latency.shape}; nothing was timed",
+        ]
+    lines = [
         f"latency: {latency.ratio:.3f} of float (MAD {latency.ratio_mad:.2g}), "
         f"{latency.loop_latency_s:.3g} s against {latency.control_loop_latency_s:.3g} s a clip",
         f"  {latency.conditions}, {latency.shape}; {latency.rounds} rounds after {latency.warmup} of warm-up",
     ]
+    if latency.ceiling is not None:
+        lines.append(f"  speed-up {1 / latency.ratio:.2f} of at most {latency.ceiling:.2f}")
+    if latency.measurement_error is not None:
+        lines.append(f"  measurement error: {latency.measurement_error}")
+    return lines

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from search.commands import checkpoints, exports, service, studies
+from search.commands import checkpoints, exports, profiling, service, studies
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -34,6 +34,7 @@ for command in (
     exports.render,
     checkpoints.calibrate,
     checkpoints.quantize_checkpoint,
+    profiling.profile,
     service.ui,
     service.doctor,
 ):

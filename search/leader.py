@@ -27,6 +27,7 @@ from search.objective import Evidence, run_trial
 from search.order import SlotState, WorkOrder, mlflow_lock_path, slot_folder, write_state
 from search.pace import must_wait, next_draw, stop_reason
 from search.processes import this_worker
+from search.profiling import ceiling_sentence, stored_profile
 from search.proposal import choose_config, claim
 from search.result import TrialResult
 from search.retry import known_experiments
@@ -71,11 +72,25 @@ class Leader:
 
     def run(self) -> str:
         """Run trials until there is a reason to stop; release the other ranks and return the reason."""
+        self._profile()
         while (reason := self._wait_for_turn()) is None:
             self._study.sampler = self._next_sampler()
             self._study.optimize(self._objective, n_trials=1, catch=(TrialFailed,), callbacks=[self._finish])
         self._bench.group.broadcast({"command": "stop"})
         return reason
+
+    def _profile(self) -> None:
+        """Look where the float denoiser's time goes, unless no trial is to come; without it trials have no ceiling."""
+        if stop_reason(self._study.get_trials(deepcopy=False), self._bench.config.budget, self._order, now=time.time()):
+            return
+        try:
+            profile = Stages(Group()).run("profile", lambda: stored_profile(self._bench))
+        except TrialFailed as failure:
+            logger.warning("no ceilings: %s", failure)
+            return
+        self._bench.profile = profile
+        if profile is not None:
+            self._study.set_user_attr("ceiling", ceiling_sentence(profile, self._bench.config.valid_space))
 
     def _wait_for_turn(self) -> str | None:
         """Wait while the trials in flight may use up the budget; return why no further trial is begun, or None."""

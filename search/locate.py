@@ -9,7 +9,8 @@ from pathlib import Path
 import optuna
 
 from search.overview import Overview, read_overview
-from search.storage import open_study, store_errors, stored_config
+from search.prompts import StudyPrompts, load_prompts
+from search.storage import open_study, store_errors, stored_config, stored_prompts
 from search.study import StudyConfig
 
 DEFAULT_STORE = Path("mlruns")
@@ -86,6 +87,19 @@ def config_to_run(ref: StudyRef) -> tuple[StudyConfig, Path | None]:
     with opened_study(ref) as study:
         config = stored_config(study)
     return config.model_copy(update={"store": str(ref.store)}), None
+
+
+def prompts_to_run(ref: StudyRef) -> StudyPrompts:
+    """Return a study's prompts: from the files that its study file names, or as they are stored of it.
+
+    Raises:
+        ConfigError: If prompts are missing or overlap.
+        StoreError: If a name is not in the store.
+    """
+    if ref.config is not None and ref.file is not None:
+        return load_prompts(ref.config.workload, ref.file.parent)
+    with opened_study(ref) as study:
+        return stored_prompts(study)
 
 
 def quiet_optuna() -> None:

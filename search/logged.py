@@ -54,6 +54,8 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
             LoggedMetric("loop_latency_s", latency.loop_latency_s),
             LoggedMetric("control_loop_latency_s", latency.control_loop_latency_s),
         ]
+        if latency.ceiling is not None:
+            logged.append(LoggedMetric("speedup_ceiling", latency.ceiling))
         logged += [LoggedMetric(f"step_latency_s.{mode}", value) for mode, value in latency.step_latency_s.items()]
     logged += [LoggedMetric(f"constraint.{name}", value) for name, value in result.constraints.items()]
     logged += [LoggedMetric(f"stage_s.{stage}", value) for stage, value in result.stage_seconds.items()]

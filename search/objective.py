@@ -14,11 +14,13 @@ from hyquant.latency import PreparedSteps
 from hyquant.latency_report import LatencyReport
 from hyquant.models.attentions import attention_blocks
 from hyquant.plan import QuantPlan, build_plan
+from hyquant.profile import ceiling, quantized_names
 from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
 from metrics.score import score_samples
 from search.calibrated import calibrate_for
 from search.prepare import prepare_judge
+from search.profiling import predicted_latency
 from search.result import MetricResult, TrialResult
 from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
 from search.stages import Stages
@@ -106,7 +108,13 @@ def _score(bench: Workbench, samples: list[Sample]) -> dict[str, MetricResult]:
 
 
 def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyReport | None:
-    """Compile and time the quantized denoiser on rank 0, alone on the host: the other ranks wait, other slots pause."""
+    """Compile and time the quantized denoiser on rank 0, alone on the host: the other ranks wait, other slots pause.
+
+    A study with a device profile gets a prediction instead.
+    """
+    device = bench.config.latency.device_profile
+    if device is not None:
+        return stages.run("latency", lambda: predicted_latency(bench.model, bench.config.deployment, plan, device))
     prepared = stages.run("compile", lambda: _prepare_latency(bench, plan))
     return stages.run("latency", lambda: _time(bench, prepared))
 
@@ -122,7 +130,10 @@ def _time(bench: Workbench, prepared: PreparedSteps | None) -> LatencyReport | N
     if bench.latency_bench is None or prepared is None:
         return None
     with bench.lock.measuring():
-        return bench.latency_bench.measure(prepared, rounds=bench.config.latency.rounds)
+        report = bench.latency_bench.measure(prepared, rounds=bench.config.latency.rounds)
+    if bench.profile is None:
+        return report
+    return report.model_copy(update={"ceiling": ceiling(bench.profile, quantized_names(prepared.plan))})
 
 
 def _conclude(

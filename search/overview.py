@@ -56,6 +56,12 @@ class TrialRow:
     is_on_front: bool
     picks: tuple[str, ...]
 
+    @property
+    def measurement_error(self) -> str | None:
+        """Return why its latency cannot be right, if it gains more than its ceiling."""
+        latency = None if self.result is None else self.result.latency
+        return None if latency is None else latency.measurement_error
+
 
 @dataclass(frozen=True)
 class Overview:

@@ -78,10 +78,10 @@ class PlotPoint:
         return self.row.strategy or "unknown"
 
     @property
-    def is_simulated(self) -> bool:
-        """Say whether its latency is that of float arithmetic standing in for integer kernels."""
+    def label(self) -> str | None:
+        """Return "simulated" or "predicted" where its latency is not that of integer kernels."""
         latency = None if self.row.result is None else self.row.result.latency
-        return latency is not None and latency.kind == "simulated"
+        return None if latency is None or latency.kind == "native" else latency.kind
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,9 @@ def _html_y_axis(plot: FrontPlot) -> dict[str, object]:
 
 
 def _legend_name(strategy: str, points: list[PlotPoint]) -> str:
-    """Return a strategy's name, and whether its marks are empty because their latency is simulated."""
-    return f"{strategy} (simulated)" if any(p.is_simulated for p in points) else strategy
+    """Return a strategy's name, and why its marks are empty if their latency is not that of integer kernels."""
+    label = next((p.label for p in points if p.label is not None), None)
+    return strategy if label is None else f"{strategy} ({label})"
 
 
 def _html_trace(strategy: str, points: list[PlotPoint], is_feasible: bool) -> dict[str, object]:
@@ -147,7 +148,7 @@ def _html_trace(strategy: str, points: list[PlotPoint], is_feasible: bool) -> di
         "name": _legend_name(strategy, points) if is_feasible else f"{strategy}, infeasible",
         "marker": {
             "color": colour,
-            "symbol": [(f"{symbol}-open" if p.is_simulated else symbol) if is_feasible else "x" for p in points],
+            "symbol": [(f"{symbol}-open" if p.label else symbol) if is_feasible else "x" for p in points],
             "size": [13 if p.row.is_on_front else 8 for p in points],
             "line": {"color": _FRONT_COLOUR, "width": [1.5 if p.row.is_on_front else 0 for p in points]},
         },
@@ -181,8 +182,8 @@ def _draw_points(axes: "Axes", plot: FrontPlot) -> None:
                 *place,
                 s=[81 if p.row.is_on_front else 30 for p in own],
                 marker=_MARKERS[shape],
-                facecolors=["none" if p.is_simulated else colour for p in own],
-                edgecolors=[_FRONT_COLOUR if p.row.is_on_front and not p.is_simulated else colour for p in own],
+                facecolors=["none" if p.label else colour for p in own],
+                edgecolors=[_FRONT_COLOUR if p.row.is_on_front and not p.label else colour for p in own],
                 label=_legend_name(strategy, own),
                 zorder=3,
             )

@@ -205,7 +205,11 @@ def _watch(
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     ended: set[int] = set()
+    told_ceiling = False
     while len(ended) < len(slots):
+        if not told_ceiling and (sentence := study.user_attrs.get("ceiling")):
+            told_ceiling = True
+            on_event(_event("note", str(sentence), study, config))
         for slot in slots:
             if slot.index not in ended and not slot.is_running:
                 ended.add(slot.index)

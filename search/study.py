@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hyquant.config import FrozenModel, Target
+from hyquant.cost import DeviceProfile
 from hyquant.models.base import DeploymentShape, RenderSettings
 from spaces.space import SearchSpace
 from spaces.targets import narrowed
@@ -100,11 +101,16 @@ class Slot(FrozenModel):
 
 
 class LatencyConfig(FrozenModel):
-    """How loop latency is measured: interleaved rounds per mode, warm-up rounds dropped, compiled or eager."""
+    """How loop latency is measured: interleaved rounds per mode, warm-up rounds dropped, compiled or eager.
+
+    With a `device_profile` nothing is timed: latencies are predicted for that device, and labelled so. In a study file
+    it is a path relative to the file, or the profile itself.
+    """
 
     rounds: Annotated[int, Field(ge=3)] = 9
     warmup: Annotated[int, Field(ge=1)] = 2
     compile: bool = True
+    device_profile: DeviceProfile | None = None
 
 
 DEFAULT_OBJECTIVES = (

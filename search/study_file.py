@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hyquant.errors import ConfigError
+from search.device_profiles import read_device_profile
 from search.metric_names import unknown_metrics
 from search.study import StudyConfig
 from spaces.space import SearchSpace, did_you_mean, load_space
@@ -30,6 +31,7 @@ def load_study(path: Path) -> StudyConfig:
     space = _read_space(content.get("space"), path, problems)
     if space is not None:
         content["space"] = space.model_dump()
+    _read_device_profile(content.get("latency"), path, problems)
     try:
         config = StudyConfig.model_validate(content)
     except ValidationError as error:
@@ -73,6 +75,17 @@ def _read_space(value: object, path: Path, problems: list[str]) -> SearchSpace |
             "space must be a shipped name, a path to a .yaml file or a mapping; add `space: mini`, for example"
         )
     return None
+
+
+def _read_device_profile(latency: object, path: Path, problems: list[str]) -> None:
+    """Put the device profile that a file names in its place."""
+    if not isinstance(latency, dict) or not isinstance(latency.get("device_profile"), str):
+        return
+    try:
+        latency["device_profile"] = read_device_profile(path.parent / latency["device_profile"]).model_dump()
+    except ConfigError as error:
+        problems.append(f"latency.device_profile: {error}")
+        del latency["device_profile"]
 
 
 def _sentences(error: ValidationError, *prefix: str) -> list[str]:

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 STUDY_TAG, TRIAL_TAG, STATE_TAG = "hyq.study", "hyq.trial", "hyq.state"
 DIGEST_TAG, REASON_TAG, REPAIRED_TAG = "hyq.config_digest", "hyq.reason", "hyq.repaired"
+LATENCY_TAG, MEASUREMENT_TAG = "hyq.latency", "hyq.measurement_error"
 PARENT_TAG = "mlflow.parentRunId"  # the tag by which the MLflow UI nests runs
 
 RUN_STATUS = {
@@ -238,6 +239,10 @@ class Tracker:
             if result is not None:
                 tags[DIGEST_TAG] = result.config_digest
                 metrics, params = result_metrics(result), config_params(result.config)
+                if result.latency is not None:
+                    tags[LATENCY_TAG] = result.latency.kind
+                    if (error := result.latency.measurement_error) is not None:
+                        tags[MEASUREMENT_TAG] = error
             self._log_batches(run_id, metrics, params, tags, int(run.info.start_time))
             if files is not None:
                 self._client.log_artifacts(run_id, str(files))

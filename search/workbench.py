@@ -29,6 +29,7 @@ from hyquant.models.base import Record, VideoModel
 from hyquant.models.names import LayerGroup
 from hyquant.observers import OBSERVERS
 from hyquant.plan import QuantPlan
+from hyquant.profile import DenoiserProfile
 from hyquant.quantize import needs_histograms, smoothing_multipliers
 from metrics.base import Sample
 from metrics.embedders import Embedder, load_embedder
@@ -79,6 +80,7 @@ class Workbench:
         embedder: The judge on rank 0; None elsewhere.
         float_results: Metrics of the float videos that need no reference, on rank 0.
         is_judge_ready: Whether float videos and judge are there.
+        profile: Where the time of the float denoiser goes, on rank 0; None elsewhere, or if nothing is timed.
     """
 
     config: StudyConfig
@@ -98,6 +100,7 @@ class Workbench:
     embedder: Embedder | None = None
     float_results: dict[str, MetricResult] = field(default_factory=dict)
     is_judge_ready: bool = False
+    profile: DenoiserProfile | None = None
 
     def records(self) -> "PatientRecords":
         """Return this rank's captured denoiser inputs, cached if they are there; call it inside `lock.computing`.

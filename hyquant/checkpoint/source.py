@@ -182,7 +182,9 @@ def _dtype_of(stored: Mapping[str, StoredTensor], asked: str | None, path: Path)
     known = set(DTYPES.values())
     if found - known:
         names = ", ".join(sorted(DTYPE_NAMES.get(dtype, str(dtype)) for dtype in found - known))
-        raise ConfigError(f"weights to be quantized must be {', '.join(DTYPES)}, but {path} holds {names}; give those")
+        raise ConfigError(
+            f"weights to be quantized must be {', '.join(DTYPES)}, but {path} holds {names}; give the float checkpoint"
+        )
     if asked is not None:
         return DTYPES[asked]
     if len(found) != 1:

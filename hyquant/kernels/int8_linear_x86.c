@@ -125,6 +125,9 @@ static inline __m256i round_to_bfloat(__m256 value) {
 
 enum { ROW_BLOCK = 96, K_BLOCK = 2048 / GROUP, WIDE_BLOCK = 512 };
 
+/* Fewer products are done before a second thread has woken up. */
+enum { FOR_ONE_THREAD = 1 << 21 };
+
 typedef struct {
     const void *x;             /* [M, K] */
     void *y;                   /* [M, N] */
@@ -317,7 +320,7 @@ int hyq_int8_linear(const void *x, const void *packed, void *y, int64_t m, int64
     const int64_t panel_blocks = (panels + wide - 1) / wide;
     if (!failed) {
         memset(codes + m * stride, 0, sizeof(code_t) * (padded - m) * stride);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (m * n * k > FOR_ONE_THREAD)
         {
 #ifdef _OPENMP
             extern int omp_get_thread_num(void);

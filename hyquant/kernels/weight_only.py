@@ -6,7 +6,7 @@ W~ is rounded to the input's dtype and the product is torch's own in it, as `npu
 an NPU. No integers are multiplied, so it is labelled simulated: it takes the float layer's time and that of W~.
 
 What torch has for CPUs, `aten::_weight_int8pack_mm` and `aten::_weight_int4pack_mm_for_cpu`, gives the same numbers and
-is made for a few tokens: docs/decisions/0015-weight-only-and-lower-bits.md says what it takes for a thousand.
+is made for a few tokens: docs/decisions/0016-weight-only-and-lower-bits.md says what it takes for a thousand.
 """
 
 from torch import Tensor

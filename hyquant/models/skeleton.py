@@ -37,6 +37,15 @@ def diffusers_skeleton(folder: Path) -> nn.Module:
     return denoiser.eval()
 
 
+def published_skeleton() -> nn.Module:
+    """Return the denoiser of the published HunyuanVideo, 13 billion weights: diffusers' defaults."""
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    with torch.device("meta"):
+        denoiser: nn.Module = HunyuanVideoTransformer3DModel()
+    return denoiser.eval()
+
+
 def original_skeleton(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> nn.Module:
     """Return the denoiser, in diffusers' layout, that weights with original names belong to.
 

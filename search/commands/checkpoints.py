@@ -26,18 +26,11 @@ def calibrate(
     """Write what a study's captured inputs say about a config, for quantize-checkpoint."""
     from search.calibrating import write_statistics
     from search.config_file import load_config
-    from search.locate import config_to_run, locate_study, opened_study
-    from search.prompts import load_prompts
-    from search.storage import stored_prompts
+    from search.locate import config_to_run, locate_study, prompts_to_run
 
     point = load_config(config)
     ref = locate_study(study, store)
-    study_config, study_file = config_to_run(ref)
-    if study_file is not None:
-        prompts = load_prompts(study_config.workload, study_file.parent)
-    else:
-        with opened_study(ref) as opened:
-            prompts = stored_prompts(opened)
+    study_config, prompts = config_to_run(ref)[0], prompts_to_run(ref)
     info = write_statistics(study_config, prompts, point, out, overwrite=overwrite)
     size_bytes = out.stat().st_size
     if as_json:

@@ -74,6 +74,9 @@ def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     print_line(f"trials: {counts}")
     picks = ", ".join(f"{name} is trial {number}" for name, number in answer["picks"].items())
     print_line(f"front: {answer['front_size']} points" + (f"; {picks}" if picks else ""))
+    if answer["measurement_errors"]:
+        numbers = ", ".join(map(str, answer["measurement_errors"]))
+        print_line(f"measurement errors: trials {numbers} gain more than their ceiling; see hyq-search show")
     if answer["median_trial_s"] is not None:
         print_line(f"one trial takes {in_words(answer['median_trial_s'])}")
 

@@ -23,7 +23,7 @@ from search.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh.md")
 COMMANDS: dict[str, TyperCommand] = typer.main.get_command(app).commands
-COMMAND = re.compile(r"hyq-search ((?!-)[a-z]+)\b([^`\n]*)")
+COMMAND = re.compile(r"hyq-search ([a-z]+(?:-[a-z]+)*)\b([^`\n]*)")
 WAITS = "<!-- MEASURED"
 
 both = pytest.mark.parametrize("name", READMES)

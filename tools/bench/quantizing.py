@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.bench.tables import environment, markdown
+from tools.bench.tables import markdown, write_json
 
 CASES = ("w8a8_dynamic", "w8a8", "w8a8_timestep", "m4+w8a8_dynamic", "m6+w8a8_dynamic", "m6_search+w8a8_dynamic")
 _TOUCHED_BYTES = 8 * 2**30
@@ -49,7 +49,7 @@ def main() -> None:
         print(rows[-1], file=sys.stderr, flush=True)
     print(markdown(rows))
     if args.json:
-        args.json.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+        write_json(args.json, rows)
 
 
 def run_side(python: str, side: str, case: str) -> dict[str, float]:

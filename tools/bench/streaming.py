@@ -1,6 +1,6 @@
 """Time `hyq-search quantize-checkpoint` on a synthetic HunyuanVideo against copying the same files, and its memory.
 
-    python -m tools.bench.streaming --folder /scratch [--size 4] [--rounds 3] [--json FILE]
+    python -m tools.bench.streaming --folder /scratch [--size 4] [--rounds 7] [--json FILE]
 
 The checkpoint has the width of the published model, fewer blocks, diffusers' names, bfloat16, several files and an
 index; its weights are seeded noise and are written as they are drawn. Each round copies the files (`cp`, then fsync as
@@ -20,13 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
 from hyquant.export.tensor_file import TensorFile, size_of
+from tools.bench.tables import markdown, write_json
 
 CONFIG = "linear: {kind: w8a8_dynamic}\n"
 MAX_RATIO, MAX_PEAK_BYTES = 4.0, 1.5e9
@@ -55,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where some multiple of the size is free")
     parser.add_argument("--size", type=float, default=4.0, help="GB of weights, about")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="also write what was measured here")
     args = parser.parse_args()
     require_space(args.folder, round(3 * args.size * 1e9))
@@ -65,9 +66,10 @@ def main() -> None:
         write_checkpoint(source, blocks_for(args.size * 1e9), seed=0)
         (folder / "config.yaml").write_text(CONFIG)
         rows = [measure(folder, source, cache, args.rounds) for cache in ("cold", "warm")]
-    print(table(rows), flush=True)
+    shown = [table_row(row) for row in rows]
+    print(markdown(shown), flush=True)
     if args.json is not None:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+        write_json(args.json, shown)
     if any(row.ratio > MAX_RATIO or row.peak_bytes > MAX_PEAK_BYTES for row in rows):
         sys.exit(3)
 
@@ -200,17 +202,17 @@ def held_bytes(pid: int) -> int:
     return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem") if name in fields)
 
 
-def table(rows: list[Row]) -> str:
-    lines = [
-        "| page cache | in | out | copy | quantize | quantize / copy (bar 4) | peak memory (bar 1.5 GB) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row.cache} | {row.input_bytes / 1e9:.2f} GB | {row.output_bytes / 1e9:.2f} GB | {row.copy_s:.1f} s "
-        f"| {row.quantize_s:.1f} s | {row.ratio:.2f} | {row.peak_bytes / 1e9:.2f} GB |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+def table_row(row: Row) -> dict[str, object]:
+    return {
+        "page cache": row.cache,
+        "quantize / copy (bar 4)": round(row.ratio, 2),
+        "peak GB (bar 1.5)": round(row.peak_bytes / 1e9, 2),
+        "in GB": round(row.input_bytes / 1e9, 2),
+        "out GB": round(row.output_bytes / 1e9, 2),
+        "copy s": round(row.copy_s, 1),
+        "quantize s": round(row.quantize_s, 1),
+        "rounds": row.rounds,
+    }
 
 
 if __name__ == "__main__":

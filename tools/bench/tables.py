@@ -1,5 +1,6 @@
 """What benchmarks write: Markdown tables, and what they were measured on."""
 
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([str(row.get(name, "")) for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_json(path: Path, rows: Sequence[dict[str, Any]], **about: Any) -> None:
+    """Write rows with what they were measured on, as `tools.bench.page` reads them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment(), **about, "rows": rows}, indent=1) + "\n")
 
 
 def environment() -> dict[str, Any]:
