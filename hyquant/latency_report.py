@@ -1,5 +1,6 @@
 """What a latency measurement says, as a frozen value; importing it loads no torch."""
 
+import math
 from typing import Literal
 
 from hyquant.config import FrozenModel
@@ -31,6 +32,7 @@ class LatencyReport(FrozenModel):
         device: Torch's device type, with the number of CPU threads.
         kernels: Names of the kernels that quantized Linears ran on, sorted; empty in float and in old reports.
         ceiling: The most that control / candidate can be by the float denoiser's profile; None if that is unknown.
+        profile_step_s: Seconds of a float step in that profile; the control's tells how far the machine has drifted.
     """
 
     loop_latency_s: float
@@ -46,14 +48,19 @@ class LatencyReport(FrozenModel):
     device: str
     kernels: tuple[str, ...] = ()
     ceiling: float | None = None
+    profile_step_s: float | None = None
 
     @property
     def measurement_error(self) -> str | None:
         """Return in words that the gain is more than its ceiling allows, so that something was measured wrongly.
 
-        Allowed are `TOLERANCE` and three median absolute deviations.
+        Allowed are `TOLERANCE`, what float's step has drifted since the profile, and three median absolute deviations.
         """
-        if self.ceiling is None or self.ratio >= 1 / (self.ceiling * (1 + TOLERANCE)) - 3 * self.ratio_mad:
+        if self.ceiling is None:
+            return None
+        pair = self.step_latency_s.get("control"), self.profile_step_s
+        drift = 0.0 if pair[0] is None or pair[1] is None else abs(math.log(pair[0] / pair[1]))
+        if self.ratio >= 1 / (self.ceiling * (1 + TOLERANCE + drift)) - 3 * self.ratio_mad:
             return None
         return (
             f"the gain of {1 / self.ratio:.2f} is above the ceiling of {self.ceiling:.2f}: something else ran on this "

@@ -133,7 +133,8 @@ def _time(bench: Workbench, prepared: PreparedSteps | None) -> LatencyReport | N
         report = bench.latency_bench.measure(prepared, rounds=bench.config.latency.rounds)
     if bench.profile is None:
         return report
-    return report.model_copy(update={"ceiling": ceiling(bench.profile, quantized_names(prepared.plan))})
+    found = ceiling(bench.profile, quantized_names(prepared.plan))
+    return report.model_copy(update={"ceiling": found, "profile_step_s": bench.profile.step_s})
 
 
 def _conclude(

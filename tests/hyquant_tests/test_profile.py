@@ -118,5 +118,8 @@ def test_a_gain_above_its_ceiling_is_a_measurement_error(ratio, mad, is_error):
         ceiling=2.0,
     )
 
+    drifted = report.model_copy(update={"step_latency_s": {"control": 0.8}, "profile_step_s": 0.5})
+
     assert (report.measurement_error is not None) == is_error
+    assert (drifted.measurement_error is not None) == (ratio == 0.2)
     assert report.model_copy(update={"ceiling": None}).measurement_error is None
