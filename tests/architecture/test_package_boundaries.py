@@ -26,6 +26,7 @@ IMPORTERS = {
     "torch_npu": ("hyquant/devices/npu.py", "hyquant/kernels/npu"),
     "torchmetrics": ("metrics/",),
     "transformers": ("hyquant/models/",),
+    "triton": ("hyquant/kernels/cuda_rows.py",),
     "typer": ("search/cli.py", "search/commands/"),
 }
 """Heavy libraries and the files, as prefixes, that may import them."""
