@@ -60,7 +60,41 @@ class W8A8Timestep(StoredRange):
     rows: Literal["step", "suffix"] = "step"
 
 
-LinearScheme = Annotated[W8A8Static | W8A8Dynamic | W8A8Timestep, Field(discriminator="kind")]
+class W8A16(FrozenModel):
+    """int8 weights per output channel; activations stay in float."""
+
+    kind: Literal["w8a16"] = "w8a16"
+
+
+class W4A16(FrozenModel):
+    """int4 weights, one scale per output channel and group of input channels; activations stay in float.
+
+    `group_size` is the number of consecutive input channels that share a scale; 0 means all of a row, the only one that
+    MindIE-SD loads. It must divide the input channels of every layer.
+    """
+
+    kind: Literal["w4a16"] = "w4a16"
+    group_size: Annotated[int, Field(ge=0, multiple_of=32)] = 128
+
+
+class W4A8(FrozenModel):
+    """int4 weights per output channel, int8 activations per token with the range of each input."""
+
+    kind: Literal["w4a8"] = "w4a8"
+
+
+class W4A4Dynamic(FrozenModel):
+    """int4 weights per output channel, int4 activations per token with the range of each input.
+
+    Input channels must be a multiple of 8. Engines add no bias to these layers, so they take those without one.
+    """
+
+    kind: Literal["w4a4_dynamic"] = "w4a4_dynamic"
+
+
+LinearScheme = Annotated[
+    W8A8Static | W8A8Dynamic | W8A8Timestep | W8A16 | W4A16 | W4A8 | W4A4Dynamic, Field(discriminator="kind")
+]
 
 
 class SmoothedLayers(FrozenModel):

@@ -26,8 +26,9 @@ from hyquant.latency_report import KernelKind, LatencyReport
 from hyquant.models.base import DeploymentShape, VideoModel
 from hyquant.modules.swap import restore_, structural_twin, swapped
 from hyquant.plan import QuantPlan
+from hyquant.schemes import SCHEMES, Scheme
 
-Mode = Literal["float", "dynamic", "static"]
+Mode = Literal["float", "dynamic", "static", "weight_only"]
 Step = Callable[[], None]
 _CONTROL = "control"
 
@@ -171,7 +172,7 @@ def steps_by_mode(plan: QuantPlan, num_steps: int) -> dict[Mode, int]:
     if linear is None or not plan.quantized:
         return {"float": num_steps}
     if not isinstance(linear, W8A8Timestep):
-        return {"static" if linear.kind == "w8a8_static" else "dynamic": num_steps}
+        return {_only_mode(SCHEMES[linear.kind]): num_steps}
     num_dynamic = round(min(linear.timestep_sep, plan.num_steps) * num_steps / plan.num_steps)
     counts: dict[Mode, int] = {"dynamic": num_dynamic, "static": num_steps - num_dynamic}
     return {mode: count for mode, count in counts.items() if count}
@@ -186,6 +187,12 @@ def describe(shape: DeploymentShape) -> str:
     """Return a shape in words: "96x96x13, batch 1, 20 steps" (height x width x frames)."""
     size = f"{shape.height}x{shape.width}x{shape.num_frames}"
     return f"{size}, batch {shape.batch_size}, {shape.num_steps} steps"
+
+
+def _only_mode(scheme: Scheme) -> Mode:
+    if scheme.is_weight_only:
+        return "weight_only"
+    return "static" if scheme.needs_range else "dynamic"
 
 
 def _first_static_step(plan: QuantPlan) -> int:
@@ -203,7 +210,7 @@ def _is_native(denoiser: nn.Module) -> bool:
 def _kernels(denoiser: nn.Module) -> tuple[str, ...]:
     state = swapped(denoiser)
     linears = () if state is None else state.quantized.values()
-    return tuple(sorted({linear.fused.kernel.name for linear in linears}))
+    return tuple(sorted({linear.fused.kernel_name for linear in linears}))
 
 
 def _describe_device(device: torch.device) -> str:

@@ -18,7 +18,7 @@ from hyquant.errors import CalibrationError
 from hyquant.needs import needs_smoothed_stats
 from hyquant.numerics.qparams import QParams, choose_qparams
 from hyquant.plan import AttentionPlan, LayerPlan, QuantPlan
-from hyquant.schemes import SCHEMES
+from hyquant.schemes import SCHEMES, scheme_of
 from hyquant.schemes.contract import LayerTensors
 from hyquant.smoothing.folding import Edit, edited
 
@@ -48,7 +48,8 @@ def quantized_layer_tensors(
     Raises:
         CalibrationError: If a row's scale is not finite or overflows the deployment dtype.
     """
-    build = SCHEMES[str(layer.scheme)].build
+    assert plan.config.linear is not None
+    build = scheme_of(plan.config.linear).build
     return build(weight, bias, qparams, plan.config.deploy_dtype, division_dtype=plan.config.division_dtype)
 
 

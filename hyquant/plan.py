@@ -1,6 +1,6 @@
 """Deciding what happens to every layer before anything happens: a configuration becomes a `QuantPlan`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from hyquant.config import FA3Int8, FrozenModel, LayerSelection, QuantConfig, Target
@@ -9,15 +9,11 @@ from hyquant.layers import first_match, require_matches, select_layers
 from hyquant.models.attentions import AttentionBlock
 from hyquant.models.names import LayerGroup
 from hyquant.models.producers import junction_of
+from hyquant.schemes import scheme_of
+from hyquant.targets import target_problem
 
-SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep"]
+SchemeName = Literal["w8a8_static", "w8a8_dynamic", "w8a8_timestep", "w8a16", "w4a16", "w4a8", "w4a4_dynamic"]
 AttentionSchemeName = Literal["fa3_int8", "fp8_dynamic"]
-
-ATTENTION_TARGETS: Mapping[AttentionSchemeName, tuple[Target, ...]] = {
-    "fa3_int8": ("hyquant", "mindie-sd-2.3/910b"),
-    "fp8_dynamic": ("hyquant", "mindie-sd-3.1/950"),
-}
-"""What executes quantized attention: MindIE-SD lost int8 attention after its 2.3 line; float8 needs an Ascend 950."""
 
 
 class LayerPlan(FrozenModel):
@@ -25,7 +21,8 @@ class LayerPlan(FrozenModel):
 
     `scheme=None` leaves it in float. `modules` are paths in the denoiser in row order; they share one input. `smoothed`
     says that its input is divided by a smoothing scale, `folded` that smoothing scales are worked into its weights
-    without a multiplier at run time: it reads or produces a smoothed input under placement "fold".
+    without a multiplier at run time: it reads or produces a smoothed input under placement "fold". `has_bias` says that
+    a member has a bias.
     """
 
     name: str
@@ -36,6 +33,7 @@ class LayerPlan(FrozenModel):
     smoothed: bool
     folded: bool = False
     reason: str
+    has_bias: bool = True
 
     @property
     def has_multiplier(self) -> bool:
@@ -114,8 +112,8 @@ def build_plan(
 
     Raises:
         ConfigError: If `num_steps` is below 1, no layer is selected, smoothing would touch no quantized layer, a
-            smoothed layer has nothing to fold into, attention is to be quantized and there are no blocks, or the target
-            cannot execute the result.
+            smoothed layer has nothing to fold into, attention is to be quantized and there are no blocks, a layer's
+            input channels do not fit the scheme, or the target cannot execute the result.
         LayerMatchError: If a pattern matches no layer of the model.
     """
     if num_steps < 1:
@@ -140,6 +138,7 @@ def build_plan(
             smoothed=group.name in smoothed,
             folded=group.name in folded,
             reason=_reason(group.name, config.layers) if scheme is not None else _float_reason(config),
+            has_bias=group.has_bias,
         )
         for group in groups
     )
@@ -149,35 +148,28 @@ def build_plan(
         layers=tuple(layers),
         attentions=tuple(_attention_plans(attentions, config, model=model)),
     )
-    if (problem := fold_problem(plan, target) or attention_problem(plan, target)) is not None:
+    if (problem := shape_problem(plan) or target_problem(plan, target)) is not None:
         raise ConfigError(problem)
     return plan
 
 
-def fold_problem(plan: QuantPlan, target: Target) -> str | None:
-    """Return why a target cannot execute what a plan folds, None if it can.
-
-    MindIE-SD reads the tensors of quantized layers only: a float layer keeps the weights the engine had before.
-    """
-    if not plan.rewritten or not target.startswith("mindie-sd"):
+def shape_problem(plan: QuantPlan) -> str | None:
+    """Return why a scheme cannot hold the weights of a layer, None if it can hold all."""
+    linear = plan.config.linear
+    if linear is None:
         return None
-    names = [layer.name for layer in plan.rewritten]
-    return (
-        f"{target} loads quantized layers only, but smoothing would be folded into {names[0]} ({len(names)} in all), "
-        "which stays in float; use placement multiplier, or quantize it too"
+    multiple = scheme_of(linear).input_multiple
+    misfits = [layer for layer in plan.quantized if layer.in_features % multiple]
+    if not misfits:
+        return None
+    way_out = (
+        "choose a group_size that divides it, 0 for one scale per output channel"
+        if linear.kind == "w4a16"
+        else "exclude the layer"
     )
-
-
-def attention_problem(plan: QuantPlan, target: Target) -> str | None:
-    """Return why a target cannot execute the attention of a plan, None if it can."""
-    blocks = plan.quantized_attentions
-    if not blocks or blocks[0].scheme is None or target in ATTENTION_TARGETS[blocks[0].scheme]:
-        return None
-    scheme = blocks[0].scheme
-    what = "ignores int8 attention without a message" if scheme == "fa3_int8" else "has no float8 attention"
     return (
-        f"{target} {what}, but the plan quantizes the attention of {len(blocks)} blocks as {scheme}; "
-        f"use target {' or '.join(ATTENTION_TARGETS[scheme])}, or leave attention in float"
+        f"the input channels of a {linear.kind} layer must be a multiple of {multiple}, but {misfits[0].name} has "
+        f"{misfits[0].in_features} ({len(misfits)} such layers); {way_out}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Quantizing a denoiser in place: `quantize_` works out int8 tensors from a plan and statistics, `restore_` undoes it.
+"""Quantizing a denoiser in place: `quantize_` works out integers from a plan and statistics, `restore_` undoes it.
 
 Per layer group: the smoothing multiplier (if any), activation ranges, int8 parameters of the input, then each member's
 weight. All arithmetic is float32; the only copy of a weight is the temporary one being quantized. Then, per block, what
@@ -39,6 +39,7 @@ from hyquant.numerics.blocks import row_blocks
 from hyquant.numerics.error import sqnr_db_of_parts
 from hyquant.plan import AttentionPlan, LayerPlan, QuantPlan
 from hyquant.schemes.contract import LayerTensors
+from hyquant.schemes.weights import dequantize_weight
 from hyquant.smoothing import SMOOTHINGS
 from hyquant.smoothing.folding import Edit, edited, weight_edits
 from hyquant.smoothing.multiplier import multiplier
@@ -299,7 +300,7 @@ def _weight_sqnr_db(weight: Tensor, tensors: LayerTensors) -> float:
     if scale is None:
         scale = (tensors["deq_scale"] / tensors["input_scale"])[:, None]
     return sqnr_db_of_parts(
-        (weight[rows], tensors["weight"][rows].float().mul_(scale[rows])) for rows in row_blocks(weight)
+        (weight[rows], dequantize_weight(tensors["weight"][rows], scale[rows])) for rows in row_blocks(weight)
     )
 
 

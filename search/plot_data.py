@@ -11,11 +11,19 @@ from search.overview import Overview, TrialRow
 from spaces.strategy import ATTENTIONS, SCHEMES, SMOOTHINGS, parts_of
 
 Range = tuple[float, float]
-Shape = Literal["circle", "square", "triangle"]
+Shape = Literal["circle", "square", "triangle", "diamond", "pentagon", "hexagon", "star"]
 
 SMOOTHING_COLOURS = {None: "#0072B2", "m3": "#E69F00", "m4": "#009E73", "m6": "#CC79A7"}
 """Colours that colour-blind eyes tell apart. Source: Okabe and Ito, "Color Universal Design" (2008)."""
-SCHEME_SHAPES: dict[str, Shape] = {"dynamic": "circle", "static": "square", "timestep": "triangle"}
+SCHEME_SHAPES: dict[str, Shape] = {
+    "dynamic": "circle",
+    "static": "square",
+    "timestep": "triangle",
+    "w8a16": "diamond",
+    "w4a16": "pentagon",
+    "w4a8": "hexagon",
+    "w4a4_dynamic": "star",
+}
 """One shape per linear scheme."""
 _OTHER_COLOUR = "#888888"
 

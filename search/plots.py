@@ -14,8 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FLOAT_COLOUR, _FRONT_COLOUR = "#444444", "#222222"
-_MARKERS: dict[Shape, str] = {"circle": "o", "square": "s", "triangle": "^"}
-_SYMBOLS: dict[Shape, str] = {"circle": "circle", "square": "square", "triangle": "triangle-up"}
+_MARKERS: dict[Shape, str] = {
+    "circle": "o",
+    "square": "s",
+    "triangle": "^",
+    "diamond": "D",
+    "pentagon": "p",
+    "hexagon": "h",
+    "star": "*",
+}
+_SYMBOLS: dict[Shape, str] = {shape: "triangle-up" if shape == "triangle" else shape for shape in _MARKERS}
 
 
 def save_front_png(path: Path, plot: FrontPlot) -> None:

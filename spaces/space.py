@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from hyquant.config import ActMethod, FrozenModel, LayerSelection
+from hyquant.config import W4A16, ActMethod, FrozenModel, LayerSelection
 from hyquant.errors import ConfigError
 from spaces.strategy import Strategy, parts_of
 
@@ -26,6 +26,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Calibration = Literal["single_pass", "sequential"]
 Placement = Literal["multiplier", "fold"]
 AttentionStatistic = Literal["window", "absmax"]
+GroupSize = Annotated[int, Field(ge=0, multiple_of=32)]
 Percentile = Annotated[float, Field(gt=0.5, lt=1.0)]
 
 _GRID_TOLERANCE = 1e-8  # of a step; Optuna's own tolerance for "lies on the grid"
@@ -68,6 +69,7 @@ class PresetParams(FrozenModel):
     placement: Placement | None = None
     attention_statistic: AttentionStatistic | None = None
     timestep_sep_share: Share | None = None
+    group_size: Annotated[GroupSize | None, Field(exclude_if=lambda size: size is None)] = None
 
 
 class Preset(FrozenModel):
@@ -90,6 +92,7 @@ class SearchSpace(FrozenModel):
         placements: Where smoothing divides the input: at run time, or folded into the layer that makes it.
         attention_statistics: What the stored scales of `fa3` cover: a window that leaves out the outermost values, or
             all of them.
+        group_sizes: How many input channels share a scale under `w4a16`; 0 means all.
         include: Glob patterns over canonical layer names that take part at all.
         exclusions: Named sets of glob patterns that stay in float; the search picks one set.
         presets: Recipes that a study enqueues before it searches.
@@ -104,6 +107,9 @@ class SearchSpace(FrozenModel):
     calibrations: Annotated[tuple[Calibration, ...], Field(min_length=1)] = ("single_pass",)
     placements: Annotated[tuple[Placement, ...], Field(min_length=1)] = ("multiplier",)
     attention_statistics: Annotated[tuple[AttentionStatistic, ...], Field(min_length=1)] = ("window",)
+    group_sizes: Annotated[
+        tuple[GroupSize, ...], Field(min_length=1, exclude_if=lambda sizes: sizes == (W4A16().group_size,))
+    ] = (W4A16().group_size,)
     include: Annotated[tuple[Pattern, ...], Field(min_length=1)] = LayerSelection().include
     exclusions: Annotated[dict[Name, tuple[Pattern, ...]], Field(min_length=1)]
     presets: tuple[Preset, ...] = ()
@@ -180,6 +186,7 @@ def _repetitions(space: SearchSpace) -> list[str]:
         "calibrations": space.calibrations,
         "placements": space.placements,
         "attention_statistics": space.attention_statistics,
+        "group_sizes": tuple(map(str, space.group_sizes)),
         "include": space.include,
         "presets": tuple(preset.name for preset in space.presets),
     }
@@ -241,6 +248,7 @@ def optional_choices(strategy: Strategy, space: SearchSpace) -> tuple[tuple[str,
             parts.attention == "fa3" and len(space.attention_statistics) > 1,
             space.attention_statistics,
         ),
+        ("group_size", parts.scheme == "w4a16" and len(space.group_sizes) > 1, space.group_sizes),
     )
 
 

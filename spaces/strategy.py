@@ -1,6 +1,7 @@
 """Names of strategies: which smoothing, which linear scheme and which attention scheme a recipe combines.
 
-    timestep  dynamic  static            a linear scheme alone
+    timestep  dynamic  static            a linear scheme alone: 8 bits of weights and activations
+    w8a16  w4a16  w4a8  w4a4_dynamic     a linear scheme alone: bits of weights and of activations, 16 means float
     m3  m4  m6                           smoothing, then dynamic activations
     fa3  fp8                             dynamic activations, and quantized attention
     m4+timestep  m6+static  m4+fa3 ...   their combinations, always in the order smoothing, linear scheme, attention
@@ -9,17 +10,32 @@
 combination has one name: names are stored in studies, where two of them for one recipe would be two choices.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator
 
 from hyquant.config import FA3Fp8, FA3Int8, QuantConfig
+from hyquant.plan import SchemeName as LinearKind
 
-SchemeName = Literal["timestep", "dynamic", "static"]
+SchemeName = Literal["timestep", "dynamic", "static", "w8a16", "w4a16", "w4a8", "w4a4_dynamic"]
 SmoothingName = Literal["m3", "m4", "m6"]
 AttentionName = Literal["fa3", "fp8"]
 
-SCHEMES: tuple[SchemeName, ...] = ("timestep", "dynamic", "static")
+LINEAR_KINDS: Mapping[SchemeName, LinearKind] = MappingProxyType(
+    {
+        "timestep": "w8a8_timestep",
+        "dynamic": "w8a8_dynamic",
+        "static": "w8a8_static",
+        "w8a16": "w8a16",
+        "w4a16": "w4a16",
+        "w4a8": "w4a8",
+        "w4a4_dynamic": "w4a4_dynamic",
+    }
+)
+"""The kind of `QuantConfig.linear` that each name of a linear scheme means."""
+SCHEMES: tuple[SchemeName, ...] = tuple(LINEAR_KINDS)
 SMOOTHINGS: tuple[SmoothingName, ...] = ("m3", "m4", "m6")
 ATTENTIONS: tuple[AttentionName, ...] = ("fa3", "fp8")
 
@@ -76,9 +92,9 @@ def strategy_of(config: QuantConfig) -> str:
     attention = None if config.attention is None else _ATTENTION_KINDS[config.attention.kind]
     if config.linear is None:
         return "float" if attention is None else f"{attention}_only"
-    kinds: dict[str, SchemeName] = {f"w8a8_{name}": name for name in SCHEMES}
+    names = {kind: name for name, kind in LINEAR_KINDS.items()}
     smoothing = None if config.smoothing is None else config.smoothing.kind
-    return spelled(StrategyParts(smoothing, kinds[config.linear.kind], attention))
+    return spelled(StrategyParts(smoothing, names[config.linear.kind], attention))
 
 
 def _checked(strategy: str) -> str:

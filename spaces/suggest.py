@@ -10,6 +10,7 @@ A parameter is asked for only where it means something. Parameter names and choi
     calibration         only where ranges are stored and the space has both
     placement           only where there is smoothing and the space has both
     attention_statistic only for fa3 and where the space has both
+    group_size          only for w4a16 and where the space has several
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,18 @@ from hyquant.config import (
     M3,
     M4,
     M6,
+    W4A8,
+    W4A16,
+    W8A16,
     AttentionScheme,
     FA3Fp8,
     FA3Int8,
     LayerSelection,
+    LinearScheme,
     QuantConfig,
     Smoothing,
+    StoredRange,
+    W4A4Dynamic,
     W8A8Dynamic,
     W8A8Static,
     W8A8Timestep,
@@ -35,6 +42,13 @@ from spaces.strategy import StrategyParts, parts_of
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
+_WITHOUT_RANGES: dict[str, type[W8A8Dynamic] | type[W8A16] | type[W4A16] | type[W4A8] | type[W4A4Dynamic]] = {
+    "dynamic": W8A8Dynamic,
+    "w8a16": W8A16,
+    "w4a16": W4A16,
+    "w4a8": W4A8,
+    "w4a4_dynamic": W4A4Dynamic,
+}
 _SMOOTHINGS: dict[str, type[M3] | type[M4] | type[M6]] = {"m3": M3, "m4": M4, "m6": M6}
 
 
@@ -54,15 +68,17 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
     strategy = trial.suggest_categorical("strategy", space.strategies)
     exclusion = trial.suggest_categorical("exclusion", tuple(space.exclusions))
     parts = parts_of(strategy)
-    linear = _linear_scheme(trial, space, parts, num_steps)
+    linear: LinearScheme = _linear_scheme(trial, space, parts, num_steps)
     optional: dict[str, Any] = {
         name: trial.suggest_categorical(name, choices) if is_asked else choices[0]
         for name, is_asked, choices in optional_choices(strategy, space)
     }
-    if not isinstance(linear, W8A8Dynamic):
+    stores_ranges = isinstance(linear, StoredRange)
+    if stores_ranges:
         percentile = None if optional["percentile"] == "none" else optional["percentile"]
         linear = linear.model_copy(update={"percentile": percentile})
-    stores_ranges = not isinstance(linear, W8A8Dynamic)
+    elif isinstance(linear, W4A16):
+        linear = W4A16(group_size=optional["group_size"])
     return QuantConfig(
         linear=linear,
         smoothing=_smoothing(parts, optional),
@@ -72,11 +88,9 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
     )
 
 
-def _linear_scheme(
-    trial: "BaseTrial", space: SearchSpace, parts: StrategyParts, num_steps: int
-) -> W8A8Dynamic | W8A8Static | W8A8Timestep:
+def _linear_scheme(trial: "BaseTrial", space: SearchSpace, parts: StrategyParts, num_steps: int) -> LinearScheme:
     if not parts.stores_ranges:
-        return W8A8Dynamic()
+        return _WITHOUT_RANGES[parts.scheme]()
     act_method: Any = trial.suggest_categorical("act_method", space.act_methods)
     if parts.scheme == "static":
         return W8A8Static(act_method=act_method)

@@ -15,7 +15,7 @@ from hyquant.export.manifest import Layout
 from hyquant.export.order import Unit, unit_tensors
 from hyquant.export.tensor_file import spec_of
 from hyquant.plan import QuantPlan
-from hyquant.schemes import SCHEMES
+from hyquant.schemes import scheme_of
 from hyquant.schemes.base import Spec
 from hyquant.schemes.contract import INPUT_TENSORS
 from hyquant.smoothing.folding import Edit
@@ -83,8 +83,8 @@ def _stand_ins(
     for module, rows in zip(layer.modules, layer.out_features, strict=True):
         if f"{module}.bias" in specs or any(edit.rows is not None for edit in edits.get(module, ())):
             specs[f"{module}.bias"] = (dtype if layer.scheme is None else torch.float32, (rows,))
-        if layer.scheme is not None:
-            own = SCHEMES[layer.scheme].specs(rows, layer.in_features, plan.num_steps)
+        if layer.scheme is not None and plan.config.linear is not None:
+            own = scheme_of(plan.config.linear).specs(rows, layer.in_features, plan.num_steps)
             specs |= {f"{module}.{kind}": spec for kind, spec in own.items()}
         if layer.has_multiplier:
             specs[f"{module}.mul_scale"] = (torch.float32, (layer.in_features,))

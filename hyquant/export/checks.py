@@ -17,7 +17,8 @@ from hyquant.export.files import file_problems, rank_problems, read_description,
 from hyquant.export.layout import attention_names, describe, layer_names, stored_dtype
 from hyquant.export.manifest import ExportManifest
 from hyquant.plan import AttentionPlan, LayerPlan
-from hyquant.schemes import SCHEMES
+from hyquant.schemes import scheme_of
+from hyquant.schemes.base import WEIGHT_CODES
 
 Shape = tuple[int, ...]
 
@@ -75,6 +76,7 @@ def tensor_problems(tensors: Mapping[str, Tensor], manifest: ExportManifest) -> 
                 else:
                     yield from value_problems(key, tensors[key], dtypes, shape)
             yield from _bias_problems(f"{_prefix(layer, name)}.bias", tensors, layer, rows)
+            yield from _code_problems(f"{_prefix(layer, name)}.weight", tensors, layer, manifest)
     for name, block in attention_names(manifest.plan, manifest.layout).items():
         expected = expected_attention_tensors(block, name, manifest)
         seen |= set(expected)
@@ -97,9 +99,10 @@ def expected_tensors(
     """Return what must be stored of a layer, but its bias: key -> allowed dtypes and shape."""
     prefix = _prefix(layer, name)
     floats = (torch.float32, torch.bfloat16, torch.float16)
-    if layer.scheme is None:
+    linear = manifest.config.linear
+    if layer.scheme is None or linear is None:
         return {f"{prefix}.weight": (floats, (rows, layer.in_features))}
-    kinds = SCHEMES[layer.scheme].specs(rows, layer.in_features, manifest.num_steps)
+    kinds = scheme_of(linear).specs(rows, layer.in_features, manifest.num_steps)
     expected: dict[str, tuple[tuple[torch.dtype, ...], Shape]] = {
         f"{prefix}.{kind}": ((stored_dtype(kind, dtype, manifest.config.deploy_dtype),), shape)
         for kind, (dtype, shape) in kinds.items()
@@ -160,6 +163,19 @@ def _bias_problems(key: str, tensors: Mapping[str, Tensor], layer: LayerPlan, ro
         yield f"{key} must have shape {(rows,)}, but has {tuple(bias.shape)}"
     if not torch.isfinite(bias).all():
         yield f"{key} must be finite, but is not"
+
+
+def _code_problems(
+    key: str, tensors: Mapping[str, Tensor], layer: LayerPlan, manifest: ExportManifest
+) -> Iterator[str]:
+    """Check that the weights are integers of as many bits as the scheme has."""
+    linear, weight = manifest.config.linear, tensors.get(key)
+    if layer.scheme is None or linear is None or weight is None or weight.dtype != torch.int8 or not weight.numel():
+        return
+    qmin, qmax = WEIGHT_CODES[scheme_of(linear).weight_bits]
+    lo, hi = (int(bound) for bound in weight.aminmax())
+    if lo < qmin or hi > qmax:
+        yield f"{key} must hold integers in [{qmin}, {qmax}] as {linear.kind} has them, but holds {lo} to {hi}"
 
 
 def _rows_by_name(layer: LayerPlan, manifest: ExportManifest) -> list[tuple[str, int]]:

@@ -21,7 +21,7 @@ from hyquant.values import map_tensors
 MIN_COSINE = 0.9
 MAX_GAIN_ERROR = 0.1
 MAX_LAYER_GAIN_ERROR = 0.25
-"""Far beyond what any useful 8-bit quantization does to a call or a layer: what fails here is broken, not coarse."""
+"""Far beyond what a useful quantization does to a call or a layer: what fails here is broken, or 4 bits are too few."""
 
 
 class ForwardCheck(FrozenModel):

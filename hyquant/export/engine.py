@@ -21,7 +21,10 @@ from hyquant.plan import QuantPlan
 KEYS = (".linear.weight", ".weight", "", ".fa_q.scale", ".quant_type")
 """What may follow a module's name in the description, in the order in which the engine looks."""
 
-OUR_LINEARS = frozenset({"W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP"})
+_ENGINES_LINEARS = frozenset({"W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16", "W4A16"})
+OUR_LINEARS = _ENGINES_LINEARS | {"W4A8", "W4A4_DYNAMIC"}
+"""What exports of ours may say of a Linear; engines know the name W4A8, but it has no effect."""
+
 _PER_CHANNEL = frozenset(
     {
         "W8A8_PER_CHANNEL",
@@ -31,12 +34,12 @@ _PER_CHANNEL = frozenset(
         "W8A8_PER_TENSOR_PER_TOKEN",
     }
 )
-_INT8_LINEARS = OUR_LINEARS | _PER_CHANNEL | {"W8A16", "W4A16", "W4A4_DYNAMIC"}
+_INT8_LINEARS = _ENGINES_LINEARS | _PER_CHANNEL | {"W4A4_DYNAMIC"}
 _MX_LINEARS = frozenset({"W8A8_MXFP8", "W4A4_MXFP4", "W4A4_MXFP4_DUALSCALE"})
 
 LINEARS: Mapping[Target, Collection[str]] = {
     "hyquant": OUR_LINEARS,
-    "mindie-sd-2.3/910b": OUR_LINEARS | {"W8A16", "W4A16"},
+    "mindie-sd-2.3/910b": _ENGINES_LINEARS,
     "mindie-sd-3.1/910b": _INT8_LINEARS,
     "mindie-sd-3.1/950": _INT8_LINEARS | _MX_LINEARS,
 }

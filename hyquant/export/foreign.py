@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -43,10 +44,13 @@ from hyquant.models.names import by_module, layer_groups
 from hyquant.modules.linear import QuantLinear, quant_linears
 from hyquant.modules.swap import float_linear
 from hyquant.numerics.error import cosine
+from hyquant.schemes import SCHEMES
+from hyquant.schemes.base import Bits
+from hyquant.schemes.weights import dequantize_weight
 
 _SCHEMES = {algorithm: scheme for scheme, algorithm in ALGORITHMS.items()}
-MIN_WEIGHT_COSINE = 0.99
-"""Far below what int8 rows keep of a weight (0.9999); another model's weights have about 0."""
+MIN_WEIGHT_COSINES: Mapping[Bits, float] = MappingProxyType({8: 0.99, 4: 0.9})
+"""Far below what rows of so many bits keep of a weight (0.9999, 0.99); another model's weights have about 0."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,11 @@ def _compared(
         for path in group.modules
         if path in modules
     }
-    problems = [problem for path in modules for problem in _weight_problems(path, modules[path], denoiser)]
+    problems = [
+        problem
+        for path in modules
+        for problem in _weight_problems(path, modules[path], denoiser, SCHEMES[schemes[path]].weight_bits)
+    ]
     if problems or not records:
         return problems, []
     device = next(denoiser.parameters()).device
@@ -197,7 +205,7 @@ def _compared(
     return [], list(_layer_checks(denoiser, [records[0], records[-1]], linears))
 
 
-def _weight_problems(path: str, kinds: Mapping[str, Tensor], denoiser: nn.Module) -> Iterator[str]:
+def _weight_problems(path: str, kinds: Mapping[str, Tensor], denoiser: nn.Module, bits: Bits) -> Iterator[str]:
     weight = float_linear(denoiser, path).weight
     if kinds["weight"].shape != weight.shape:
         yield (
@@ -209,10 +217,11 @@ def _weight_problems(path: str, kinds: Mapping[str, Tensor], denoiser: nn.Module
     if scale is None:
         deq = kinds["deq_scale"] / kinds["input_scale"]
         scale = (deq[0] if deq.ndim > 1 else deq)[:, None]
-    kept = kinds["weight"].float() * scale.reshape(-1, 1) * kinds.get("mul_scale", torch.ones(()))
-    if not (found := cosine(weight.detach().cpu().float(), kept)) >= MIN_WEIGHT_COSINE:
+    kept = dequantize_weight(kinds["weight"], scale.reshape(-1, 1)) * kinds.get("mul_scale", torch.ones(()))
+    lowest = MIN_WEIGHT_COSINES[bits]
+    if not (found := cosine(weight.detach().cpu().float(), kept)) >= lowest:
         yield (
-            f"the weight of {path} must be the model's in int8 (cosine {MIN_WEIGHT_COSINE} or more), but has cosine "
+            f"the weight of {path} must be the model's in int{bits} (cosine {lowest} or more), but has cosine "
             f"{found:.4f}; it belongs to another model or its scales are wrong"
         )
 

@@ -23,6 +23,10 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "W8A8_DYNAMIC": ("weight", "weight_scale"),
     "W8A8": ("weight", "input_scale", "input_offset", "deq_scale", "quant_bias"),
     "W8A8_TIMESTEP": ("weight", "weight_scale", "input_scale", "input_offset", "deq_scale", "quant_bias"),
+    "W8A16": ("weight", "weight_scale"),
+    "W4A16": ("weight", "weight_scale"),
+    "W4A8": ("weight", "weight_scale"),
+    "W4A4_DYNAMIC": ("weight", "weight_scale"),
 }
 _ROTATED = ("FP8_DYNAMIC", "MXFP8_DYNAMIC")
 MAX_SCALE_ERROR = 0.02

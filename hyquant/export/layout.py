@@ -25,6 +25,10 @@ ALGORITHMS: Mapping[str, str] = {
     "w8a8_static": "W8A8",
     "w8a8_dynamic": "W8A8_DYNAMIC",
     "w8a8_timestep": "W8A8_TIMESTEP",
+    "w8a16": "W8A16",
+    "w4a16": "W4A16",
+    "w4a8": "W4A8",
+    "w4a4_dynamic": "W4A4_DYNAMIC",
 }
 """The engine's name of each scheme."""
 

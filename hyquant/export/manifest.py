@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 from torch import nn
 
-from hyquant.config import FrozenModel, QuantConfig, Target
+from hyquant.config import FrozenModel, QuantConfig, StoredRange, Target, W8A8Timestep
 from hyquant.errors import ExportError
 from hyquant.export.names import MANIFEST_NAME, FileNames
 from hyquant.models.base import VideoModel
@@ -106,9 +106,9 @@ def module_info_later(denoiser: nn.Module, *, source: str) -> Callable[[], Model
 def static_steps(plan: QuantPlan) -> tuple[int, int] | None:
     """Return first and one-past-last step that use stored activation scales; None if no step does."""
     linear = plan.config.linear
-    if linear is None or linear.kind == "w8a8_dynamic":
+    if not isinstance(linear, StoredRange):
         return None
-    first = 0 if linear.kind == "w8a8_static" else linear.timestep_sep
+    first = linear.timestep_sep if isinstance(linear, W8A8Timestep) else 0
     return (first, plan.num_steps) if first < plan.num_steps else None
 
 

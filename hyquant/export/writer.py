@@ -34,8 +34,9 @@ from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, index_
 from hyquant.export.order import unit_tensors, units
 from hyquant.export.snippets import mindie_loader
 from hyquant.export.tensor_file import write_tensor_file
-from hyquant.plan import QuantPlan, attention_problem, fold_problem
+from hyquant.plan import QuantPlan
 from hyquant.quantize import attention_tensors, quantized_tensors
+from hyquant.targets import target_problem
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def require_writable(
             f"{target} loads layers by the original names and leaves all others in float without a message, but layout "
             "is diffusers; use layout original, or target hyquant"
         )
-    if (problem := fold_problem(plan, target) or attention_problem(plan, target)) is not None:
+    if (problem := target_problem(plan, target)) is not None:
         raise ExportError(problem)
     if layout == "diffusers" and not has_diffusers_names(plan.layers):
         raise ExportError(

@@ -3,11 +3,12 @@
 All kernels compute the same integers; the float arithmetic around them is float32 on every device:
 
     static    q = clamp(round(x m / s_x + z), -128, 127)      y = (q W_q^T + quant_bias) deq_scale
-    dynamic   s_r = max_k |x_rk m_k| / 127   q = round(x m / s_r)   y = (q W_q^T) s_r s_w + b
+    dynamic   s_r = max_k |x_rk m_k| / c   q = round(x m / s_r)   y = (q W_q^T) s_r s_w + b
 
-m is the smoothing multiplier (1 if absent), r a row (token). The product q W_q^T is exact in int32. `round` is half to
-even; the result is cast to the input's dtype once, at the end. A vendor kernel may round ties or the product x m
-differently: its integers may be one off, which no test should compare bit by bit.
+m is the smoothing multiplier (1 if absent), r a row (token), c the largest code: 127, or 7 for inputs of 4 bits. Codes
+of int4, of inputs as of weights, are codes of int8, so they run on the same instructions. The product q W_q^T is exact
+in int32. `round` is half to even; the result is cast to the input's dtype once, at the end. A vendor kernel may round
+ties or the product x m differently: its integers may be one off, which no test should compare bit by bit.
 
 M rows   K input channels   N output channels
 """
@@ -60,9 +61,16 @@ class Int8Linear(Protocol):
         ...
 
     def dynamic(
-        self, x: Tensor, operand: Tensor, *, weight_scale: Tensor, bias: Tensor | None, mul_scale: Tensor | None
+        self,
+        x: Tensor,
+        operand: Tensor,
+        *,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        mul_scale: Tensor | None,
+        largest_code: int = 127,
     ) -> Tensor:
-        """Apply a Linear that takes the range of each token."""
+        """Apply a Linear that takes the range of each token; `largest_code` is what a token's largest value becomes."""
         ...
 
 
@@ -110,12 +118,19 @@ class MatmulKernel:
         return y.to(x.dtype).reshape(*x.shape[:-1], num_outputs)
 
     def dynamic(
-        self, x: Tensor, operand: Tensor, *, weight_scale: Tensor, bias: Tensor | None, mul_scale: Tensor | None
+        self,
+        x: Tensor,
+        operand: Tensor,
+        *,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        mul_scale: Tensor | None,
+        largest_code: int = 127,
     ) -> Tensor:
         """Apply a Linear that takes the range of each token; see the module's second formula."""
         rows = _rows(x, mul_scale)
         # An all-zero row gets the smallest normal scale: its codes are 0 and nothing is divided by 0.
-        row_scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=TINY * 127) / 127
+        row_scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=TINY * largest_code) / largest_code
         q = (rows / row_scale).round().to(torch.int8)
         num_outputs = weight_scale.shape[0]
         y = self.int_mm(q, operand, num_outputs).float() * row_scale * weight_scale[:, 0]

@@ -1,7 +1,7 @@
 /* An int8 Linear for x86-64 processors: quantize, multiply exactly, dequantize.
  *
  *   static    q = clamp(round(x m / s_x + z), -128, 127)          y = float(q W^T + quant_bias) * out_scale
- *   dynamic   s_r = max_k |x m| / 127,  q = round(x m / s_r)      y = float(q W^T) * s_r * out_scale + bias
+ *   dynamic   s_r = max_k |x m| / c,    q = round(x m / s_r)      y = float(q W^T) * s_r * out_scale + bias
  *
  * x [M, K] and y [M, N] float32 or bfloat16, W int8 [N, K], all row-major; m [K], out_scale, quant_bias, bias [N].
  * All float arithmetic is float32 in the order written here, so results equal those of the reference kernel bit by bit.
@@ -198,7 +198,7 @@ static const float *float_row(const Job *job, int64_t row, float *buffer) {
     return buffer;
 }
 
-static float row_scale(const float *x, int64_t k, float smallest) {
+static float row_scale(const float *x, int64_t k, float largest_code, float smallest) {
     floats even = set_float(0.0f), odd = set_float(0.0f);
     int64_t i = 0;
     for (; i + 2 * LANES <= k; i += 2 * LANES) {
@@ -209,7 +209,7 @@ static float row_scale(const float *x, int64_t k, float smallest) {
     store_float(lanes, max_float(even, odd));
     for (int lane = 0; lane < LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
     for (; i < k; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-    const float scale = largest / 127.0f;
+    const float scale = largest / largest_code;
     return scale > smallest ? scale : smallest;
 }
 
@@ -304,7 +304,8 @@ static void run_panel(const Job *job, const code_t *codes, const float *scales, 
 /* Return 0, or 1 when memory for the codes was refused (y is then untouched). */
 int hyq_int8_linear(const void *x, const void *packed, void *y, int64_t m, int64_t n, int64_t k, const float *mul,
                     const float *input_scale, const float *input_offset, const float *out_scale,
-                    const int32_t *quant_bias, const float *bias, float smallest_scale, int is_bfloat, int threads) {
+                    const int32_t *quant_bias, const float *bias, float largest_code, float smallest_scale, int is_bfloat,
+                    int threads) {
     const int64_t groups = groups_of(k), stride = groups * GROUP, panels = panels_of(n);
     const int64_t padded = (m + ROWS - 1) / ROWS * ROWS;
     const packed_t *weights = packed;
@@ -330,7 +331,7 @@ int hyq_int8_linear(const void *x, const void *packed, void *y, int64_t m, int64
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < m; row++) {
                 const float *values = float_row(&job, row, buffer);
-                scales[row] = input_scale ? *input_scale : row_scale(values, k, smallest_scale);
+                scales[row] = input_scale ? *input_scale : row_scale(values, k, largest_code, smallest_scale);
                 quantize_row(values, k, scales[row], offset, codes + row * stride);
             }
 #pragma omp for schedule(dynamic) collapse(2)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hyquant.errors import ConfigError
+from hyquant.kernels.base import TINY
 from hyquant.latency_report import KernelKind
 
 NZ = "HYQUANT_NPU_NZ"
@@ -107,18 +108,35 @@ class NpuKernel:
         return _as_given(y, x)
 
     def dynamic(
-        self, x: Tensor, operand: Tensor, *, weight_scale: Tensor, bias: Tensor | None, mul_scale: Tensor | None
+        self,
+        x: Tensor,
+        operand: Tensor,
+        *,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        mul_scale: Tensor | None,
+        largest_code: int = 127,
     ) -> Tensor:
-        """Apply a Linear that takes the range of each token."""
+        """Apply a Linear that takes the range of each token; codes of fewer bits are made by torch's own operators."""
         rows = _rows(x)
         if len(rows) == 0:
             return x.new_empty((*x.shape[:-1], operand.shape[1]))
         smooth = None if mul_scale is None else mul_scale.to(rows.dtype)
-        q, row_scale = self.operators().npu_dynamic_quant(rows, smooth_scales=smooth)
+        if largest_code == 127:
+            q, row_scale = self.operators().npu_dynamic_quant(rows, smooth_scales=smooth)
+        else:
+            q, row_scale = _quantized(rows if smooth is None else rows * smooth, largest_code)
         y = self.operators().npu_quant_matmul(
             q, operand, weight_scale[:, 0], pertoken_scale=row_scale, bias=bias, output_dtype=rows.dtype
         )
         return _as_given(y, x)
+
+
+def _quantized(rows: Tensor, largest_code: int) -> tuple[Tensor, Tensor]:
+    """Return int8 codes [M, K] and the scale of each row, [M] float32."""
+    values = rows.float()
+    scale = values.abs().amax(dim=-1).clamp(min=TINY * largest_code) / largest_code
+    return (values / scale[:, None]).round().to(torch.int8), scale
 
 
 def _rows(x: Tensor) -> Tensor:

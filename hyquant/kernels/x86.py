@@ -37,7 +37,7 @@ _DIRECT_DTYPES = (torch.float32, torch.bfloat16)
 _OPERATORS = torch.library.Library("hyquant", "FRAGMENT")  # type: ignore[no-untyped-call]
 _OPERATORS.define(  # type: ignore[no-untyped-call]
     "int8_linear_x86(str name, Tensor x, Tensor packed, Tensor out_scale, Tensor? input_scale, Tensor? input_offset,"
-    " Tensor? quant_bias, Tensor? bias, Tensor? mul_scale) -> Tensor"
+    " Tensor? quant_bias, Tensor? bias, Tensor? mul_scale, int largest_code) -> Tensor"
 )
 
 
@@ -52,6 +52,7 @@ def _int8_linear(
     quant_bias: Tensor | None,
     bias: Tensor | None,
     mul_scale: Tensor | None,
+    largest_code: int,
 ) -> Tensor:
     library = _library(name)
     assert library is not None
@@ -62,7 +63,7 @@ def _int8_linear(
         *(_address(tensor) for tensor in (rows, packed, y)),
         *(num_rows, num_outputs, num_inputs),
         *(_address(tensor) for tensor in (mul_scale, input_scale, input_offset, out_scale, quant_bias, bias)),
-        *(TINY, x.dtype == torch.bfloat16, torch.get_num_threads()),
+        *(largest_code, TINY, x.dtype == torch.bfloat16, torch.get_num_threads()),
     )
     if failed:
         raise torch.OutOfMemoryError(f"an int8 Linear needs {num_rows} x {num_inputs} codes, but malloc refused.")
@@ -70,7 +71,7 @@ def _int8_linear(
 
 
 @torch.library.register_fake("hyquant::int8_linear_x86")  # type: ignore[untyped-decorator]
-def _int8_linear_fake(name: str, x: Tensor, packed: Tensor, out_scale: Tensor, *_: Tensor | None) -> Tensor:
+def _int8_linear_fake(name: str, x: Tensor, packed: Tensor, out_scale: Tensor, *_: object) -> Tensor:
     return x.new_empty((x.shape[0], out_scale.numel()))
 
 
@@ -115,15 +116,22 @@ class X86Kernel:
         mul_scale: Tensor | None,
     ) -> Tensor:
         """Apply a Linear whose input range is fixed."""
-        return self._apply(x, operand, deq_scale, input_scale, input_offset, quant_bias, None, mul_scale)
+        return self._apply(x, operand, deq_scale, input_scale, input_offset, quant_bias, None, mul_scale, 127)
 
     def dynamic(
-        self, x: Tensor, operand: Tensor, *, weight_scale: Tensor, bias: Tensor | None, mul_scale: Tensor | None
+        self,
+        x: Tensor,
+        operand: Tensor,
+        *,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        mul_scale: Tensor | None,
+        largest_code: int = 127,
     ) -> Tensor:
         """Apply a Linear that takes the range of each token."""
-        return self._apply(x, operand, weight_scale, None, None, None, bias, mul_scale)
+        return self._apply(x, operand, weight_scale, None, None, None, bias, mul_scale, largest_code)
 
-    def _apply(self, x: Tensor, operand: Tensor, out_scale: Tensor, *others: Tensor | None) -> Tensor:
+    def _apply(self, x: Tensor, operand: Tensor, out_scale: Tensor, *others: Tensor | int | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if rows.dtype not in _DIRECT_DTYPES:
             rows = rows.float()
@@ -157,6 +165,7 @@ def _library(name: str) -> ctypes.CDLL | None:
         *[ctypes.c_void_p] * 3,
         *[ctypes.c_int64] * 3,
         *[ctypes.c_void_p] * 6,
+        ctypes.c_float,
         ctypes.c_float,
         ctypes.c_int,
         ctypes.c_int,

@@ -36,12 +36,14 @@ class LayerGroup:
         modules: Module paths in the denoiser, in the order of their output rows.
         in_features: Input channels, shared by all members (they read the same tensor).
         out_features: Output channels of each member.
+        has_bias: Whether a member has a bias.
     """
 
     name: str
     modules: tuple[str, ...]
     in_features: int
     out_features: tuple[int, ...]
+    has_bias: bool = True
 
 
 def layer_groups(denoiser: nn.Module) -> tuple[LayerGroup, ...]:
@@ -76,6 +78,7 @@ def layer_groups(denoiser: nn.Module) -> tuple[LayerGroup, ...]:
             modules=paths,
             in_features=int(linears[paths[0]].in_features),
             out_features=tuple(int(linears[path].out_features) for path in paths),
+            has_bias=any(_has_bias(linears[path]) for path in paths),
         )
         for name, paths in table.items()
     )
@@ -171,6 +174,10 @@ def float_rows(shapes: Mapping[str, Shape]) -> dict[str, tuple[str, tuple[tuple[
 def _can_be_replaced(module: nn.Module) -> bool:
     """Return whether a module is a Linear that runs by being called; some of torch's own only lend their weight."""
     return isinstance(module, nn.Linear | QuantLinear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return module.has_bias if isinstance(module, QuantLinear) else module.bias is not None
 
 
 def _is_diffusers(names: Collection[str]) -> bool:

@@ -1,4 +1,4 @@
-"""QuantLinear: a Linear that holds int8 weights and runs an int8 kernel.
+"""QuantLinear: a Linear that holds integer weights, as int8, and runs an int8 kernel, or a float one on float inputs.
 
 The members of a fused group read the same input, so one `FusedLinear` holds their weights, one below the other, and
 what describes their input: the first member that is called quantizes the input once and multiplies by all weights in
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hyquant.errors import CalibrationError, ConfigError
-from hyquant.kernels import Int8Linear
+from hyquant.kernels import Int8Linear, weight_only
 from hyquant.kernels.selection import LinearShape, kernel_for
 from hyquant.latency_report import KernelKind
 from hyquant.schemes import SCHEMES
@@ -26,7 +26,7 @@ _HELD = ("weight", "weight_scale", "bias", "deq_scale", "quant_bias", *INPUT_TEN
 
 
 class FusedLinear(nn.Module):
-    """The int8 Linears of one layer group as one, N output channels in all; built by `quant_linears`.
+    """The quantized Linears of one layer group as one, N output channels in all; built by `quant_linears`.
 
     Moving it moves its tensors; casting it (`.to(dtype)`, `.half()`) leaves them as they are, because int8 codes and
     scales belong together.
@@ -34,6 +34,8 @@ class FusedLinear(nn.Module):
     Attributes:
         scheme: The scheme's name.
         timestep_sep: First static step of `w8a8_timestep`; 0 otherwise.
+        is_weight_only: Whether inputs stay in float.
+        largest_code: What the largest value of a token becomes where each has its own range.
         is_static_step: Whether the stored range is used; None before the clock of a `w8a8_timestep` group is set.
         sizes: Output channels of each member; they add up to N.
         weight: [N, K] int8.
@@ -63,6 +65,8 @@ class FusedLinear(nn.Module):
         self.scheme = scheme
         self.timestep_sep = timestep_sep
         is_per_step = SCHEMES[scheme].is_per_step
+        self.is_weight_only = SCHEMES[scheme].is_weight_only
+        self.largest_code = 2 ** ((SCHEMES[scheme].input_bits or 8) - 1) - 1
         self.is_static_step: bool | None = None if is_per_step else SCHEMES[scheme].needs_range
         self.sizes = tuple(member["weight"].shape[0] for member in members)
         for name in _HELD:
@@ -77,19 +81,30 @@ class FusedLinear(nn.Module):
 
     @property
     def kernel(self) -> Int8Linear:
-        """Return the kernel that runs it, chosen when it is first asked for."""
+        """Return the int8 kernel that runs it, chosen when it is first asked for; not where it is weight-only."""
+        assert not self.is_weight_only
         if self._kernel is None:
             self._kernel = kernel_for(self.weight.device, LinearShape(*self.weight.shape))
         return self._kernel
 
+    @property
+    def kernel_name(self) -> str:
+        """Return the name of what runs it: a key of `KERNELS`, or that of the weight-only product."""
+        return weight_only.NAME if self.is_weight_only else self.kernel.name
+
+    @property
+    def kernel_kind(self) -> KernelKind:
+        """Return how the matrix product runs here: "native" or "simulated"."""
+        return "simulated" if self.is_weight_only else self.kernel.kind
+
     def use_kernel(self, kernel: Int8Linear) -> None:
-        """Run on another kernel from now on."""
+        """Run on another int8 kernel from now on; a weight-only group is not changed by it."""
         self._kernel, self.operand = kernel, None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def prepare(self) -> None:
-        """Choose the kernel and lay the weight out for it; the first forward does it if nobody did."""
-        if self.operand is None:
+        """Choose the int8 kernel and lay the weight out for it; the first forward does it if nobody did."""
+        if self.operand is None and not self.is_weight_only:
             with torch.inference_mode(False):
                 self.operand = self.kernel.prepare(self.weight)
 
@@ -125,6 +140,11 @@ class FusedLinear(nn.Module):
                 "a w8a8_timestep layer must know the denoising step, but its clock was never set; "
                 "call clock.set(step_index) before the forward."
             )
+        if self.is_weight_only:
+            assert self.weight_scale is not None
+            return weight_only.weight_only_linear(
+                x, self.weight, weight_scale=self.weight_scale, bias=self.bias, mul_scale=self.mul_scale
+            )
         if self.operand is None:
             self.prepare()
         assert self.operand is not None
@@ -144,7 +164,12 @@ class FusedLinear(nn.Module):
             )
         assert self.weight_scale is not None
         return self.kernel.dynamic(
-            x, self.operand, weight_scale=self.weight_scale, bias=self.bias, mul_scale=self.mul_scale
+            x,
+            self.operand,
+            weight_scale=self.weight_scale,
+            bias=self.bias,
+            mul_scale=self.mul_scale,
+            largest_code=self.largest_code,
         )
 
     def set_step(self, step_index: int) -> None:
@@ -188,7 +213,7 @@ class FusedLinear(nn.Module):
 
 
 class QuantLinear(nn.Module):
-    """An int8 Linear in place of a float one: one member of a `FusedLinear`; built by `quant_linears`.
+    """A quantized Linear in place of a float one: one member of a `FusedLinear`; built by `quant_linears`.
 
     Inputs are [..., K] in any float dtype, outputs [..., N] in the same; see `hyquant.kernels.base` for the arithmetic.
 
@@ -207,7 +232,7 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Return the member's rows, [N, K] int8."""
+        """Return the member's rows, [N, K] int8, of however many bits."""
         weight = self.fused.stored("weight", self.index)
         assert weight is not None
         return weight
@@ -220,7 +245,7 @@ class QuantLinear(nn.Module):
     @property
     def kernel_kind(self) -> KernelKind:
         """Return how the matrix product runs here: "native" or "simulated"."""
-        return self.fused.kernel.kind
+        return self.fused.kernel_kind
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer.
@@ -251,8 +276,8 @@ class QuantLinear(nn.Module):
         named = {name: self.fused.stored(name, self.index) for name in _HELD}
         if not self.has_bias:
             named["bias"] = None
-        if named["weight_scale"] is not None:
-            named["weight_offset"] = torch.zeros_like(named["weight_scale"])
+        if "weight_offset" in SCHEMES[self.scheme].specs(self.out_features, self.in_features, 1):
+            named["weight_offset"] = torch.zeros(self.out_features, 1, device=self.fused.weight.device)
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
-"""Choosing scale and zero point of int8 from a range, in float32, as the deployment dtype can represent them.
+"""Choosing scale and zero point of int8 and int4 from a range, in float32, as the deployment dtype can represent them.
 
     symmetric    s = max(|lo|, |hi|) / 127                                 z = 0
+    int4         s = max(hi / 7, -lo / 8)                                  z = 0
     asymmetric   lo' = min(lo, 0)  hi' = max(hi, 0)  s = (hi' - lo') / 255    z = -128 - round(lo' / s)
 
 `round` is half to even. The engine that loads an export casts scales to its own dtype, so a scale is rounded to
@@ -48,18 +49,32 @@ def choose_qparams(lo: Tensor, hi: Tensor, *, symmetric: bool, deploy_dtype: Dep
     Raises:
         CalibrationError: If a range is not finite, is upside down, or its scale overflows `deploy_dtype`.
     """
-    lo32, hi32 = lo.float(), hi.float()
-    if not bool((torch.isfinite(lo32) & torch.isfinite(hi32) & (lo32 <= hi32)).all()):
-        raise CalibrationError(
-            f"a range must be finite with lo <= hi, but got lo down to {lo32.amin().item()} and hi up to "
-            f"{hi32.amax().item()}; check the calibration records."
-        )
+    lo32, hi32 = _checked_range(lo, hi)
     if symmetric:
         scale = _safe_scale(torch.maximum(lo32.abs(), hi32.abs()) / 127, deploy_dtype)
         return QParams(scale, torch.zeros_like(scale))
     lo32, hi32 = lo32.clamp(max=0), hi32.clamp(min=0)
     scale = _safe_scale((hi32 - lo32) / 255, deploy_dtype)
     return QParams(scale, (-128 - torch.round(lo32 / scale)).clamp(-128, 127))
+
+
+def choose_int4_qparams(lo: Tensor, hi: Tensor, *, deploy_dtype: DeployDtype = "float32") -> QParams:
+    """Return the int4 scale for ranges, without a zero point; all of the 16 codes from -8 to 7 are used.
+
+    Args:
+        lo: Smallest values, any shape.
+        hi: Largest values, same shape.
+        deploy_dtype: Dtype in which the scale must be exactly representable.
+
+    Returns:
+        Scale and zero point (0), shaped as lo; see `choose_qparams` for the least scale and that of an all-zero range.
+
+    Raises:
+        CalibrationError: As `choose_qparams`.
+    """
+    lo32, hi32 = _checked_range(lo, hi)
+    scale = _safe_scale(torch.maximum(hi32 / 7, lo32 / -8).clamp(min=0), deploy_dtype)
+    return QParams(scale, torch.zeros_like(scale))
 
 
 def round_to(value: Tensor, deploy_dtype: DeployDtype) -> Tensor:
@@ -80,6 +95,16 @@ def round_to(value: Tensor, deploy_dtype: DeployDtype) -> Tensor:
 def smallest_normal(deploy_dtype: DeployDtype) -> float:
     """Return the smallest positive number that a dtype represents with full precision."""
     return float(torch.finfo(_DTYPES[deploy_dtype]).tiny)
+
+
+def _checked_range(lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    lo32, hi32 = lo.float(), hi.float()
+    if not bool((torch.isfinite(lo32) & torch.isfinite(hi32) & (lo32 <= hi32)).all()):
+        raise CalibrationError(
+            f"a range must be finite with lo <= hi, but got lo down to {lo32.amin().item()} and hi up to "
+            f"{hi32.amax().item()}; check the calibration records."
+        )
+    return lo32, hi32
 
 
 def _safe_scale(scale: Tensor, deploy_dtype: DeployDtype) -> Tensor:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class BuildTensors(Protocol):
 Spec: TypeAlias = tuple[torch.dtype, tuple[int, ...]]
 """Dtype and shape of a tensor."""
 
+Bits: TypeAlias = Literal[4, 8]
+
+WEIGHT_CODES: Mapping[Bits, tuple[int, int]] = MappingProxyType({8: (-127, 127), 4: (-8, 7)})
+"""Least and largest integer of a weight, by its bits; both are stored as int8."""
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -45,6 +51,9 @@ class Scheme:
             over their scales are rounded to first.
         specs: (N output channels, K input channels, T denoising steps) -> dtype and shape by name of every tensor that
             `build` makes, but the bias.
+        weight_bits: Bits of a weight; see `WEIGHT_CODES`.
+        input_bits: Bits of an activation; None if the inputs stay in float.
+        input_multiple: What the number of input channels must be a multiple of.
     """
 
     name: str
@@ -52,3 +61,11 @@ class Scheme:
     is_per_step: bool
     build: BuildTensors
     specs: Callable[[int, int, int], Mapping[str, Spec]]
+    weight_bits: Bits = 8
+    input_bits: Bits | None = 8
+    input_multiple: int = 1
+
+    @property
+    def is_weight_only(self) -> bool:
+        """Say whether the inputs stay in float."""
+        return self.input_bits is None

@@ -1,10 +1,10 @@
 """The tensors of one quantized Linear: their names, shapes and dtypes, for modules, exports and name conversion.
 
-Names and formulas are those of the W8A8 algorithms of MindIE-SD's weight files: nothing is renamed on the way out.
+Names and formulas are those of the algorithms of MindIE-SD's weight files: nothing is renamed on the way out.
 N output channels, K input channels, T table rows (1-D row for `w8a8_static`, one row per step for `w8a8_timestep`).
 
-    weight         [N, K] int8           all schemes; values in [-127, 127]
-    weight_scale   [N, 1] float32        dynamic, timestep
+    weight         [N, K] int8           all schemes; values in [-127, 127], of int4 ones in [-8, 7]
+    weight_scale   [N, 1] float32        all but static; [N, G] for w4a16 in G groups of input channels
     weight_offset  [N, 1] float32 zeros  dynamic, timestep
     bias           [N] float32           if the Linear has one
     input_scale    [1] or [T, 1] float32     static, timestep

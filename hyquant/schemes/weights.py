@@ -90,6 +90,20 @@ def static_constants(
     return deq_scale, quant_bias.to(torch.int32)
 
 
+def dequantize_weight(weight_q: Tensor, weight_scale: Tensor) -> Tensor:
+    """Return what the integers of a weight stand for.
+
+    Args:
+        weight_q: [N, K] int8.
+        weight_scale: [N, G] float32: one scale for each of G runs of K / G input channels, G = 1 per output channel.
+
+    Returns:
+        [N, K] float32.
+    """
+    num_rows, num_groups = weight_scale.shape
+    return (weight_q.float().reshape(num_rows, num_groups, -1) * weight_scale[..., None]).reshape(weight_q.shape)
+
+
 def weight_specs(rows: int, columns: int) -> dict[str, Spec]:
     """Return dtype and shape of the weights of N output and K input channels that are quantized per channel."""
     return {"weight": (torch.int8, (rows, columns)), "weight_scale": (torch.float32, (rows, 1))}

@@ -115,6 +115,29 @@ def test_extreme_codes_do_not_saturate(kernel, num_inputs):
     assert actual.unique().tolist() == [float(np.float32(num_inputs * 127 * 128))]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_of_4_bits_agree_with_numpy(kernel, dtype):
+    """Codes lie in [-7, 7]; the zero token shows that nothing is divided by 0."""
+    x, weight = (normal(6, COLUMNS, seed=2) * 3).to(dtype), int8(ROWS, COLUMNS).clamp(-8, 7)
+    x[3] = 0
+
+    actual = kernel.dynamic(
+        x,
+        kernel.prepare(weight),
+        weight_scale=torch.full((ROWS, 1), 0.5),
+        bias=None,
+        mul_scale=None,
+        largest_code=7,
+    )
+
+    rows = x.float().numpy()
+    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / np.float32(7), np.finfo(np.float32).tiny)
+    codes = np.rint(rows / scale).astype(np.int64)
+    expected = (codes @ weight.numpy().astype(np.int64).T).astype(np.float32) * scale * np.float32(0.5)
+    assert np.abs(codes).max() == 7
+    assert torch.equal(actual, torch.from_numpy(expected).to(dtype))
+
+
 def test_an_all_zero_token_gives_exactly_the_bias(kernel):
     assert torch.equal(run_dynamic(kernel, torch.zeros(2, COLUMNS)), normal(ROWS, seed=1).expand(2, ROWS))
 

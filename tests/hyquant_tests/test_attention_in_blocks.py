@@ -28,8 +28,9 @@ from hyquant.models.attentions import (
 )
 from hyquant.models.base import DeploymentShape, Record, RenderSettings
 from hyquant.models.tiny import TinyVideoModel
-from hyquant.plan import attention_problem, build_plan
+from hyquant.plan import build_plan
 from hyquant.quantize import attention_tensors, needs_attention_stats, quantize_, restore_, structural_twin
+from hyquant.targets import attention_problem
 
 NUM_STEPS = 2
 SETTINGS = RenderSettings(height=32, width=32, num_frames=5, num_steps=NUM_STEPS)

@@ -150,6 +150,17 @@ def test_a_linear_without_bias_passes_none(kernel, executor):
     assert executor.calls == ["npu_dynamic_quant", "npu_quant_matmul"]
 
 
+def test_tokens_of_four_bits_are_multiplied_as_int8(kernel, executor):
+    x = inputs(torch.bfloat16, 5)
+    options = {"weight_scale": torch.full((N, 1), 0.01), "bias": None, "mul_scale": None, "largest_code": 7}
+
+    found = kernel.dynamic(x, kernel.prepare(weights()), **options)
+    expected = KERNELS["reference"].dynamic(x, weights(), **options)
+
+    assert torch.allclose(found.float(), expected.float(), rtol=2**-7)
+    assert executor.calls == ["npu_quant_matmul"]
+
+
 def test_weights_go_to_the_fractal_format_on_request(kernel, executor, monkeypatch):
     plain = dynamic(kernel, inputs(torch.bfloat16, 3))
     monkeypatch.setenv(NZ, "1")

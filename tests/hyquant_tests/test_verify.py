@@ -13,7 +13,17 @@ from torch import nn
 
 from hyquant.calibration.calibrate import calibrate, quantize_calibrated_
 from hyquant.calibration.capture import capture_in_memory
-from hyquant.config import M4, FA3Fp8, FA3Int8, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
+from hyquant.config import (
+    M4,
+    W8A16,
+    FA3Fp8,
+    FA3Int8,
+    LayerSelection,
+    QuantConfig,
+    W8A8Dynamic,
+    W8A8Static,
+    W8A8Timestep,
+)
 from hyquant.errors import ExportError
 from hyquant.export import mindie, model_info, save_quantized, verify_export
 from hyquant.export.compare import rounded
@@ -31,6 +41,7 @@ CONFIGS = {
     "dynamic": QuantConfig(linear=W8A8Dynamic(), layers=SELECTION),
     "static": QuantConfig(linear=W8A8Static(), layers=SELECTION),
     "timestep": QuantConfig(linear=W8A8Timestep(timestep_sep=2), layers=SELECTION),
+    "w8a16": QuantConfig(linear=W8A16(), layers=SELECTION),
     "m4": QuantConfig(linear=W8A8Dynamic(), smoothing=M4(), layers=SELECTION),
     "fp8": QuantConfig(linear=W8A8Dynamic(), attention=FA3Fp8(), layers=SELECTION),
     "fa3": QuantConfig(linear=W8A8Dynamic(), attention=FA3Int8(), layers=SELECTION),

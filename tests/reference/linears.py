@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.reference.files import ParametersInvalid
-from tests.reference.operators import npu_dynamic_quant, npu_quant_matmul, npu_quantize
+from tests.reference.operators import (
+    npu_convert_weight_to_int4pack,
+    npu_dynamic_quant,
+    npu_quant_matmul,
+    npu_quantize,
+    npu_weight_quant_batchmatmul,
+)
 from tests.reference.steps import Steps
 from tests.reference.typed import Typed, cast
 
@@ -86,6 +92,35 @@ class StaticLinear(QuantizedLinear):
     def product(self, x: Typed) -> Typed:
         codes = npu_quantize(x, self.scale, self.offset)
         return npu_quant_matmul(codes, self.weight_kn, self.deq_scale, bias=self.quant_bias, output=self.dtype)
+
+
+class WeightOnlyLinear(QuantizedLinear):
+    """W8A16, and W4A16 packed; a multiplier moves the other tensors below `N.linear.`, but multiplies no input."""
+
+    def __init__(self, stored: Stored, *, is_int4: bool, has_bias: bool, dtype: str) -> None:
+        super().__init__(stored, has_bias=has_bias, dtype=dtype)
+        if is_int4:
+            self.weight_kn = npu_convert_weight_to_int4pack(self.weight_kn)
+        self.scale_1n = cast(Typed(stored["weight_scale"].values.T, "float32"), dtype)
+        self.multiplier = None
+        if has_bias:
+            self.bias = cast(stored["bias"], "float32" if dtype == "bfloat16" else dtype)
+
+    def product(self, x: Typed) -> Typed:
+        return npu_weight_quant_batchmatmul(x, self.weight_kn, self.scale_1n, bias=self.bias)
+
+
+class Int4DynamicLinear(DynamicLinear):
+    """W4A4_DYNAMIC; the bias must be there, but is not added, and no input is multiplied."""
+
+    def __init__(self, stored: Stored, *, has_bias: bool, dtype: str) -> None:
+        super().__init__(stored, has_bias=has_bias, dtype=dtype)
+        self.weight_kn = npu_convert_weight_to_int4pack(self.weight_kn)
+        self.multiplier = None
+
+    def product(self, x: Typed) -> Typed:
+        codes, scale = npu_dynamic_quant(x, dst="int4")
+        return npu_quant_matmul(codes, self.weight_kn, self.weight_scale, pertoken_scale=scale, output=self.dtype)
 
 
 class TimestepLinear(DynamicLinear):

@@ -15,7 +15,14 @@ from torch import nn
 
 from tests.reference.attentions import Float8Attention, Int8Attention, quantized_attention, rerouted
 from tests.reference.files import ALGORITHMS, read_export
-from tests.reference.linears import DynamicLinear, StaticLinear, Stored, TimestepLinear
+from tests.reference.linears import (
+    DynamicLinear,
+    Int4DynamicLinear,
+    StaticLinear,
+    Stored,
+    TimestepLinear,
+    WeightOnlyLinear,
+)
 from tests.reference.steps import Steps
 from tests.reference.typed import Typed, cast
 
@@ -97,6 +104,10 @@ def quantized_linear(
         return DynamicLinear(stored, has_bias=has_bias, dtype=dtype)
     if algorithm == "W8A8_TIMESTEP":
         return TimestepLinear(stored, steps, has_bias=has_bias, dtype=dtype)
+    if algorithm == "W4A4_DYNAMIC":
+        return Int4DynamicLinear(stored, has_bias=has_bias, dtype=dtype)
+    if algorithm in ("W8A16", "W4A16"):
+        return WeightOnlyLinear(stored, is_int4=algorithm == "W4A16", has_bias=has_bias, dtype=dtype)
     raise NotImplementedError(f"the reference has no {algorithm} for {name}")
 
 

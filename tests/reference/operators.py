@@ -45,13 +45,18 @@ def npu_quantize(x: Typed, scales: Typed, zero_points: Typed, *, axis: int = -1)
     return Typed(np.clip(codes, -128, 127).astype(np.int8), "int8")
 
 
-def npu_dynamic_quant(x: Typed) -> tuple[Typed, Typed]:
-    """Return int8 codes and the float32 scale of every token, largest magnitude / 127."""
+def npu_dynamic_quant(x: Typed, *, dst: str = "int8") -> tuple[Typed, Typed]:
+    """Return int8 or int4 codes and the float32 scale of every token, largest magnitude / 127 or / 7.
+
+    On the device int4 codes come eight in an int32, so a token has a multiple of 8.
+    """
     demand(x.dtype in ("bfloat16", "float16"), "npu_dynamic_quant", "bfloat16 or float16", x.dtype)
     demand(x.values.ndim >= 2, "npu_dynamic_quant", "at least 2 dimensions", x.shape)
-    scale = np.abs(x.values).max(axis=-1) / np.float32(127)
+    if dst == "int4":
+        demand(x.shape[-1] % 8 == 0, "npu_dynamic_quant", "a multiple of 8 channels for int4", x.shape)
+    scale = np.abs(x.values).max(axis=-1) / np.float32({"int8": 127, "int4": 7}[dst])
     divisor = np.where(scale > 0, scale, 1)[..., None]
-    return Typed(np.rint(x.values / divisor).astype(np.int8), "int8"), Typed(scale, "float32")
+    return Typed(np.rint(x.values / divisor).astype(np.int8), dst), Typed(scale, "float32")
 
 
 def npu_quant_matmul(
@@ -60,15 +65,16 @@ def npu_quant_matmul(
     """Return (x1 @ x2 [+ int32 bias]) * scale [* pertoken_scale] [+ float bias] in the output dtype.
 
     Args:
-        x1: int8 [m, k].
-        x2: int8 [k, n].
+        x1: int8 [m, k], or int4.
+        x2: int8 [k, n], or int4 like x1.
         scale: [n] or [1]; int64 holds the bits of a float32 in its low half.
         pertoken_scale: float32 [m].
         bias: [n].
         output: "bfloat16" or "float16".
     """
     name, (m, k), (k2, n) = "npu_quant_matmul", x1.shape, x2.shape
-    demand((x1.dtype, x2.dtype) == ("int8", "int8"), name, "int8 operands", (x1.dtype, x2.dtype))
+    operands = (x1.dtype, x2.dtype)
+    demand(operands in (("int8", "int8"), ("int4", "int4")), name, "int8 or int4 operands", operands)
     demand(k == k2 and max(k, n) <= 65535, name, "equal k, last dimensions up to 65535", (x1.shape, x2.shape))
     scales, biases = MATMUL_DTYPES[output, pertoken_scale is not None]
     demand(scale.dtype in scales, name, f"a scale in {scales} for output {output}", scale.dtype)
@@ -92,6 +98,35 @@ def npu_quant_matmul(
     if bias is not None and bias.is_float:
         y = y + bias.values
     return cast(y, output)
+
+
+def npu_weight_quant_batchmatmul(x: Typed, weight: Typed, antiquant_scale: Typed, *, bias: Typed | None) -> Typed:
+    """Return x @ (weight * antiquant_scale) + bias in x's dtype.
+
+    Args:
+        x: bfloat16 or float16 [m, k].
+        weight: int8 or int4 [k, n].
+        antiquant_scale: [1, n] in x's dtype.
+        bias: [n], float32 for bfloat16 and float16 for float16.
+    """
+    name, (_, k), (k2, n) = "npu_weight_quant_batchmatmul", x.shape, weight.shape
+    demand(x.dtype in ("bfloat16", "float16"), name, "bfloat16 or float16", x.dtype)
+    demand(weight.dtype in ("int8", "int4") and k == k2, name, "an integer weight of equal k", (weight.dtype, k, k2))
+    demand(antiquant_scale.dtype == x.dtype, name, "scales in the dtype of x", antiquant_scale.dtype)
+    demand(antiquant_scale.shape == (1, n), name, f"scales of shape (1, {n})", antiquant_scale.shape)
+    if bias is not None:
+        wanted = "float32" if x.dtype == "bfloat16" else "float16"
+        demand((bias.dtype, bias.shape) == (wanted, (n,)), name, f"a {wanted} bias [{n}]", (bias.dtype, bias.shape))
+    y = x.values.astype(np.float64) @ (weight.values * antiquant_scale.values.astype(np.float64))
+    return cast((y if bias is None else y + bias.values).astype(np.float32), x.dtype)
+
+
+def npu_convert_weight_to_int4pack(weight: Typed) -> Typed:
+    """Return an int8 weight as the same numbers in int4; eight of them along the last dimension share an int32."""
+    name, values = "npu_convert_weight_to_int4pack", weight.values
+    demand(values.shape[-1] % 8 == 0, name, "a last dimension that is a multiple of 8", values.shape)
+    demand(bool(((values >= -8) & (values <= 7)).all()), name, "values in [-8, 7]", (values.min(), values.max()))
+    return Typed(values, "int4")
 
 
 def top_19_bits(scale: Typed) -> np.ndarray:

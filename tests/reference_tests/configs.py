@@ -1,13 +1,15 @@
 """Every kind of export, with the cosine that it owes end to end.
 
-They owe 0.999 with stored activation scales and 0.9997 with those of each token, or if smoothed by m4; quantized
-attention has to fit in.
+They owe 0.999 with stored activation scales and 0.9997 with those of each token, or if smoothed by m4, 0.9999 with
+int8 weights alone and 0.99 with int4 ones; quantized attention has to fit in.
 """
 
 from hyquant.config import (
     M3,
     M4,
     M6,
+    W4A16,
+    W8A16,
     FA3Fp8,
     FA3Int8,
     LayerSelection,
@@ -29,6 +31,8 @@ CONFIGS: dict[str, tuple[QuantConfig, float]] = {
     "timestep": (QuantConfig(linear=TIMESTEP), 0.999),
     "timestep all static": (QuantConfig(linear=W8A8Timestep(timestep_sep=0)), 0.999),
     "timestep all dynamic": (QuantConfig(linear=W8A8Timestep(timestep_sep=4)), 0.9997),
+    "w8a16": (QuantConfig(linear=W8A16()), 0.9999),
+    "w4a16": (QuantConfig(linear=W4A16(group_size=0)), 0.99),
     "m3 static": (QuantConfig(linear=STATIC, smoothing=M3()), 0.999),
     "m4 static": (QuantConfig(linear=STATIC, smoothing=M4()), 0.9997),
     "m6 static": (QuantConfig(linear=STATIC, smoothing=M6()), 0.999),
@@ -50,6 +54,8 @@ CONFIGS |= {
         "static",
         "dynamic",
         "timestep",
+        "w8a16",
+        "w4a16",
         "m4 static",
         "m4 dynamic",
         "int8 attention, dynamic",

@@ -37,12 +37,12 @@ class Scores:
     def worst_gain_error(self) -> float:
         return max((abs(gain - 1) for gain in self.gains.values()), default=0.0)
 
-    def missed(self, lowest_cosine: float) -> set[str]:
+    def missed(self, lowest_cosine: float, *, largest_gain_error: float = 0.02) -> set[str]:
         """Return the names of the bars that are missed."""
         bars = {
             "count": self.num_replaced == self.num_planned and bool(self.gains),
             "cosine": self.cosine >= lowest_cosine,
-            "gain": self.worst_gain_error < 0.02,
+            "gain": self.worst_gain_error < largest_gain_error,
         }
         return {name for name, is_met in bars.items() if not is_met}
 

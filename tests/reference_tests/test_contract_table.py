@@ -26,6 +26,16 @@ DYNAMIC_QKV = {
     f"{QKV}.weight_offset": ("W8A8_DYNAMIC", "F32", [192, 1]),
     f"{QKV}.bias": ("FLOAT", "F32", [192]),
 }
+W8A16_QKV = {
+    f"{QKV}.weight": ("W8A16", "I8", [192, 64]),
+    f"{QKV}.weight_scale": ("W8A16", "F32", [192, 1]),
+    f"{QKV}.bias": ("FLOAT", "F32", [192]),
+}
+W4A16_FC2 = {
+    f"{FC2}.weight": ("W4A16", "I8", [64, 256]),
+    f"{FC2}.weight_scale": ("W4A16", "F32", [64, 1]),
+    f"{FC2}.bias": ("FLOAT", "F32", [64]),
+}
 TIMESTEP_FC2 = {
     f"{FC2}.weight": ("W8A8_TIMESTEP", "I8", [64, 256]),
     f"{FC2}.weight_scale": ("W8A8_TIMESTEP", "F32", [64, 1]),
@@ -80,6 +90,8 @@ CASES = {
     "static": ("original", "W8A8", QKV, STATIC_QKV),
     "dynamic": ("original", "W8A8_DYNAMIC", QKV, DYNAMIC_QKV),
     "timestep": ("original", "W8A8_TIMESTEP", FC2, TIMESTEP_FC2),
+    "w8a16": ("original", "W8A16", QKV, W8A16_QKV),
+    "w4a16": ("original", "W4A16", FC2, W4A16_FC2),
     "m4 timestep": ("original", "W8A8_TIMESTEP", QKV, SMOOTHED_QKV),
     "m4 dynamic": ("diffusers", "W8A8_DYNAMIC", TO_Q, SMOOTHED_TO_Q),
     "int8 attention, dynamic": ("original", "W8A8_DYNAMIC", "single_blocks.0.fa_", INT8_HEADS),

@@ -19,6 +19,8 @@ SAME_INTEGERS = ("static", "static of the seed's layers", "timestep all static",
 
 The float layers around them must be the same code too.
 """
+FOUR_BITS = ("w4a16", "float16 w4a16")
+"""A row of 64 weights of 4 bits may well lie nearer to the few inputs of one step, or further away."""
 UNSMOOTHED = [name for name, (config, _) in CONFIGS.items() if config.smoothing is None and config.linear is not None]
 
 
@@ -46,7 +48,7 @@ def test_an_export_deploys_whole_and_meets_the_bars(deployment, name):
     with loaded_by_hyquant(route, folder) as ours, rounding(ours, modules, route.dtype):
         simulated = denoised(ours, route.inputs, dtype=route.dtype, set_step=route.clock.set)
 
-    assert scores.missed(lowest) == set(), scores
+    assert scores.missed(lowest, largest_gain_error=0.1 if name in FOUR_BITS else 0.02) == set(), scores
     assert scores.cosine < 1
     assert len(loaded.attentions) == (0 if config.attention is None else 4)
     assert loaded.changed_by_casts == ()

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hyquant.config import M4, QuantConfig, W8A8Dynamic
+from hyquant.config import M4, W4A8, LayerSelection, QuantConfig, W4A4Dynamic, W8A8Dynamic
 from tests.reference.files import ConfigError, ParametersInvalid
 from tests.reference.loader import load
 from tests.reference.operators import RefusedByOperator
 from tests.reference_tests.configs import CONFIGS
 from tests.reference_tests.judging import deploy, judge
-from tests.reference_tests.routes import description_of, weights_of, write_export
+from tests.reference_tests.routes import description_of, loaded_by_hyquant, weights_of, write_export
 
 TABLES = ("input_scale", "input_offset", "deq_scale", "quant_bias")
 LAYER = "double_blocks.0.img_attn_qkv"
@@ -114,6 +114,42 @@ def test_smoothing_that_is_folded_into_float_weights_is_lost(route_of, float_run
     scores, _, _ = judge(route, folder, float_run_of("original", "bfloat16"))
 
     assert "gain" in scores.missed(0.9997)
+
+
+def test_the_engine_adds_no_bias_to_layers_of_4_bits(route_of, float_run_of, tmp_path):
+    """It is why exports of such layers for an engine are refused: all else is as hyquant computes it."""
+    route, layer = route_of("original", "bfloat16"), "double_blocks.0.img_mlp.fc1"
+    config = QuantConfig(linear=W4A4Dynamic(), layers=LayerSelection(include=(layer,)))
+    folder = write_export(route, config, tmp_path / "export")
+    loaded, _ = deploy(route, folder)
+    (_, x), *_ = float_run_of("original", "bfloat16").linears[layer]
+
+    with torch.no_grad(), loaded_by_hyquant(route, folder) as ours:
+        engine, simulated = loaded.model.get_submodule(layer)(x), ours.get_submodule(layer)(x)
+    bias = route.deployed.get_submodule(layer).bias
+
+    assert loaded.linears == {layer: "W4A4_DYNAMIC"}
+    assert bias.abs().max() > 0.01
+    assert (engine + bias - simulated).abs().max() <= 2**-8 * engine.abs().max()
+
+
+def test_the_engine_leaves_layers_of_4_and_8_bits_in_float_without_a_word(route_of, float_run_of, tmp_path):
+    route = route_of("original", "bfloat16")
+
+    loaded, latents = deploy(route, write_export(route, QuantConfig(linear=W4A8()), tmp_path / "export"))
+
+    assert loaded.linears == {}
+    assert torch.equal(latents, float_run_of("original", "bfloat16").latents)
+
+
+@pytest.mark.parametrize("name", ["w8a16", "w4a16"])
+def test_the_engine_does_not_multiply_the_input_of_weight_only_layers(route_of, float_run_of, tmp_path, name):
+    route = route_of("original", "bfloat16")
+    config = CONFIGS[name][0].model_copy(update={"smoothing": M4()})
+
+    scores, _, _ = judge(route, write_export(route, config, tmp_path / "export"), float_run_of("original", "bfloat16"))
+
+    assert scores.missed(0.99, largest_gain_error=0.1) == {"cosine", "gain"}
 
 
 @pytest.mark.parametrize("name", ["static", "m4 static", "dynamic"])

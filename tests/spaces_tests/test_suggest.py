@@ -5,9 +5,13 @@ from optuna.trial import FixedTrial, TrialState
 from hyquant.config import (
     M4,
     M6,
+    W4A8,
+    W4A16,
+    W8A16,
     FA3Fp8,
     FA3Int8,
     QuantConfig,
+    W4A4Dynamic,
     W8A8Dynamic,
     W8A8Static,
     W8A8Timestep,
@@ -15,6 +19,7 @@ from hyquant.config import (
 )
 from hyquant.errors import ConfigError
 from spaces.space import SearchSpace, load_space, shipped_spaces
+from spaces.strategy import strategy_of
 from spaces.suggest import preset_params, suggest
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -79,6 +84,45 @@ def test_each_strategy_is_the_config_it_names():
     assert (m4.linear, m4.smoothing) == (W8A8Dynamic(), M4())
     assert (m4.layers.include, m4.layers.exclude) == (("*single_blocks*",), ("*modulation*", "*linear2*"))
     assert dynamic.layers.exclude == ()
+
+
+LOW_BITS = {
+    "w8a16": W8A16(),
+    "w4a16": W4A16(group_size=128),
+    "w4a8": W4A8(),
+    "w4a4_dynamic": W4A4Dynamic(),
+    "m3+w4a16": W4A16(group_size=128),
+}
+
+
+@pytest.mark.parametrize("strategy", LOW_BITS)
+def test_a_strategy_of_few_bits_is_the_config_it_names(strategy):
+    space = SPACE.model_copy(update={"strategies": tuple(LOW_BITS)})
+    study = optuna.create_study()
+    study.enqueue_trial({"strategy": strategy, "exclusion": "none"})
+    trial = study.ask()
+
+    config = suggest(trial, space, num_steps=20)
+
+    assert config.linear == LOW_BITS[strategy]
+    assert strategy_of(config) == strategy
+    assert trial.params == {"strategy": strategy, "exclusion": "none"}
+
+
+def test_the_group_size_is_asked_for_where_there_is_a_choice():
+    space = SPACE.model_copy(update={"strategies": ("w4a16", "w8a16"), "group_sizes": (0, 64)})
+    choice = {"strategy": "w4a16", "exclusion": "none", "group_size": 64}
+
+    assert suggest(FixedTrial(choice), space, num_steps=20).linear == W4A16(group_size=64)
+    assert suggest(FixedTrial({"strategy": "w8a16", "exclusion": "none"}), space, num_steps=20).linear == W8A16()
+
+
+def test_spaces_of_before_keep_their_digest():
+    """A study may be resumed although spaces have got a field since."""
+    stored = load_space("mini").model_dump(mode="json")
+
+    assert "group_sizes" not in stored
+    assert all("group_size" not in preset["params"] for preset in stored["presets"])
 
 
 @pytest.mark.parametrize(("num_steps", "timestep_sep"), [(20, 5), (50, 12), (8, 2), (3, 1)])

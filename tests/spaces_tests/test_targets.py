@@ -46,6 +46,41 @@ def test_what_is_left_is_a_valid_space_with_the_presets_that_still_have_a_meanin
     assert [(preset.name, preset.params.placement) for preset in space.presets] == [("multiplied", None)]
 
 
+LOW_BITS = SearchSpace.model_validate(
+    {
+        "name": "low",
+        "strategies": ["w8a16", "w4a16", "w4a8", "w4a4_dynamic", "m3+w4a16", "m3+w4a8"],
+        "group_sizes": [0, 32, 128],
+        "exclusions": {"none": []},
+        "presets": [
+            {"name": "rows", "params": {"strategy": "w4a16", "exclusion": "none", "group_size": 0}},
+            {"name": "groups", "params": {"strategy": "w4a16", "exclusion": "none", "group_size": 32}},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize("target", ["mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"])
+def test_an_engine_gets_the_low_bits_that_it_executes(target):
+    space = narrowed(LOW_BITS, target)
+
+    assert space.strategies == ("w8a16", "w4a16")
+    assert space.group_sizes == (0,)
+    assert [(preset.name, preset.params.group_size) for preset in space.presets] == [("rows", None)]
+    assert SearchSpace.model_validate(space.model_dump()) == space
+    assert set(left_out(LOW_BITS, target)) == {
+        *("w4a8", "w4a4_dynamic", "m3+w4a16", "m3+w4a8"),
+        *("group_size 32", "group_size 128"),
+    }
+
+
+def test_a_space_with_groups_alone_has_no_w4a16_for_an_engine():
+    space = LOW_BITS.model_copy(update={"group_sizes": (32,), "presets": ()})
+
+    assert narrowed(space, "mindie-sd-3.1/910b").strategies == ("w8a16",)
+    assert narrowed(space, "hyquant") == space
+
+
 def test_a_space_of_which_nothing_is_left_is_refused():
     space = SPACE.model_copy(update={"strategies": ("fa3",), "presets": ()})
 
