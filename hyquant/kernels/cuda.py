@@ -123,14 +123,30 @@ class CudaKernel:
         return _shaped_as(x, y)
 
     def dynamic(
-        self, x: Tensor, operand: Tensor, *, weight_scale: Tensor, bias: Tensor | None, mul_scale: Tensor | None
+        self,
+        x: Tensor,
+        operand: Tensor,
+        *,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        mul_scale: Tensor | None,
+        largest_code: int = 127,
     ) -> Tensor:
         """Apply a Linear that takes the range of each token."""
         rows = _row_kernels_for(x)
         if rows is None:
-            return BY_OPERATORS.dynamic(x, operand, weight_scale=weight_scale, bias=bias, mul_scale=mul_scale)
+            return BY_OPERATORS.dynamic(
+                x,
+                operand,
+                weight_scale=weight_scale,
+                bias=bias,
+                mul_scale=mul_scale,
+                largest_code=largest_code,
+            )
         x_MK = x.reshape(-1, x.shape[-1])
-        q, row_scale = rows.quantize_rows(x_MK, size=_padded_size(x_MK, operand), mul_scale=mul_scale)
+        q, row_scale = rows.quantize_rows(
+            x_MK, size=_padded_size(x_MK, operand), mul_scale=mul_scale, largest_code=largest_code
+        )
         y = rows.dequantize_rows(
             torch._int_mm(q, operand.t()),
             (x_MK.shape[0], weight_scale.shape[0]),

@@ -23,7 +23,7 @@ IMPORTERS = {
     "open_clip": ("metrics/embedders.py",),
     "optuna": ("search/", "spaces/suggest.py"),
     "plotly": ("search/plots.py",),
-    "torch_npu": ("hyquant/devices/npu.py", "hyquant/kernels/npu"),
+    "torch_npu": ("hyquant/devices/npu.py",),
     "torchmetrics": ("metrics/",),
     "transformers": ("hyquant/models/",),
     "triton": ("hyquant/kernels/cuda_rows.py",),

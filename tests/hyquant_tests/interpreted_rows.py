@@ -14,7 +14,7 @@ from tests.reference.cublas import by_cublas_rules
 
 def run(call):
     operand = cuda.CUDA_INT_MM.prepare(call["weight"])
-    return getattr(cuda.CUDA_INT_MM, call["form"])(call["x"], operand, **call["tensors"])
+    return getattr(cuda.CUDA_INT_MM, call["form"])(call["x"], operand, **call["options"])
 
 
 def main(calls, results):

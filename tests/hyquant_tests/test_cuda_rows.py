@@ -37,17 +37,18 @@ def call(form, size, dtype, *, is_full):
     x[rows // 2] = 0
     x[:: rows // 3 + 1, inputs // 2] = 2000.0
     scale = normal(outputs, 1, seed=3).abs() * 1e-3
-    tensors = {"mul_scale": normal(inputs, seed=4).abs() + 0.1 if is_full else None}
+    options = {"mul_scale": normal(inputs, seed=4).abs() + 0.1 if is_full else None}
     if form == "dynamic":
-        tensors |= {"weight_scale": scale, "bias": normal(outputs, seed=5) if is_full else None}
+        options |= {"weight_scale": scale, "bias": normal(outputs, seed=5) if is_full else None}
+        options |= {"largest_code": 7 if is_full else 127}
     else:
-        tensors |= {
+        options |= {
             "input_scale": torch.tensor([0.021]),
             "input_offset": torch.tensor([-3.0]),
             "deq_scale": scale[:, 0],
             "quant_bias": torch.arange(outputs, dtype=torch.int32) * 1000 - 5,
         }
-    return {"form": form, "x": x.to(dtype), "weight": int8(outputs, inputs, seed=6), "tensors": tensors}
+    return {"form": form, "x": x.to(dtype), "weight": int8(outputs, inputs, seed=6), "options": options}
 
 
 CALLS = {
@@ -81,7 +82,7 @@ def test_interpreted_kernels_give_the_reference_kernels_bits(name, results):
     dtype = one["x"].dtype
     reference = KERNELS["reference"]
 
-    expected = getattr(reference, one["form"])(one["x"].float(), reference.prepare(one["weight"]), **one["tensors"])
+    expected = getattr(reference, one["form"])(one["x"].float(), reference.prepare(one["weight"]), **one["options"])
 
     assert results[name].dtype == dtype
     assert torch.equal(results[name], cut_to_bfloat16(expected) if dtype == torch.bfloat16 else expected.to(dtype))

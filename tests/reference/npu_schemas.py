@@ -1,7 +1,7 @@
 """The schemas of the torch_npu operators that the kernel calls, and the check that a call fits one.
 
-They are those of torch_npu 2.14.0 (`npu_native_functions_by_codegen.yaml` in its wheel); where that package or its
-wheel is at hand, a test compares them.
+They are those of torch_npu 2.13.0 and 2.14.0 (`npu_native_functions_by_codegen.yaml` in its wheel); where that package
+or its wheel is at hand, a test compares them.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ SCHEMAS = {
         "Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
         "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) "
         "-> Tensor",
+        "npu_trans_quant_param(Tensor scale, Tensor? offset=None, int? round_mode=0) -> Tensor",
         "npu_format_cast(Tensor self, int acl_format, *, int? customize_dtype=None, int? input_dtype=None) -> Tensor",
     )
 }
