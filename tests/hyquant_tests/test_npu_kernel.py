@@ -235,7 +235,7 @@ def by_codes(function):
 @pytest.fixture
 def dispatched(executor):
     """Give torch's dispatcher the operators under their schemas, run by the executor and traced by their shapes."""
-    if any(hasattr(torch.ops.npu, name) for name in SCHEMAS):
+    if any(hasattr(torch.ops.npu, name) for name in OPERATORS):
         pytest.skip("torch_npu is loaded and has operators of its own")
     shapes = {
         "npu_dynamic_quant": lambda x, **_: (x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1]).float()),
@@ -247,8 +247,8 @@ def dispatched(executor):
         "npu_format_cast": lambda x, *_, **__: torch.empty_like(x),
     }
     library = torch.library.Library("npu", "FRAGMENT")
-    for name, schema in SCHEMAS.items():
-        library.define(schema)
+    for name in OPERATORS:
+        library.define(SCHEMAS[name])
         library.impl(name, by_codes(getattr(executor, name)), "CPU")
         torch.library.register_fake(f"npu::{name}", shapes[name], lib=library)
     yield KERNELS["npu"]
