@@ -88,6 +88,21 @@ def test_interpreted_kernels_give_the_reference_kernels_bits(name, results):
     assert torch.equal(results[name], cut_to_bfloat16(expected) if dtype == torch.bfloat16 else expected.to(dtype))
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("name", CALLS)
+def test_a_card_gives_the_bits_of_the_reference_kernel_on_the_cpu(name):
+    one = CALLS[name]
+
+    def run(kernel, device):
+        tensors = {key: value for key, value in one["options"].items() if isinstance(value, torch.Tensor)}
+        options = one["options"] | {key: value.to(device) for key, value in tensors.items()}
+        operand = kernel.prepare(one["weight"].to(device))
+        return getattr(kernel, one["form"])(one["x"].to(device), operand, **options).cpu()
+
+    assert torch.equal(run(KERNELS["cuda_int_mm"], "cuda"), run(KERNELS["reference"], "cpu"))
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("capability", CARDS.values(), ids=CARDS)
 @pytest.mark.parametrize("is_static", [False, True], ids=["dynamic", "static"])
