@@ -30,8 +30,15 @@ _TURING = (7, 5)
 
 
 def padded_weight(weight: Tensor) -> Tensor:
-    """Return an [N, K] int8 weight with both sizes filled up to multiples of 8."""
-    return F.pad(weight, (0, -weight.shape[1] % _MULTIPLE, 0, -weight.shape[0] % _MULTIPLE))
+    """Return an [N, K] int8 weight with both sizes filled up to multiples of 8; itself if they are."""
+    outputs, inputs = weight.shape
+    return _filled(weight, outputs + -outputs % _MULTIPLE, inputs + -inputs % _MULTIPLE)
+
+
+def _filled(matrix: Tensor, rows: int, columns: int) -> Tensor:
+    """Return a matrix filled up with zeros; itself if it has that size, where `pad` would copy."""
+    missing = (0, columns - matrix.shape[1], 0, rows - matrix.shape[0])
+    return F.pad(matrix, missing) if any(missing) else matrix
 
 
 def padded_int_mm(q: Tensor, weight: Tensor, num_outputs: int) -> Tensor:
@@ -42,9 +49,8 @@ def padded_int_mm(q: Tensor, weight: Tensor, num_outputs: int) -> Tensor:
         weight: What `padded_weight` gave.
         num_outputs: N.
     """
-    rows, inputs = q.shape
-    padded = F.pad(q, (0, weight.shape[1] - inputs, 0, max(_LEAST_ROWS - rows, 0)))
-    return torch._int_mm(padded, weight.t())[:rows, :num_outputs]
+    filled = _filled(q, *_padded_size(q, weight))
+    return torch._int_mm(filled, weight.t())[: q.shape[0], :num_outputs]
 
 
 def has_integer_cores(device: torch.device) -> bool:

@@ -28,6 +28,12 @@ def test_what_cublas_gets_obeys_its_rules_and_the_product_is_exact(size, monkeyp
     assert torch.equal(product.long(), q.long() @ weight.long().t())
 
 
+def test_a_weight_that_needs_no_filling_is_not_copied():
+    weight = codes(16, 24)
+
+    assert padded_weight(weight) is weight
+
+
 def test_it_is_no_candidate_on_a_cpu():
     assert not KERNELS["cuda_int_mm"].is_available(torch.device("cpu"))
 
