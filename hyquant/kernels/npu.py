@@ -3,21 +3,23 @@
     dynamic   npu_dynamic_quant(x, smooth_scales=m) -> q, s_r   npu_quant_matmul(q, W^T, s_w, pertoken_scale=s_r, bias)
     static    npu_quantize(x m, s_x, z) -> q                    npu_quant_matmul(q, W^T, deq_scale, bias=quant_bias)
 
-Inputs are worked on in bfloat16 or float16, which the operators take; float32 inputs are rounded to bfloat16 first, and
-results are rounded to the working dtype by the operator. In float16 the static product keeps the upper 19 bits of
-deq_scale. Ties of rounding are not specified, so codes may be one off those of other kernels. MindIE-SD calls the same
-two operators.
+Products are written in the input's dtype, for float32 inputs in bfloat16; npu_dynamic_quant takes none but bfloat16 and
+float16, so it gets float32 inputs rounded to bfloat16. For float16 the static product takes deq_scale as what
+npu_trans_quant_param makes of it, 19 bits wide. Ties of rounding are not specified, so codes may be one off those of
+other kernels. MindIE-SD calls the same operators.
 
-Sources: torch_npu 2.14 operator schemas (npu_native_functions.yaml) and the CANN pages aclnnDynamicQuantV2,
-aclnnAscendQuantV3 and aclnnQuantMatmulV4. Written from them and not run on hardware.
+They are called as `torch.ops.npu`, which is what torch_npu exports under its own name: torch.compile traces that
+without a break, and importing this module does not import torch_npu.
+
+Sources: torch_npu 2.13 and 2.14 operator schemas (npu_native_functions_by_codegen.yaml) and the CANN pages
+aclnnDynamicQuantV2, aclnnAscendQuantV3, aclnnTransQuantParamV2 and aclnnQuantMatmulV4. Written from them and not run on
+hardware.
+
+M rows   K input channels   N output channels
 """
 
-import importlib
-import importlib.util
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -28,26 +30,16 @@ from hyquant.kernels.base import TINY
 from hyquant.latency_report import KernelKind
 
 NZ = "HYQUANT_NPU_NZ"
-"""Environment variable that asks, by "1", for weights in the fractal format that the matrix unit reads directly."""
+"""Environment variable that asks, by "1", for weights in the fractal format that the matrix unit reads directly.
 
-OPERATORS = ("npu_dynamic_quant", "npu_quantize", "npu_quant_matmul")
+torch_npu makes such tensors only while `torch.npu.config.allow_internal_format` is True.
+"""
+
+OPERATORS = ("npu_dynamic_quant", "npu_quantize", "npu_quant_matmul", "npu_trans_quant_param", "npu_format_cast")
 LARGEST_DIMENSION = 65535
 """Of channels that npu_quant_matmul takes."""
 
 _FRACTAL_NZ = 29
-_DTYPES = (torch.bfloat16, torch.float16)
-
-
-@cache
-def torch_npu() -> Any:
-    """Return the package torch_npu, or None if it is missing, does not load or is too old."""
-    if importlib.util.find_spec("torch_npu") is None:
-        return None
-    try:
-        module = importlib.import_module("torch_npu")
-    except (ImportError, OSError, RuntimeError):
-        return None
-    return module if all(hasattr(module, name) for name in OPERATORS) else None
 
 
 @dataclass(frozen=True)
@@ -55,16 +47,16 @@ class NpuKernel:
     """The kernel "npu".
 
     Attributes:
-        operators: Returns what has the operators as attributes, or None where there are none.
+        operators: What has the operators as attributes.
     """
 
-    operators: Callable[[], Any] = torch_npu
+    operators: Any = torch.ops.npu
     name: str = "npu"
     kind: KernelKind = "native"
 
     def is_available(self, device: torch.device) -> bool:
         """Return whether this is an NPU whose torch_npu has the operators."""
-        return device.type == "npu" and self.operators() is not None
+        return device.type == "npu" and all(hasattr(self.operators, name) for name in OPERATORS)
 
     def prepare(self, weight: Tensor) -> Tensor:
         """Return an [N, K] int8 weight as [K, N]: a view, or a copy in fractal format if `NZ` asks for it.
@@ -79,7 +71,7 @@ class NpuKernel:
             )
         if os.environ.get(NZ) != "1":
             return weight.t()
-        operand: Tensor = self.operators().npu_format_cast(weight.t().contiguous(), _FRACTAL_NZ)
+        operand: Tensor = self.operators.npu_format_cast(weight.t().contiguous(), _FRACTAL_NZ)
         return operand
 
     def static(
@@ -94,17 +86,19 @@ class NpuKernel:
         mul_scale: Tensor | None,
     ) -> Tensor:
         """Apply a Linear whose input range is fixed."""
-        rows = _rows(x)
+        rows = x.reshape(-1, x.shape[-1])
         if len(rows) == 0:
             return x.new_empty((*x.shape[:-1], operand.shape[1]))
         if mul_scale is not None:
             rows = rows * mul_scale.to(rows.dtype)
-        # bfloat16 rows want scales and offsets in bfloat16, which scales are rounded to anyway; float16 rows float32.
+        # The operator takes bfloat16 rows with a range in bfloat16, which input_scale is rounded to in such a model.
         dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
-        q = self.operators().npu_quantize(
+        q = self.operators.npu_quantize(
             rows, input_scale.to(dtype), input_offset.to(dtype), torch.qint8, axis=-1, div_mode=True
         )
-        y = self.operators().npu_quant_matmul(q, operand, deq_scale, bias=quant_bias, output_dtype=rows.dtype)
+        is_half = x.dtype == torch.float16
+        scale = self.operators.npu_trans_quant_param(deq_scale) if is_half else deq_scale
+        y = self.operators.npu_quant_matmul(q, operand, scale, bias=quant_bias, output_dtype=_product_dtype(x))
         return _as_given(y, x)
 
     def dynamic(
@@ -118,15 +112,15 @@ class NpuKernel:
         largest_code: int = 127,
     ) -> Tensor:
         """Apply a Linear that takes the range of each token; codes of fewer bits are made by torch's own operators."""
-        rows = _rows(x)
+        rows = x.reshape(-1, x.shape[-1]).to(_product_dtype(x))
         if len(rows) == 0:
             return x.new_empty((*x.shape[:-1], operand.shape[1]))
         smooth = None if mul_scale is None else mul_scale.to(rows.dtype)
         if largest_code == 127:
-            q, row_scale = self.operators().npu_dynamic_quant(rows, smooth_scales=smooth)
+            q, row_scale = self.operators.npu_dynamic_quant(rows, smooth_scales=smooth)
         else:
             q, row_scale = _quantized(rows if smooth is None else rows * smooth, largest_code)
-        y = self.operators().npu_quant_matmul(
+        y = self.operators.npu_quant_matmul(
             q, operand, weight_scale[:, 0], pertoken_scale=row_scale, bias=bias, output_dtype=rows.dtype
         )
         return _as_given(y, x)
@@ -139,10 +133,9 @@ def _quantized(rows: Tensor, largest_code: int) -> tuple[Tensor, Tensor]:
     return (values / scale[:, None]).round().to(torch.int8), scale
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Return [M, K] in a dtype that the operators take."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.dtype in _DTYPES else rows.to(torch.bfloat16)
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that npu_quant_matmul writes for an input."""
+    return torch.float16 if x.dtype == torch.float16 else torch.bfloat16
 
 
 def _as_given(y: Tensor, x: Tensor) -> Tensor:

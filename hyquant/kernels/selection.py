@@ -109,7 +109,7 @@ def _measure(device: torch.device, shape: LinearShape) -> dict[str, float]:
 
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+        torch.get_device_module(device).synchronize(device)
 
 
 def _cache_path(device: torch.device) -> Path:

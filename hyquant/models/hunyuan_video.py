@@ -23,6 +23,7 @@ from hyquant.models.fingerprint import denoiser_digest, plain_config, tensors_di
 from hyquant.models.hunyuan_folder import HunyuanSource, find_source, load_pipeline
 from hyquant.models.hunyuan_text import PromptEncoder
 from hyquant.models.names import LayerGroup, layer_groups
+from hyquant.models.npu_attention import attend_by_npu_operator_, require_within_window
 from hyquant.models.sampling import batches, draw_noise, guidance_input, is_guidance_exact, latent_size
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class HunyuanVideo:
         self._pipe.to(device)
         self._pipe.set_progress_bar_config(disable=True)
         self.denoiser: nn.Module = self._pipe.transformer
+        if device.type == "npu":
+            attend_by_npu_operator_(self.denoiser)
         self.clock = StepClock()
         self._groups = layer_groups(self.denoiser)
         self._is_running = False
@@ -168,6 +171,8 @@ class HunyuanVideo:
     ) -> Tensor:
         self._warn_once_of_rounded_guidance(settings.guidance_scale)
         tokens, pooled, mask = pad_together(self.embed(prompts))
+        if self.device.type == "npu":
+            require_within_window(self._num_video_tokens(settings), mask)
 
         def step_end(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
@@ -246,6 +251,11 @@ class HunyuanVideo:
             temporal_ratio=self._pipe.vae_scale_factor_temporal,
         )
         return (self._pipe.transformer.config.in_channels, *size)
+
+    def _num_video_tokens(self, clip: RenderSettings | DeploymentShape) -> int:
+        config = self._pipe.transformer.config
+        _, frames, height, width = self._latent_shape(clip)
+        return int(frames // config.patch_size_t * (height // config.patch_size) * (width // config.patch_size))
 
     def _warn_once_of_rounded_guidance(self, guidance_scale: float) -> None:
         if self._has_warned or is_guidance_exact(guidance_scale, self.dtype):

@@ -6,6 +6,7 @@ import torch
 from hyquant.kernels import KERNELS
 from hyquant.kernels.cuda import padded_int_mm, padded_weight
 from hyquant.kernels.selection import LinearShape, candidates, kernel_for, kernel_times
+from tests.reference.cublas import by_cublas_rules
 
 SIZES = [(1, 8, 8), (16, 40, 24), (17, 64, 8), (5, 1, 1), (33, 19, 7), (0, 16, 16), (1025, 129, 63)]
 
@@ -13,18 +14,6 @@ SIZES = [(1, 8, 8), (16, 40, 24), (17, 64, 8), (5, 1, 1), (33, 19, 7), (0, 16, 1
 def codes(*shape, seed=0, lowest=-128):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(lowest, 128, shape, generator=generator, dtype=torch.int16).to(torch.int8)
-
-
-def by_cublas_rules(q, weight):
-    """Multiply as cuBLASLt would, and refuse what it refuses."""
-    (rows, inputs), (inputs_too, outputs) = q.shape, weight.shape
-    assert q.dtype == weight.dtype == torch.int8
-    assert rows > 16
-    assert inputs == inputs_too
-    assert inputs % 8 == outputs % 8 == 0
-    assert q.stride(1) == 1
-    assert weight.stride(0) == 1
-    return (q.long() @ weight.long()).to(torch.int32)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -37,6 +26,12 @@ def test_what_cublas_gets_obeys_its_rules_and_the_product_is_exact(size, monkeyp
 
     assert product.dtype == torch.int32
     assert torch.equal(product.long(), q.long() @ weight.long().t())
+
+
+def test_a_weight_that_needs_no_filling_is_not_copied():
+    weight = codes(16, 24)
+
+    assert padded_weight(weight) is weight
 
 
 def test_it_is_no_candidate_on_a_cpu():

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,6 +76,11 @@ class Executor:
         )
         return tensor(found)
 
+    def npu_trans_quant_param(self, *args, **kwargs):
+        call = self._bound("npu_trans_quant_param", args, kwargs)
+        assert call["offset"] is None
+        return tensor(operators.npu_trans_quant_param(typed(call["scale"])))
+
     def npu_format_cast(self, *args, **kwargs):
         call = self._bound("npu_format_cast", args, kwargs)
         assert call["acl_format"] == 29
@@ -89,7 +95,7 @@ def executor():
 
 @pytest.fixture
 def kernel(executor):
-    return NpuKernel(operators=lambda: executor)
+    return NpuKernel(operators=executor)
 
 
 def weights(seed=0):
@@ -102,21 +108,21 @@ def inputs(dtype, *leading, seed=1):
     return torch.randn(*leading, K, generator=torch.Generator().manual_seed(seed)).bfloat16().to(dtype)
 
 
-def dynamic(kernel, x, mul=None, bias=True):
+def dynamic(kernel, x, mul=None, bias=True, operand=None):
     scale = torch.linspace(0.001, 0.01, N)[:, None]
     return kernel.dynamic(
         x,
-        kernel.prepare(weights()),
+        kernel.prepare(weights()) if operand is None else operand,
         weight_scale=scale,
         bias=torch.linspace(-1, 1, N) if bias else None,
         mul_scale=mul,
     )
 
 
-def static(kernel, x, mul=None):
+def static(kernel, x, mul=None, operand=None):
     return kernel.static(
         x,
-        kernel.prepare(weights()),
+        kernel.prepare(weights()) if operand is None else operand,
         input_scale=torch.tensor([0.03125]),
         input_offset=torch.tensor([-7.0]),
         deq_scale=torch.linspace(0.0001, 0.001, N),
@@ -174,13 +180,91 @@ def test_more_channels_than_the_operator_takes_are_refused(kernel):
         kernel.prepare(torch.zeros(65536, 8, dtype=torch.int8))
 
 
-def test_it_is_no_candidate_without_an_npu_or_its_package():
-    with_operators = NpuKernel(operators=Executor)
+def test_it_is_a_candidate_on_an_npu_whose_package_has_all_operators():
+    npu = SimpleNamespace(type="npu")
+    older = SimpleNamespace(**dict.fromkeys(OPERATORS[1:]))
 
+    assert NpuKernel(operators=Executor()).is_available(npu)
+    assert not NpuKernel(operators=older).is_available(npu)
+    assert not NpuKernel(operators=Executor()).is_available(torch.device("cpu"))
     assert not KERNELS["npu"].is_available(torch.device("cpu"))
-    assert not with_operators.is_available(torch.device("cpu"))
-    assert with_operators.is_available(torch.device("npu", 0)) if hasattr(torch, "npu") else True
-    assert not NpuKernel(operators=lambda: None).is_available(torch.device("cpu"))
+
+
+def test_a_float32_input_meets_its_range_unrounded(kernel, executor):
+    """Both would be off in bfloat16: the scale by 0.2 %, codes near 100 by as much as a half."""
+    x = torch.randn(50, K, generator=torch.Generator().manual_seed(3))
+    options = {
+        "input_scale": torch.tensor([0.0301]),
+        "input_offset": torch.tensor([0.0]),
+        "deq_scale": torch.full((N,), 0.0301),
+        "quant_bias": torch.zeros(N, dtype=torch.int32),
+        "mul_scale": None,
+    }
+
+    found = kernel.static(x, kernel.prepare(weights()), **options)
+    expected = KERNELS["reference"].static(x, weights(), **options)
+
+    assert torch.equal(found, expected.bfloat16().float())
+
+
+def test_half_precision_takes_its_scale_as_the_operator_that_packs_it_makes_it(kernel, executor):
+    """Graph mode does not pack a float32 scale by itself as eager mode does."""
+    static(kernel, inputs(torch.float16, 3))
+    static(kernel, inputs(torch.bfloat16, 3))
+
+    assert executor.calls == [
+        *("npu_quantize", "npu_trans_quant_param", "npu_quant_matmul"),
+        *("npu_quantize", "npu_quant_matmul"),
+    ]
+
+
+def by_codes(function):
+    """Let an operator be called by torch's dispatcher, which hands over dtypes as their numbers."""
+    dtypes = {5: torch.float16, 12: torch.qint8, 15: torch.bfloat16}
+
+    def called(*args, **kwargs):
+        if function.__name__ == "npu_quantize":
+            args = (*args[:3], dtypes[args[3]], *args[4:])
+        if "output_dtype" in kwargs:
+            kwargs["output_dtype"] = dtypes[kwargs["output_dtype"]]
+        return function(*args, **kwargs)
+
+    return called
+
+
+@pytest.fixture
+def dispatched(executor):
+    """Give torch's dispatcher the operators under their schemas, run by the executor and traced by their shapes."""
+    if any(hasattr(torch.ops.npu, name) for name in OPERATORS):
+        pytest.skip("torch_npu is loaded and has operators of its own")
+    shapes = {
+        "npu_dynamic_quant": lambda x, **_: (x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1]).float()),
+        "npu_quantize": lambda x, *_: x.new_empty(x.shape, dtype=torch.int8),
+        "npu_quant_matmul": lambda q, operand, scale, *, output_dtype, **_: q.new_empty(
+            (q.shape[0], operand.shape[1]), dtype=torch.float16 if output_dtype == 5 else torch.bfloat16
+        ),
+        "npu_trans_quant_param": lambda scale, *_: scale.new_empty(scale.shape, dtype=torch.int64),
+        "npu_format_cast": lambda x, *_, **__: torch.empty_like(x),
+    }
+    library = torch.library.Library("npu", "FRAGMENT")
+    for name in OPERATORS:
+        library.define(SCHEMAS[name])
+        library.impl(name, by_codes(getattr(executor, name)), "CPU")
+        torch.library.register_fake(f"npu::{name}", shapes[name], lib=library)
+    yield KERNELS["npu"]
+    library._destroy()
+
+
+@pytest.mark.parametrize("run", [dynamic, static])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_calls_pass_torchs_dispatcher_and_compile_without_a_break(run, dtype, kernel, dispatched):
+    x, mul = inputs(dtype, 2, 9), 2.0 ** (torch.arange(K) % 3 - 1)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+
+    expected = run(kernel, x, mul)
+    assert torch.equal(run(dispatched, x, mul), expected)
+    assert torch.equal(compiled(dispatched, x, mul, operand=dispatched.prepare(weights())), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The schemas of the torch_npu operators that the kernel calls, and the check that a call fits one.
+"""The schemas of the torch_npu operators that we have called, and the check that a call fits one.
 
-They are those of torch_npu 2.14.0 (`npu_native_functions_by_codegen.yaml` in its wheel); where that package or its
-wheel is at hand, a test compares them.
+They are those of torch_npu 2.13.0 and 2.14.0 (`npu_native_functions_by_codegen.yaml` in its wheel); where that package
+or its wheel is at hand, a test compares them.
 """
 
 from typing import Any
@@ -19,7 +19,14 @@ SCHEMAS = {
         "Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
         "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) "
         "-> Tensor",
+        "npu_trans_quant_param(Tensor scale, Tensor? offset=None, int? round_mode=0) -> Tensor",
         "npu_format_cast(Tensor self, int acl_format, *, int? customize_dtype=None, int? input_dtype=None) -> Tensor",
+        "npu_fusion_attention(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, "
+        "Tensor? pse=None, Tensor? padding_mask=None, Tensor? atten_mask=None, float scale=1., float keep_prob=1., "
+        "int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, int[]? prefix=None, "
+        "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, "
+        'bool sync=False, str softmax_layout="", Tensor? sink=None, Tensor? dropout_mask=None, int seed=0, '
+        "int offset=0) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)",
     )
 }
 

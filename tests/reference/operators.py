@@ -129,6 +129,15 @@ def npu_convert_weight_to_int4pack(weight: Typed) -> Typed:
     return Typed(values, "int4")
 
 
+def npu_trans_quant_param(scale: Typed) -> Typed:
+    """Return int64: the float32 cut to its upper 19 bits in the low half, and bit 46 set; without an offset."""
+    name = "npu_trans_quant_param"
+    demand(scale.dtype == "float32", name, "a float32 scale", scale.dtype)
+    demand(scale.values.ndim == 1, name, "a 1-D scale", scale.shape)
+    bits = np.ascontiguousarray(scale.values).view(np.uint32) & np.uint32(0xFFFFE000)
+    return Typed(bits.astype(np.int64) | (1 << 46), "int64")
+
+
 def top_19_bits(scale: Typed) -> np.ndarray:
     """Return what a float16 output multiplies by: the float32 in the low half of an int64, or given, cut to 19 bits."""
     if scale.dtype == "int64":
