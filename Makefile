@@ -50,6 +50,7 @@ $(BENCH_VENV)/.installed: pyproject.toml constraints.txt
 
 bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and write docs/benchmarks.md (an hour; leave the machine alone).
 	$(BENCH) tools.bench.linears --json docs/benchmarks/linears.json
+	$(BENCH) tools.bench.attention --json docs/benchmarks/attention.json
 	$(BENCH) tools.bench.recipes studies/mini.yaml --json docs/benchmarks/denoiser.json
 	$(BENCH) tools.bench.quantizing --json docs/benchmarks/quantizing.json
 	$(BENCH) tools.bench.streaming --folder $${TMPDIR:-/tmp} --json docs/benchmarks/streaming.json

@@ -20,6 +20,11 @@ SECTIONS = {
         "`Int8DynamicActivationInt8WeightConfig`, eager and compiled, and optimum-quanto with qint8 weights and "
         "activations.",
     ),
+    "attention": (
+        "Attention on int8 operands",
+        "What a native path for `fa3` could gain here if it were put together from torch's operators, with the softmax "
+        "quantized too. Where it is below 1, attention stays simulated.",
+    ),
     "denoiser": (
         "The mini model's denoiser",
         "The denoising loop at the deployment shape of `studies/mini.yaml`. The gain of int8 is `speed-up, compiled`: "
@@ -42,6 +47,7 @@ SECTIONS = {
 
 COMMANDS = {
     "linears": "tools.bench.linears",
+    "attention": "tools.bench.attention",
     "denoiser": "tools.bench.recipes studies/mini.yaml",
     "quantizing": "tools.bench.quantizing",
     "streaming": "tools.bench.streaming --folder DIR",
