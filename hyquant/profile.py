@@ -31,7 +31,7 @@ from hyquant.latency import LatencyBench
 from hyquant.models.attentions import attention_blocks, hook_attention_
 from hyquant.models.names import layer_groups
 from hyquant.modules.linear import FusedLinear
-from hyquant.modules.swap import restore_, structural_twin
+from hyquant.modules.swap import called_together, restore_, structural_twin
 from hyquant.numerics.qparams import choose_qparams
 from hyquant.plan import QuantPlan
 from hyquant.schemes import SCHEMES
@@ -121,12 +121,12 @@ def profile_denoiser(bench: LatencyBench, *, rounds: int = 7, warmup: int = 2) -
 
 @dataclass
 class _Linears:
-    """Layer groups of one kind and size."""
+    """Layer groups of one kind and size; `parts` are the members of one of them that run as one."""
 
     rows: int
     dtype: torch.dtype
     names: list[str] = field(default_factory=list)
-    members: list[list[nn.Linear]] = field(default_factory=list)
+    parts: tuple[tuple[nn.Linear, ...], ...] = ()
     seconds: float = 0.0
 
 
@@ -185,13 +185,16 @@ def _by_size(twin: nn.Module, seen: _Seen) -> dict[tuple[str, int, int, int], _L
         key = kind_of(group.name), rows, group.in_features, sum(group.out_features)
         own = found.setdefault(key, _Linears(rows, dtype))
         own.names.append(group.name)
-        own.members.append([twin.get_submodule(path) for path in group.modules])  # type: ignore[misc]
+        own.parts = tuple(
+            tuple(twin.get_submodule(path) for path in paths)  # type: ignore[misc]
+            for paths in called_together(group.modules)
+        )
         own.seconds += sum(median(seen.seconds[path][1:]) for path in group.modules)
     return found
 
 
 def _timed_linears(kind: str, linears: _Linears, device: torch.device, rounds: int) -> PartTime:
-    first = linears.members[0]
+    first = [member for part in linears.parts for member in part]
     inputs, outputs = first[0].in_features, sum(member.out_features for member in first)
     x = torch.randn(linears.rows, inputs, device=device).to(linears.dtype)
 
@@ -202,8 +205,13 @@ def _timed_linears(kind: str, linears: _Linears, device: torch.device, rounds: i
     calls: dict[str, Callable[[], object]] = {"float": in_float}
     native = candidates(device)[0].kind == "native"
     if native:
-        dynamic, static = (_fused(first, x, kind=scheme) for scheme in ("w8a8_dynamic", "w8a8_static"))
-        calls |= {"dynamic": partial(dynamic, x), "static": partial(static, x)}
+        dynamic, static = (
+            [_fused(part, x, kind=scheme) for part in linears.parts] for scheme in ("w8a8_dynamic", "w8a8_static")
+        )
+        calls |= {
+            "dynamic": lambda: [layer(x) for layer in dynamic],
+            "static": lambda: [layer(x) for layer in static],
+        }
     seconds = _medians(calls, device, rounds)
     quantized_s = min(seconds["dynamic"], seconds["static"]) if native else math.inf
     return PartTime(
@@ -213,7 +221,7 @@ def _timed_linears(kind: str, linears: _Linears, device: torch.device, rounds: i
         operations=2 * linears.rows * inputs * outputs * len(linears.names),
         float_s=linears.seconds,
         speedup=seconds["float"] / quantized_s if native else 1.0,
-        kernel=dynamic.kernel.name if native else None,
+        kernel=dynamic[0].kernel.name if native else None,
     )
 
 

@@ -7,8 +7,9 @@ the quantized ones, the plan, and the clock they follow.
 """
 
 import copy
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +89,9 @@ def install_tensors_(
         assert layer.scheme is not None
         for path in layer.modules:
             floats[path] = _fitting_linear(denoiser, path, tensors)
-        members = quant_linears([tensors[path] for path in layer.modules], scheme=layer.scheme, timestep_sep=sep)
-        quantized.update(zip(layer.modules, members, strict=True))
+        for paths in called_together(layer.modules):
+            members = quant_linears([tensors[path] for path in paths], scheme=layer.scheme, timestep_sep=sep)
+            quantized.update(zip(paths, members, strict=True))
     rewritten: dict[str, nn.Module] = {}
     for path in (path for layer in plan.rewritten for path in layer.modules):
         floats[path] = _fitting_linear(denoiser, path, tensors)
@@ -104,6 +106,15 @@ def install_tensors_(
     state = Swapped(plan=plan, clock=clock, floats=floats, quantized=quantized, attentions=hooks)
     setattr(denoiser, _ATTRIBUTE, state)
     clock.subscribe(state.set_step)
+
+
+def called_together(modules: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the members of a layer group by who calls them: those of one module get the very same tensor.
+
+    A single block of diffusers hands its attention a copy of what its MLP reads, so that q, k and v would not find the
+    product that the MLP's Linear has made of them, and all would be multiplied twice.
+    """
+    return tuple(tuple(paths) for _, paths in itertools.groupby(modules, key=lambda path: path.rpartition(".")[0]))
 
 
 def restore_(denoiser: nn.Module) -> None:

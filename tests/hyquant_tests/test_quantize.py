@@ -13,7 +13,7 @@ from hyquant.errors import CalibrationError, ConfigError, LayerMatchError
 from hyquant.models.base import RenderSettings
 from hyquant.models.names import layer_groups
 from hyquant.models.tiny import TinyVideoModel
-from hyquant.modules.linear import QuantLinear
+from hyquant.modules.linear import FusedLinear, QuantLinear
 from hyquant.plan import build_plan
 from hyquant.quantize import (
     install_tensors_,
@@ -303,7 +303,7 @@ def test_the_twin_of_a_quantized_denoiser_steps_on_its_own_clock(model, records,
     assert torch.equal(model.denoiser.single_transformer_blocks[0].proj_out.fused.deq_scale, before)
     ours = model.denoiser.single_transformer_blocks[0].proj_out
     assert twin.single_transformer_blocks[0].proj_out.fused.weight is ours.fused.weight
-    assert twin.single_transformer_blocks[0].attn.to_q.fused is twin.single_transformer_blocks[0].proj_mlp.fused
+    assert twin.single_transformer_blocks[0].attn.to_q.fused is twin.single_transformer_blocks[0].attn.to_k.fused
 
 
 def test_a_quantized_twin_can_be_restored_without_touching_the_original(model, stats):
@@ -330,3 +330,27 @@ def test_a_twin_does_not_inherit_forward_hooks(model):
 
     assert model.denoiser._forward_pre_hooks
     assert not twin._forward_pre_hooks
+
+
+def test_a_step_multiplies_every_weight_once(model, records, monkeypatch):
+    """Members that are called on one tensor share a product; those of a copy have one of their own, not all of it."""
+    plan = build_plan(model.groups(), QuantConfig(linear=W8A8Dynamic()), num_steps=4)
+    quantize_(model.denoiser, plan, {}, model.clock)
+    products = []
+    forward = FusedLinear.forward
+
+    def counted(self, x):
+        products.append(self.weight.numel())
+        return forward(self, x)
+
+    monkeypatch.setattr(FusedLinear, "forward", counted)
+    try:
+        with torch.inference_mode():
+            model.denoiser(**records[0].inputs)
+    finally:
+        restore_(model.denoiser)
+
+    assert sum(products) == sum(
+        group.in_features * sum(group.out_features) for group in model.groups() if "_blocks." in group.name
+    )
+    assert len(products) < sum(len(group.modules) for group in model.groups())
