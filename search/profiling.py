@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import JsonValue
 
+from hyquant.calibration.store import Entry
 from hyquant.config import FA3Int8, LayerSelection, QuantConfig, W8A8Dynamic, digest
 from hyquant.cost import (
     ATTENTION,
@@ -115,13 +116,13 @@ def stored_profile(bench: "Workbench") -> DenoiserProfile | None:
     """
     if bench.latency_bench is None or bench.config.latency.device_profile is not None:
         return None
-    key = f"profile-{digest(_identity(bench.model, bench.latency_bench), length=32)}"
-    if (kept := bench.cache.get(key)) is not None:
-        return DenoiserProfile.model_validate(kept.meta["profile"])
-    with bench.lock.measuring():
-        profile = measured_profile(bench.latency_bench)
-    bench.cache.put(key, {}, {"profile": profile.model_dump(mode="json")})
-    return profile
+    timed = bench.latency_bench
+    key = f"profile-{digest(_identity(bench.model, timed), length=32)}"
+    with bench.lock.measuring():  # whoever waits here finds what another slot has measured meanwhile
+        entry = bench.cache.get_or_build(
+            key, lambda: Entry({}, {"profile": measured_profile(timed).model_dump(mode="json")})
+        )
+    return DenoiserProfile.model_validate(entry.meta["profile"])
 
 
 def measured_profile(bench: LatencyBench) -> DenoiserProfile:
