@@ -22,8 +22,8 @@ SECTIONS = {
     ),
     "attention": (
         "Attention on int8 operands",
-        "What a native path for `fa3` could gain here if it were put together from torch's operators, with the softmax "
-        "quantized too. Where it is below 1, attention stays simulated.",
+        "What a native path for `fa3` would gain here, put together from torch's operators, with the softmax quantized "
+        "too. There is none yet: attention is simulated everywhere.",
     ),
     "denoiser": (
         "The mini model's denoiser",
