@@ -1,8 +1,8 @@
 """Which kernel a Linear gets: the forced one, else the fastest of those that run here.
 
 Where several native kernels run on a device they are timed on the layer's own shape, once per machine: the times are
-kept in the user's cache, in one JSON file per device, number of threads and torch version. All kernels compute the same
-integers, so a choice changes how long a layer takes and nothing else.
+kept in the user's cache, in one JSON file per device, number of threads, torch version and C source. All kernels
+compute the same integers, so a choice changes how long a layer takes and nothing else.
 """
 
 import functools
@@ -22,7 +22,7 @@ from hyquant.calibration.store import write_atomically
 from hyquant.errors import ConfigError
 from hyquant.kernels import KERNELS, Int8Linear
 from hyquant.kernels.reference import REFERENCE
-from hyquant.kernels.x86 import cache_folder
+from hyquant.kernels.x86 import cache_folder, source_digest
 
 FORCED = "HYQUANT_KERNEL"
 """Environment variable that names the kernel of every layer; worker processes inherit it."""
@@ -114,7 +114,7 @@ def _synchronize(device: torch.device) -> None:
 
 def _cache_path(device: torch.device) -> Path:
     names = [kernel.name for kernel in candidates(device)]
-    machine = [_device_name(device), torch.__version__, str(torch.get_num_threads()), *names]
+    machine = [_device_name(device), torch.__version__, str(torch.get_num_threads()), *names, source_digest()]
     return cache_folder() / f"kernels-{hashlib.sha256(' '.join(machine).encode()).hexdigest()[:16]}.json"
 
 

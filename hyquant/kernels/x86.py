@@ -194,6 +194,12 @@ def _build(source: str, flags: tuple[str, ...], path: Path) -> bool:
     return True
 
 
+@functools.cache
+def source_digest() -> str:
+    """Return what changes if the C source does."""
+    return hashlib.sha256(files("hyquant.kernels").joinpath(_SOURCE).read_bytes()).hexdigest()[:16]
+
+
 def cache_folder() -> Path:
     """Return the folder of the user's cache that kernels keep their files in."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyquant"
