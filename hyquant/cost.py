@@ -27,6 +27,7 @@ from hyquant.models.attentions import AttentionBlock
 from hyquant.models.base import DeploymentShape
 from hyquant.models.names import LayerGroup
 from hyquant.plan import QuantPlan
+from hyquant.schemes import SCHEMES
 
 ATTENTION = "attention"
 MODULATION = "modulation and embeddings"
@@ -126,11 +127,8 @@ def tokens_of(shape: DeploymentShape, *, text: int, patch: int = 16, stride: int
 
 def rows_of(name: str, tokens: Tokens) -> int:
     """Return the rows that a layer of HunyuanVideo sees per sample, by its canonical name."""
-    if any(mark in name for mark in _ONE_ROW):
-        return 1
-    if name.startswith("single_blocks."):
-        return tokens.all
-    return tokens.text if ".txt_" in name or name.startswith("txt_in") else tokens.video
+    by_kind = {MODULATION: 1, TEXT: tokens.text}
+    return by_kind.get(kind_of(name), tokens.all if name.startswith("single_blocks.") else tokens.video)
 
 
 def kind_of(name: str) -> str:
@@ -174,24 +172,15 @@ def operations_by_kind(work: Iterable[Work]) -> dict[str, int]:
 
 
 def modes_of(plan: QuantPlan, device: DeviceProfile) -> dict[str, str]:
-    """Return the operand dtype of each product that a plan quantizes and the device executes, by name of its work."""
-    modes = {layer.name: dtype for layer in plan.quantized if (dtype := OPERANDS.get(str(layer.scheme)))}
+    """Return the operand dtype of each product that a plan quantizes and the device executes, by name of its work.
+
+    Products of weight-only schemes run in the float dtype. Codes of 4 bits are multiplied as int8 ones, as our kernels
+    do; a device with faster products of int4 is not counted.
+    """
+    modes = {layer.name: "int8" for layer in plan.quantized if not SCHEMES[str(layer.scheme)].is_weight_only}
     if device.int8_attention:
         modes |= {block.name: "int8" for block in plan.attentions if block.scheme == "fa3_int8"}
     return modes
-
-
-OPERANDS: Mapping[str, str] = {
-    "w8a8_static": "int8",
-    "w8a8_dynamic": "int8",
-    "w8a8_timestep": "int8",
-    "w4a8": "int8",
-    "w4a4_dynamic": "int8",
-}
-"""Operand dtype of the products of each scheme; products of others, which are weight-only, run in the float dtype.
-
-Codes of 4 bits are multiplied as int8 ones, which our kernels do; a device with faster products of int4 is not counted.
-"""
 
 
 def seconds_of(work: Sequence[Work], device: DeviceProfile, modes: Mapping[str, str]) -> dict[str, float]:

@@ -35,8 +35,7 @@ from hyquant.modules.swap import called_together, restore_, structural_twin
 from hyquant.numerics.qparams import choose_qparams
 from hyquant.plan import QuantPlan
 from hyquant.schemes import SCHEMES
-
-_LEAST_S = 5e-3
+from hyquant.timing import median_seconds
 
 
 class PartTime(FrozenModel):
@@ -212,7 +211,7 @@ def _timed_linears(kind: str, linears: _Linears, device: torch.device, rounds: i
             "dynamic": lambda: [layer(x) for layer in dynamic],
             "static": lambda: [layer(x) for layer in static],
         }
-    seconds = _medians(calls, device, rounds)
+    seconds = median_seconds(calls, _clock(device), rounds)
     quantized_s = min(seconds["dynamic"], seconds["static"]) if native else math.inf
     return PartTime(
         kind=kind,
@@ -243,7 +242,7 @@ def _timed_attentions(seen: _Seen, device: torch.device, rounds: int) -> Iterato
     dtype = next(iter(seen.attentions.values()))[0].dtype
     q, k, v = (torch.randn(batch, heads, tokens, head_dim, device=device).to(dtype) for _ in range(3))
     mask = None if valid is None else valid[:, None, None, :]
-    seconds = _medians({"float": lambda: F.scaled_dot_product_attention(q, k, v, mask)}, device, rounds)
+    seconds = median_seconds({"float": lambda: F.scaled_dot_product_attention(q, k, v, mask)}, _clock(device), rounds)
     yield PartTime(
         kind=ATTENTION,
         layers=tuple(seen.attentions),
@@ -253,25 +252,6 @@ def _timed_attentions(seen: _Seen, device: torch.device, rounds: int) -> Iterato
         speedup=1.0,
         kernel=None,
     )
-
-
-def _medians(calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Return median seconds of each call; in each round all take their turn, and short ones are repeated."""
-    now = _clock(device)
-    repeats: dict[str, int] = {}
-    for name, call in calls.items():
-        call()
-        started = now()
-        call()
-        repeats[name] = max(1, math.ceil(_LEAST_S / max(now() - started, 1e-7)))
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = now()
-            for _ in range(repeats[name]):
-                call()
-            found[name].append((now() - started) / repeats[name])
-    return {name: median(values) for name, values in found.items()}
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

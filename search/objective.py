@@ -114,7 +114,8 @@ def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> Laten
     """
     device = bench.config.latency.device_profile
     if device is not None:
-        return stages.run("latency", lambda: predicted_latency(bench.model, bench.config.deployment, plan, device))
+        timed = bench.latency_bench
+        return stages.run("latency", lambda: None if timed is None else predicted_latency(timed, plan, device))
     prepared = stages.run("compile", lambda: _prepare_latency(bench, plan))
     return stages.run("latency", lambda: _time(bench, prepared))
 

@@ -23,7 +23,6 @@ from hyquant.cost import (
     modes_of,
     operations_by_kind,
     seconds_of,
-    tokens_of,
     work_of,
 )
 from hyquant.devices import resolve_device
@@ -167,17 +166,14 @@ def around_the_loop(model: VideoModel, shape: DeploymentShape, prompts: tuple[st
     return {"text_s": max(0.0, first - again), "decode_s": max(0.0, again - step)}
 
 
-def predicted_latency(
-    model: VideoModel, shape: DeploymentShape, plan: QuantPlan, device: DeviceProfile
-) -> LatencyReport:
-    """Return the latency of a plan on a device that is not there, by `hyquant.cost`.
+def predicted_latency(bench: LatencyBench, plan: QuantPlan, device: DeviceProfile) -> LatencyReport:
+    """Return the latency of a plan at a bench's shape on a device that is not there, by `hyquant.cost`.
 
     Raises:
         ConfigError: If the model is not HunyuanVideo.
     """
-    work = work_of(
-        model.groups(), attention_blocks(model.denoiser), tokens_at(model, shape), batch_size=shape.batch_size
-    )
+    model, shape = bench.model, bench.shape
+    work = work_of(model.groups(), attention_blocks(model.denoiser), tokens_at(bench), batch_size=shape.batch_size)
     float_s = sum(seconds_of(work, device, {}).values())
     step_s = sum(seconds_of(work, device, modes_of(plan, device)).values())
     counts = steps_by_mode(plan, shape.num_steps)
@@ -190,28 +186,28 @@ def predicted_latency(
         step_latency_s={"control": float_s, **dict.fromkeys(counts, step_s)},
         rounds=0,
         warmup=0,
-        shape=f"{shape.height}x{shape.width}x{shape.num_frames}, batch {shape.batch_size}, {shape.num_steps} steps",
+        shape=bench.description,
         kind="predicted",
         compiled=False,
         device=f"{device.name} on paper",
     )
 
 
-def tokens_at(model: VideoModel, shape: DeploymentShape) -> Tokens:
-    """Return the tokens of a HunyuanVideo at a shape.
+def tokens_at(bench: LatencyBench) -> Tokens:
+    """Return the tokens of a HunyuanVideo at a bench's shape.
 
     Raises:
         ConfigError: If the model is something else.
     """
-    inputs, config = model.deployment_inputs(shape), getattr(model.denoiser, "config", {})
+    inputs, config = bench.inputs, getattr(bench.model.denoiser, "config", {})
     try:
         frames, height, width = inputs["hidden_states"].shape[-3:]
         text = int(inputs["encoder_hidden_states"].shape[1])
         patch, patch_t = int(config["patch_size"]), int(config["patch_size_t"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"latencies are predicted for HunyuanVideo in diffusers' layout, but {model.name} is something else; leave "
-            "latency.device_profile out"
+            f"latencies are predicted for HunyuanVideo in diffusers' layout, but {bench.model.name} is something else; "
+            "leave latency.device_profile out"
         ) from error
     return Tokens(int(frames // patch_t * (height // patch) * (width // patch)), text)
 
@@ -225,14 +221,22 @@ def paper_rows(work: Sequence[Work], device: DeviceProfile) -> list[PaperRow]:
     ]
 
 
-def paper_steps(shape: DeploymentShape, device: DeviceProfile) -> dict[str, float]:
-    """Return seconds of one step of HunyuanVideo 13B in float and by recipe."""
-    groups, blocks = full_model()
-    work = work_of(groups, blocks, tokens_of(shape, text=FULL_TEXT_TOKENS), batch_size=shape.batch_size)
+def paper_steps(
+    groups: Sequence[LayerGroup], blocks: Sequence[AttentionBlock], tokens: Tokens, device: DeviceProfile
+) -> dict[str, float]:
+    """Return seconds of one step of a HunyuanVideo in float and by recipe.
+
+    Args:
+        groups: Its layers.
+        blocks: Its attentions.
+        tokens: Of the clip.
+        device: Where.
+    """
+    work = work_of(groups, blocks, tokens)
+    able = device.model_copy(update={"int8_attention": True})
     found = {"float": sum(seconds_of(work, device, {}).values())}
     for label, config in PAPER_RECIPES.items():
-        plan = build_plan(groups, config, num_steps=shape.num_steps, attentions=blocks)
-        able = device.model_copy(update={"int8_attention": True})
+        plan = build_plan(groups, config, num_steps=1, attentions=blocks)
         found[label] = sum(seconds_of(work, device, modes_of(plan, able)).values())
     return found
 

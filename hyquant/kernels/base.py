@@ -128,15 +128,19 @@ class MatmulKernel:
         largest_code: int = 127,
     ) -> Tensor:
         """Apply a Linear that takes the range of each token; see the module's second formula."""
-        rows = _rows(x, mul_scale)
-        # An all-zero row gets the smallest normal scale: its codes are 0 and nothing is divided by 0.
-        row_scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=TINY * largest_code) / largest_code
-        q = (rows / row_scale).round().to(torch.int8)
+        q, row_scale = quantized_tokens(_rows(x, mul_scale), largest_code)
         num_outputs = weight_scale.shape[0]
         y = self.int_mm(q, operand, num_outputs).float() * row_scale * weight_scale[:, 0]
         if bias is not None:
             y = y + bias
         return y.to(x.dtype).reshape(*x.shape[:-1], num_outputs)
+
+
+def quantized_tokens(rows: Tensor, largest_code: int) -> tuple[Tensor, Tensor]:
+    """Return int8 codes [M, K] of float32 rows [M, K], and the scale of each, [M, 1] float32."""
+    # An all-zero row gets the smallest normal scale: its codes are 0 and nothing is divided by 0.
+    row_scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=TINY * largest_code) / largest_code
+    return (rows / row_scale).round().to(torch.int8), row_scale
 
 
 def _rows(x: Tensor, mul_scale: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hyquant.errors import ConfigError
-from hyquant.kernels.base import TINY
+from hyquant.kernels.base import quantized_tokens
 from hyquant.latency_report import KernelKind
 
 NZ = "HYQUANT_NPU_NZ"
@@ -119,18 +119,12 @@ class NpuKernel:
         if largest_code == 127:
             q, row_scale = self.operators.npu_dynamic_quant(rows, smooth_scales=smooth)
         else:
-            q, row_scale = _quantized(rows if smooth is None else rows * smooth, largest_code)
+            q, scales = quantized_tokens((rows if smooth is None else rows * smooth).float(), largest_code)
+            row_scale = scales[:, 0]
         y = self.operators.npu_quant_matmul(
             q, operand, weight_scale[:, 0], pertoken_scale=row_scale, bias=bias, output_dtype=rows.dtype
         )
         return _as_given(y, x)
-
-
-def _quantized(rows: Tensor, largest_code: int) -> tuple[Tensor, Tensor]:
-    """Return int8 codes [M, K] and the scale of each row, [M] float32."""
-    values = rows.float()
-    scale = values.abs().amax(dim=-1).clamp(min=TINY * largest_code) / largest_code
-    return (values / scale[:, None]).round().to(torch.int8), scale
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from hyquant.config import DeployDtype
 from hyquant.numerics.qparams import QParams
+from hyquant.schemes import w8a16
 from hyquant.schemes.base import Scheme, Spec
 from hyquant.schemes.contract import LayerTensors
-from hyquant.schemes.weights import quantize_weight, weight_specs
 
 
 def build(
@@ -19,15 +19,13 @@ def build(
     division_dtype: DeployDtype = "float32",
 ) -> LayerTensors:
     """Return weight, weight_scale, weight_offset and bias; calibration has no part in it (`input_qparams` is None)."""
-    assert input_qparams is None
-    weight_q, weight_scale = quantize_weight(weight, deploy_dtype, division_dtype=division_dtype)
-    tensors = {"weight": weight_q, "weight_scale": weight_scale, "weight_offset": torch.zeros_like(weight_scale)}
-    return tensors if bias is None else {**tensors, "bias": bias.float()}
+    tensors = w8a16.build(weight, bias, input_qparams, deploy_dtype, division_dtype=division_dtype)
+    return {**tensors, "weight_offset": torch.zeros_like(tensors["weight_scale"])}
 
 
 def specs(rows: int, columns: int, num_steps: int) -> dict[str, Spec]:
     """Return dtype and shape of the tensors of N output and K input channels, however many steps there are."""
-    return weight_specs(rows, columns) | {"weight_offset": (torch.float32, (rows, 1))}
+    return w8a16.specs(rows, columns, num_steps) | {"weight_offset": (torch.float32, (rows, 1))}
 
 
 W8A8_DYNAMIC = Scheme(name="w8a8_dynamic", needs_range=False, is_per_step=False, build=build, specs=specs)

@@ -101,8 +101,9 @@ def _on_paper(path: Path, clip: str, steps: int, as_json: bool) -> None:
 
     device, shape = read_device_profile(path), _shape_of(clip, steps)
     tokens = tokens_of(shape, text=FULL_TEXT_TOKENS)
-    rows = paper_rows(work_of(*full_model(), tokens), device)
-    seconds = paper_steps(shape, device)
+    groups, blocks = full_model()
+    rows = paper_rows(work_of(groups, blocks, tokens), device)
+    seconds = paper_steps(groups, blocks, tokens, device)
     if as_json:
         answer: dict[str, Any] = {"device": device.model_dump(mode="json"), "clip": clip, "steps": steps}
         answer |= {"video_tokens": tokens.video, "text_tokens": tokens.text, "step_s": seconds}

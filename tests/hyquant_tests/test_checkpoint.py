@@ -3,9 +3,10 @@
 import hashlib
 import json
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -228,18 +229,28 @@ quantize_checkpoint(source, out, QuantConfig(linear=W8A8Dynamic()), num_steps=3,
 """
 
 
-def kill_after(units: int, source: Path, out: Path) -> None:
-    """Quantize in a process of its own and kill it when so many units were written."""
+@contextmanager
+def stopped_after(units: int, source: Path, out: Path) -> Iterator[None]:
+    """Quantize in a process of its own, which waits when so many units were written, and kill it in the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(source), str(out), str(units)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "stopped\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopped\n"
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def kill_after(units: int, source: Path, out: Path) -> None:
+    """Quantize in a process of its own and kill it when so many units were written."""
+    with stopped_after(units, source, out):
+        pass
 
 
 def test_a_killed_run_is_gone_on_with_and_ends_in_the_same_bytes(transformer, loaded_export, tmp_path):
@@ -283,20 +294,11 @@ def test_other_settings_after_a_kill_start_anew(transformer, loaded_export, tmp_
 
 def test_a_held_folder_is_not_written_by_a_second_process(transformer, tmp_path):
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(transformer), str(out), "3"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "stopped\n"
-        with pytest.raises(ExportError, match="another process is writing"):
-            stream(transformer, out)
-    finally:
-        process.kill()
-        process.communicate()
+    with (
+        stopped_after(3, transformer, out),
+        pytest.raises(ExportError, match="another process is writing"),
+    ):
+        stream(transformer, out)
 
 
 MEASURE = """

@@ -12,13 +12,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tools.bench.linears import times
+from hyquant.timing import median_seconds
+from tools.bench.linears import LEAST_S
 from tools.bench.tables import markdown, write_json
 
 SHAPES = {
@@ -56,7 +58,7 @@ def measured(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
         "int8": lambda: int8_attention(q, k, v),
         "int8 compiled": lambda: compiled(q, k, v),
     }
-    seconds = times(calls, rounds)
+    seconds = median_seconds(calls, perf_counter, rounds, least_s=LEAST_S)
     best = min(seconds["int8"], seconds["int8 compiled"])
     ratios = {"int8 vs float32": seconds["float32"] / best, "int8 vs bfloat16": seconds["bfloat16"] / best}
     return {name: round(ratio, 2) for name, ratio in ratios.items()} | {

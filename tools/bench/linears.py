@@ -13,7 +13,6 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -26,6 +25,7 @@ from hyquant.kernels.int_mm import cpu_int_mm
 from hyquant.modules.linear import quant_linears
 from hyquant.numerics.qparams import choose_qparams
 from hyquant.schemes import SCHEMES
+from hyquant.timing import median_seconds
 from tools.bench.tables import markdown, write_json
 
 Shape = tuple[int, int, int]
@@ -50,8 +50,7 @@ SETS: Mapping[str, Mapping[str, Shape]] = {
     "13b": {f"13B {kind}, {rows}": (rows, *size) for kind, size in _FULL.items() for rows in (256, 1024, 4096)},
 }
 
-_LEAST_S = 2e-3
-"""A measurement repeats a call until it lasts this long."""
+LEAST_S = 2e-3
 
 
 def main() -> None:
@@ -76,7 +75,7 @@ def main() -> None:
 
 def measured(shape: Shape, rounds: int) -> dict[str, Any]:
     """Return one row: ratios first, then milliseconds."""
-    seconds = times(candidates(shape), rounds)
+    seconds = median_seconds(candidates(shape), perf_counter, rounds, least_s=LEAST_S)
     ours, bare = seconds["dynamic"], min(seconds[name] for name in ("int_mm", "qlinear"))
     ratios = {
         "vs float32": seconds["float32"] / ours,
@@ -88,24 +87,6 @@ def measured(shape: Shape, rounds: int) -> dict[str, Any]:
     return {name: round(ratio, 2) for name, ratio in ratios.items()} | {
         f"{name} ms": float(f"{1000 * value:.3g}") for name, value in seconds.items()
     }
-
-
-def times(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return median seconds per call; in each round all calls take their turn."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        started = perf_counter()
-        call()
-        repeats[name] = max(1, math.ceil(_LEAST_S / (perf_counter() - started)))
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            started = perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            found[name].append((perf_counter() - started) / repeats[name])
-    return {name: median(values) for name, values in found.items()}
 
 
 def candidates(shape: Shape) -> dict[str, Callable[[], object]]:

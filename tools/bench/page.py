@@ -14,6 +14,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 SECTIONS = {
     "linears": (
         "int8 Linears",
+        "tools.bench.linears",
         "Ratios of medians, more than 1 is faster. `vs bfloat16` compares bfloat16 inputs on both sides; `of bare` is "
         "how much of the speed of the integer product alone (the best of `torch._int_mm` and oneDNN's qlinear) is "
         "left when quantizing, dequantizing and bias are added. Peers quantize the same Linear: torchao "
@@ -22,35 +23,30 @@ SECTIONS = {
     ),
     "attention": (
         "Attention on int8 operands",
+        "tools.bench.attention",
         "What a native path for `fa3` would gain here, put together from torch's operators, with the softmax quantized "
         "too. There is none yet: attention is simulated everywhere.",
     ),
     "denoiser": (
         "The mini model's denoiser",
+        "tools.bench.recipes studies/mini.yaml",
         "The denoising loop at the deployment shape of `studies/mini.yaml`. The gain of int8 is `speed-up, compiled`: "
         "float and int8 are both compiled; what compiling alone does for float stands beside it and is no part of it.",
     ),
     "quantizing": (
         "Quantizing 315 million weights",
+        "tools.bench.quantizing",
         "A seeded HunyuanVideo in Tencent's layout (hidden size 1024, 8 heads, 4 + 8 blocks, float32), quantized and "
         "saved by one script through this library and through msModelSlim, each run in a process of its own. `memory` "
         "is the peak of resident memory minus that after imports, over the bytes of the float weights.",
     ),
     "streaming": (
         "Quantizing a checkpoint as a stream",
+        "tools.bench.streaming --folder DIR",
         "`hyq-search quantize-checkpoint` (w8a8_dynamic) on a synthetic bfloat16 checkpoint of HunyuanVideo's width in "
         "several files, against `cp` and fsync of the same files; the time includes Python's start, and both SHA-256 "
         "digests. Memory is anonymous and shared pages.",
     ),
-}
-
-
-COMMANDS = {
-    "linears": "tools.bench.linears",
-    "attention": "tools.bench.attention",
-    "denoiser": "tools.bench.recipes studies/mini.yaml",
-    "quantizing": "tools.bench.quantizing",
-    "streaming": "tools.bench.streaming --folder DIR",
 }
 
 
@@ -60,10 +56,10 @@ def main() -> None:
         "",
         "Written by `make bench`; the numbers are those of the machine that each section names.",
     ]
-    for name, (title, text) in SECTIONS.items():
+    for name, (title, command, text) in SECTIONS.items():
         path = FOLDER / f"{name}.json"
         if path.exists():
-            parts += ["", f"## {title}", "", f"`python -m {COMMANDS[name]}`", "", text, "", *section(path)]
+            parts += ["", f"## {title}", "", f"`python -m {command}`", "", text, "", *section(path)]
     (FOLDER.parent / "benchmarks.md").write_text("\n".join(parts) + "\n")
 
 
