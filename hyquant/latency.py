@@ -24,7 +24,7 @@ from hyquant.config import W8A8Timestep
 from hyquant.devices import resolve_device
 from hyquant.latency_report import KernelKind, LatencyReport
 from hyquant.models.base import DeploymentShape, VideoModel
-from hyquant.modules.swap import restore_, structural_twin, swapped
+from hyquant.modules.swap import attention_kinds, restore_, structural_twin, swapped
 from hyquant.plan import QuantPlan
 from hyquant.schemes import SCHEMES, Scheme
 
@@ -204,7 +204,8 @@ def _is_native(denoiser: nn.Module) -> bool:
     state = swapped(denoiser)
     if state is None:
         return True
-    return not state.attentions and all(module.kernel_kind == "native" for module in state.quantized.values())
+    linears = (module.kernel_kind for module in state.quantized.values())
+    return all(kind == "native" for kind in (*linears, *attention_kinds(denoiser).values()))
 
 
 def _kernels(denoiser: nn.Module) -> tuple[str, ...]:

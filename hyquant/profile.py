@@ -23,10 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyquant.attention.int8 import PARTS, Int8Attention
 from hyquant.config import FrozenModel
 from hyquant.cost import ATTENTION, kind_of
 from hyquant.devices import resolve_device
 from hyquant.kernels.selection import candidates
+from hyquant.kernels.x86_attention import attends_natively
+from hyquant.kernels.x86_build import VNNI_BUILD
 from hyquant.latency import LatencyBench
 from hyquant.models.attentions import attention_blocks, hook_attention_
 from hyquant.models.names import layer_groups
@@ -242,15 +245,22 @@ def _timed_attentions(seen: _Seen, device: torch.device, rounds: int) -> Iterato
     dtype = next(iter(seen.attentions.values()))[0].dtype
     q, k, v = (torch.randn(batch, heads, tokens, head_dim, device=device).to(dtype) for _ in range(3))
     mask = None if valid is None else valid[:, None, None, :]
-    seconds = median_seconds({"float": lambda: F.scaled_dot_product_attention(q, k, v, mask)}, _clock(device), rounds)
+    calls: dict[str, Callable[[], object]] = {"float": lambda: F.scaled_dot_product_attention(q, k, v, mask)}
+    native = attends_natively(device, head_dim)
+    if native:
+        scale = (q.float().abs().amax() / 127).expand(heads, 1).contiguous()
+        hook = Int8Attention({f"{part}.scale": scale for part in PARTS})
+        q_first, k_first, v_first = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+        calls["int8"] = lambda: hook.attend(q_first, k_first, v_first, valid)
+    seconds = median_seconds(calls, _clock(device), rounds)
     yield PartTime(
         kind=ATTENTION,
         layers=tuple(seen.attentions),
         size=f"{batch}x{heads}x{tokens}x{head_dim}",
         operations=4 * batch * tokens * tokens * heads * head_dim * len(seen.attentions),
         float_s=seconds["float"] * len(seen.attentions),
-        speedup=1.0,
-        kernel=None,
+        speedup=seconds["float"] / seconds["int8"] if native else 1.0,
+        kernel=VNNI_BUILD.name if native else None,
     )
 
 

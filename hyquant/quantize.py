@@ -26,6 +26,7 @@ from hyquant.layer_tensors import (
     stored_ranges,
 )
 from hyquant.modules.swap import (
+    attention_kinds,
     attention_tensors,
     float_linear,
     install_tensors_,
@@ -96,7 +97,7 @@ class AttentionReport(FrozenModel):
     name: str
     scheme: str
     act_absmax: tuple[float, float, float] | None
-    kernel_kind: KernelKind = "simulated"
+    kernel_kind: KernelKind
 
 
 class QuantReport(FrozenModel):
@@ -251,11 +252,15 @@ def quantize_(
             for block in plan.quantized_attentions
         }
         install_tensors_(denoiser, plan, tensors, clock, attentions=attentions)
+    kinds = attention_kinds(denoiser)
     report = QuantReport(
         layers=tuple(_layer_report(denoiser, *draft) for draft in drafts),
         float_bytes=float_bytes,
         weight_bytes=weight_bytes(denoiser),
-        attentions=tuple(_attention_report(block, attentions[block.module]) for block in plan.quantized_attentions),
+        attentions=tuple(
+            _attention_report(block, attentions[block.module], kinds[block.module])
+            for block in plan.quantized_attentions
+        ),
     )
     logger.info(
         "quantized groups=%d attentions=%d weight_bytes=%d",
@@ -348,9 +353,9 @@ def _given_scale(plan: QuantPlan, unit: tuple[LayerPlan, ...], scales: Mapping[s
     return scales[name]
 
 
-def _attention_report(block: AttentionPlan, tensors: Mapping[str, Tensor]) -> AttentionReport:
+def _attention_report(block: AttentionPlan, tensors: Mapping[str, Tensor], kind: KernelKind) -> AttentionReport:
     absmax = None
     if block.scheme == "fa3_int8":
         q, k, v = (127 * tensors[f"{part}.scale"].amax().item() for part in PARTS)
         absmax = (q, k, v)
-    return AttentionReport(name=block.name, scheme=str(block.scheme), act_absmax=absmax)
+    return AttentionReport(name=block.name, scheme=str(block.scheme), act_absmax=absmax, kernel_kind=kind)

@@ -28,6 +28,7 @@ from hyquant.cost import (
 from hyquant.devices import resolve_device
 from hyquant.errors import ConfigError
 from hyquant.kernels.selection import FORCED
+from hyquant.kernels.x86_build import source_digest
 from hyquant.latency import LatencyBench, loop_latency, steps_by_mode
 from hyquant.latency_report import LatencyReport
 from hyquant.layers import first_match
@@ -94,10 +95,17 @@ def ceiling_sentence(profile: DenoiserProfile, space: SearchSpace) -> str:
     listed = ", ".join(f"{value:.2f} ({label})" for label, value in found[:_LISTED])
     more = f", less with the other {len(found) - _LISTED}" if len(found) > _LISTED else ""
     return (
-        f"int8 Linears can make a step at most this many times faster, by exclusion set: {listed}{more}; "
+        f"int8 Linears alone can make a step at most this many times faster, by exclusion set: {listed}{more}; "
         f"{profile.shape}, {'compiled' if profile.compiled else 'not compiled'}, {profile.device}; attention, "
-        f"{share_of(profile, ATTENTION):.0%} of a step, has no int8 kernel here"
+        f"{share_of(profile, ATTENTION):.0%} of a step, {_attention_gain(profile)}"
     )
+
+
+def _attention_gain(profile: DenoiserProfile) -> str:
+    found = next((part for part in profile.parts if part.kind == ATTENTION and part.kernel is not None), None)
+    if found is None:
+        return "has no int8 kernel here"
+    return f"is {found.speedup:.2f} times faster on int8 where a strategy quantizes it"
 
 
 def share_of(profile: DenoiserProfile, kind: str) -> float:
@@ -255,5 +263,6 @@ def _identity(model: VideoModel, bench: LatencyBench) -> dict[str, JsonValue]:
         "device": bench.device_description,
         "compiled": bench.is_compiled,
         "torch": torch.__version__,
+        "code": source_digest(),
         "kernel": os.environ.get(FORCED, ""),
     }

@@ -1,8 +1,8 @@
 """Quantized attention ("fa3"): q, k and v of a block in 8 bits, by scheme name.
 
 A scheme is what is put between the projections of a block and its attention (`hyquant.models.attentions`): it gets q, k
-and v and returns what 8 bits keep of them, in float. The products themselves run in float, so it is simulated
-everywhere.
+and v and returns what 8 bits keep of them, in float. The products themselves run in float then, which is simulated.
+`fa3_int8` attends by integers, natively, where there is a kernel for it.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,11 @@
-"""Attention on int8 q, k and v with one stored scale per head, simulated: quantize, dequantize, attend in float.
+"""Attention on int8 q, k and v with one stored scale per head.
 
     s = max(|lo|, |hi|) / 127, rounded to the deployment dtype      x ~ clamp(round(x / s), -128, 127) s
 
-Limits: softmax and its product with v are float, where an integer operator would quantize the probabilities too; and
-what is dequantized is rounded to the model's dtype (bfloat16: 2^-9 of each value), which integers would not be.
+Native where there is a kernel (`hyquant.kernels.x86_attention`): both products are of integers, and so are the
+softmax's numerators. Else simulated: quantize, dequantize, attend in float. Then softmax and its product with v are
+float, where integer operators quantize the probabilities; and what is dequantized is rounded to the model's dtype
+(bfloat16: 2^-9 of each value), which integers are not.
 
 A heads   D head dim
 """
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from hyquant.attention.stats import HeadStats
 from hyquant.config import DeployDtype
+from hyquant.kernels.x86_attention import attends_natively, int8_attention
 from hyquant.numerics.affine import fake_quantize
 from hyquant.numerics.qparams import QParams, choose_qparams
 
@@ -23,7 +26,7 @@ PARTS = ("fa_q", "fa_k", "fa_v")
 
 
 class Int8Attention:
-    """Fake quantization of q, k and v with one scale per head.
+    """Attention on q, k and v quantized with one scale per head, or what int8 keeps of them.
 
     Args:
         tensors: `fa_q.scale`, `fa_k.scale` and `fa_v.scale`, each [A, 1] float32.
@@ -35,6 +38,14 @@ class Int8Attention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what int8 keeps of q, k and v, [B, S, A, D], in their own dtype."""
         return _kept(q, self.q_scale), _kept(k, self.k_scale), _kept(v, self.v_scale)
+
+    def can_attend(self, head_dim: int) -> bool:
+        """Return whether int8 attention has a kernel for heads of D channels where the scales are."""
+        return attends_natively(self.q_scale.device, head_dim)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the attention on int8, [B, S, A, D], in the dtype of q."""
+        return int8_attention(q, k, v, valid, q_scale=self.q_scale, k_scale=self.k_scale, v_scale=self.v_scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the block's tensors under their contract names: scales [A, 1] float32, offsets [A, 1] int8 zeros."""

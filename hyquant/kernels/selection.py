@@ -1,7 +1,7 @@
 """Which kernel a Linear gets: the forced one, else the fastest of those that run here.
 
 Where several native kernels run on a device they are timed on the layer's own shape, once per machine: the times are
-kept in the user's cache, in one JSON file per device, number of threads, torch version and C source. All kernels
+kept in the user's cache, in one JSON file per device, number of threads, torch version and C code. All kernels
 compute the same integers, so a choice changes how long a layer takes and nothing else.
 """
 
@@ -22,7 +22,7 @@ from hyquant.calibration.store import write_atomically
 from hyquant.errors import ConfigError
 from hyquant.kernels import KERNELS, Int8Linear
 from hyquant.kernels.reference import REFERENCE
-from hyquant.kernels.x86 import cache_folder, source_digest
+from hyquant.kernels.x86_build import cache_folder, source_digest
 
 FORCED = "HYQUANT_KERNEL"
 """Environment variable that names the kernel of every layer; worker processes inherit it."""

@@ -5,8 +5,9 @@ A *hook* gets q, k and v as they enter the attention (after normalization and ro
 attention gets another processor; in the original one the block, and no other, gets copies of its methods for which the
 module-wide functions `attention` and `parallel_attention` are ones that call the hook first.
 
-In diffusers' layout the attention itself can be replaced as well, for one that spans several ranks; hooks stay in front
-of it, whichever was put in first.
+In diffusers' layout the attention itself can be replaced as well: by a hook that attends where it is (an
+`AttendingHook`), or for one that spans several ranks. Hooks stay in front of the latter, whichever was put in first,
+and do not attend then.
 
 B batch   S tokens   A heads   D head dim
 """
@@ -16,7 +17,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,20 @@ QkvHook: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Ten
 
 A hook whose attribute `needs_all_tokens` is true cannot work on the strip of tokens that one of several ranks has.
 """
+
+
+@runtime_checkable
+class AttendingHook(Protocol):
+    """A hook that, where it can, attends itself instead of changing what the block's attention sees."""
+
+    def can_attend(self, head_dim: int) -> bool:
+        """Return whether it attends by heads of D channels here; asked once, when it is put in place."""
+        ...
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Return the attention, [B, S, A, D], of what a hook is called with."""
+        ...
+
 
 OwnAttention: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Called as attend(q, k, v, valid): q [B, S_q, A, D] over k and v [B, S, A, D] of which `valid` [B, S] may be seen."""
@@ -102,6 +117,9 @@ def hook_attention_(denoiser: nn.Module, path: str, hook: QkvHook) -> None:
         if processor.attend is not None:
             _require_local(hook, path)
         processor.hook = hook
+        processor.attending = None
+        if isinstance(hook, AttendingHook) and hook.can_attend(_head_dim(block)):
+            processor.attending = hook
         block.attn.processor = processor
         vars(block)[_HOOKED] = ()
         return
@@ -123,10 +141,18 @@ def unhook_attention_(denoiser: nn.Module, path: str) -> None:
     if methods is None:
         return
     if hasattr(block, "attn"):
-        block.attn.processor.hook = None
+        block.attn.processor.hook = block.attn.processor.attending = None
         block.attn.processor = block.attn.processor.settled()
     for name in methods:
         del vars(block)[name]
+
+
+def hook_attends(denoiser: nn.Module, path: str) -> bool:
+    """Return whether the hook of a block attends itself as things are now."""
+    from hyquant.models.hunyuan_attention import BlockProcessor
+
+    processor = getattr(getattr(_block(denoiser, path), "attn", None), "processor", None)
+    return isinstance(processor, BlockProcessor) and processor.attending is not None and processor.attend is None
 
 
 def hook_attentions_(denoiser: nn.Module, hooks: Mapping[str, QkvHook]) -> None:
@@ -213,6 +239,12 @@ def _heads(block: Any) -> tuple[int, int] | None:
         return None
     head_dim = int(block.get_submodule(norm_of).weight.shape[0])
     return int(block.get_submodule(width_of).out_features) // head_dim, head_dim
+
+
+def _head_dim(block: nn.Module) -> int:
+    heads = _heads(block)
+    assert heads is not None
+    return heads[1]
 
 
 def _has(block: nn.Module, path: str) -> bool:

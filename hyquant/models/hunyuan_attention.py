@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideo
 from torch import Tensor
 
 from hyquant.errors import ConfigError
-from hyquant.models.attentions import Attend, QkvHook
+from hyquant.models.attentions import Attend, AttendingHook, QkvHook
 
 
 class BlockProcessor:
@@ -27,12 +27,14 @@ class BlockProcessor:
 
     Attributes:
         hook: What is called before the attention, if anything.
+        attending: The hook, if it attends itself unless something else does.
         attend: What is called instead of the attention, if anything.
     """
 
     def __init__(self, replaced: Any) -> None:
         self.replaced = replaced
         self.hook: QkvHook | None = None
+        self.attending: AttendingHook | None = None
         self.attend: Attend | None = None
         self._attention_backend = replaced._attention_backend
         self._parallel_config = replaced._parallel_config
@@ -94,15 +96,20 @@ class BlockProcessor:
             q, k, v = (torch.cat(pair, dim=1) for pair in zip(video, text, strict=True))
         dtype = q.dtype
         valid = None if attention_mask is None else attention_mask[:, 0, 0]
-        if self.hook is not None:
-            q, k, v = self.hook(q, k, v, valid)
-        out = self._attend(q, k, v, valid) if self.attend is None else self.attend(q, k, v, valid, self._attend)
-        out_BSC = out.flatten(2, 3).to(dtype)
+        out_BSC = self._attended(q, k, v, valid).flatten(2, 3).to(dtype)
         video_out, text_out = out_BSC[:, :num_video], out_BSC[:, num_video:]
         if attn.to_out is not None:
             for layer in attn.to_out:
                 video_out = layer(video_out)
         return video_out, text_out if attn.to_add_out is None else attn.to_add_out(text_out)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Attend by whichever of hook, replacement and back end is to: [B, S, A, D]."""
+        if self.attending is not None and self.attend is None:
+            return self.attending.attend(q, k, v, valid)
+        if self.hook is not None:
+            q, k, v = self.hook(q, k, v, valid)
+        return self._attend(q, k, v, valid) if self.attend is None else self.attend(q, k, v, valid, self._attend)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """Attend by diffusers' back end: [B, S, A, D], keys that are not valid left out."""

@@ -19,7 +19,8 @@ from hyquant.attention import ATTENTIONS, QuantAttention
 from hyquant.clock import StepClock
 from hyquant.config import W8A8Timestep
 from hyquant.errors import ConfigError, LayerMatchError
-from hyquant.models.attentions import hook_attentions_, unhook_attention_
+from hyquant.latency_report import KernelKind
+from hyquant.models.attentions import hook_attends, hook_attentions_, unhook_attention_
 from hyquant.modules.linear import FusedLinear, QuantLinear, quant_linears
 from hyquant.plan import QuantPlan
 from hyquant.schemes.contract import LayerTensors
@@ -140,6 +141,13 @@ def attention_tensors(denoiser: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Return the contract tensors of every quantized attention by its block's module path; empty if there are none."""
     state = swapped(denoiser)
     return {} if state is None else {path: hook.tensors() for path, hook in state.attentions.items()}
+
+
+def attention_kinds(denoiser: nn.Module) -> dict[str, KernelKind]:
+    """Return how every quantized attention runs as things are now, by its block's module path."""
+    state = swapped(denoiser)
+    paths = () if state is None else state.attentions
+    return {path: "native" if hook_attends(denoiser, path) else "simulated" for path in paths}
 
 
 def structural_twin(denoiser: nn.Module, clock: StepClock | None = None) -> nn.Module:

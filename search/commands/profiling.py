@@ -68,7 +68,7 @@ def _measured(config: "StudyConfig", prompts: "StudyPrompts", as_json: bool) -> 
         f"{found.device}; a clip {config.deployment.num_steps * found.step_s:.3g} s, and besides it text encoding "
         f"{around['text_s']:.3g} s and decoding {around['decode_s']:.3g} s"
     )
-    print_line("int8 Linears can make a step at most this many times faster, by exclusion set:")
+    print_line("int8 Linears alone can make a step at most this many times faster, by exclusion set:")
     for label, value in ceilings(found, config.valid_space).items():
         print_line(f"  {label}: {value:.2f}")
 

@@ -60,23 +60,26 @@ def doctor(
 
 
 def _kernels(study: str | None, store: Path | None, as_json: bool) -> None:
-    from search.kernels import kernel_table, model_shapes, usual_shapes
+    from search.kernels import HEADS, attention_table, kernel_table, model_shapes, usual_shapes
 
-    device, shapes = "auto", usual_shapes()
+    device, shapes, heads = "auto", usual_shapes(), list(HEADS)
     if study is not None:
         from search.locate import config_to_run, locate_study
 
         model = config_to_run(locate_study(study, store))[0].model
-        device, shapes = model.device, model_shapes(model.kind, model.source, device=model.device, dtype=model.dtype)
-    remark("times are medians of single calls, measured once per machine and kept in the user's cache")
-    rows = kernel_table(shapes, device)
+        device = model.device
+        shapes, heads = model_shapes(model.kind, model.source, device=device, dtype=model.dtype)
+    remark(
+        "times are medians of single calls; those of Linears are measured once per machine and kept in the user's cache"
+    )
+    rows = kernel_table(shapes, device) + attention_table(heads, device)
     if as_json:
         print_json([row.as_json() for row in rows])
         return
     print_table(
         [
             {
-                "rows x in -> out": row.shape,
+                "shape": row.shape,
                 "kernel": row.kernel,
                 "kind": row.kind,
                 "ms a call": f"{row.time_s * 1e3:.3f}",

@@ -17,6 +17,8 @@ from hyquant.clock import StepClock
 from hyquant.compiling import can_compile, compile_blocks_
 from hyquant.config import FA3Fp8, FA3Int8, QuantConfig, W8A8Dynamic
 from hyquant.errors import CalibrationError, ConfigError, LayerMatchError
+from hyquant.kernels.selection import FORCED
+from hyquant.kernels.x86_attention import attends_natively
 from hyquant.latency import LatencyBench
 from hyquant.models.attentions import (
     AttentionBlock,
@@ -24,13 +26,17 @@ from hyquant.models.attentions import (
     hook_attention_,
     hook_attentions_,
     hooked,
+    put_back_attentions_,
+    replace_attentions_,
     unhook_attention_,
 )
 from hyquant.models.base import DeploymentShape, Record, RenderSettings
 from hyquant.models.tiny import TinyVideoModel
+from hyquant.modules.swap import attention_kinds, swapped
 from hyquant.plan import build_plan
 from hyquant.quantize import attention_tensors, needs_attention_stats, quantize_, restore_, structural_twin
 from hyquant.targets import attention_problem
+from tests.reference.int8_attention import attention_on_codes
 
 NUM_STEPS = 2
 SETTINGS = RenderSettings(height=32, width=32, num_frames=5, num_steps=NUM_STEPS)
@@ -55,6 +61,15 @@ def loaded():
 def model(loaded):
     yield loaded[0]
     restore_(loaded[0].denoiser)
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """No attention has a kernel where one of a Linear is forced that has none for it."""
+    monkeypatch.setenv(FORCED, "reference")
+
+
+needs_native = pytest.mark.skipif(not attends_natively(torch.device("cpu"), 64), reason="no kernel for int8 attention")
 
 
 @pytest.fixture
@@ -194,7 +209,8 @@ def test_observing_needs_records_and_finite_values(model, loaded):
     assert type(model.denoiser.transformer_blocks[0].attn.processor).__name__ == "HunyuanVideoAttnProcessor2_0"
 
 
-def test_int8_attention_equals_a_reference_that_quantizes_what_torch_attends_over(model, loaded, monkeypatch):
+@pytest.mark.usefixtures("simulated")
+def test_simulated_int8_attention_equals_a_reference_that_quantizes_what_torch_attends_over(model, loaded, monkeypatch):
     _, records, stats = loaded
     plan = plan_of(model, INT8)
     scales = {
@@ -237,7 +253,8 @@ def test_quantized_attention_is_near_float_and_restored_exactly(model, loaded, a
     again = call(structural_twin(model.denoiser, StepClock()), records[0].inputs)
     restore_(model.denoiser)
 
-    assert [(block.name, block.kernel_kind) for block in report.attentions] == [(name, "simulated") for name in BLOCKS]
+    kind = "native" if attention is INT8 and attends_natively(torch.device("cpu"), 64) else "simulated"
+    assert [(block.name, block.kernel_kind) for block in report.attentions] == [(name, kind) for name in BLOCKS]
     assert bool(report.layers) is (linear is not None)
     assert 1e-4 < (quantized - plain).norm() / plain.norm() < 0.1
     assert torch.equal(again, quantized)
@@ -348,12 +365,59 @@ def test_the_compiler_knows_what_hooks_compute():
             assert (found != expected).float().mean() < 0.02
 
 
-def test_latency_of_quantized_attention_is_simulated(model, loaded):
+@needs_native
+def test_native_int8_attention_is_that_of_a_reference_on_integers(model, loaded, monkeypatch):
+    """What the first block's attention gets is noted, and its output replaced by that of plain torch on integers."""
+    _, _, stats = loaded
     plan = plan_of(model, INT8)
+    only_first = plan.model_copy(update={"attentions": plan.attentions[:1]})
+    quantize_(model.denoiser, only_first, {}, model.clock, attention_stats=stats)
+    found = call(model.denoiser, padded_inputs(model))
+    hook = swapped(model.denoiser).attentions["transformer_blocks.0"]
+    scales = [hook.q_scale[:, 0], hook.k_scale[:, 0], hook.v_scale[:, 0]]
+
+    def on_integers(q, k, v, valid):
+        assert valid is not None
+        samples = [attention_on_codes(q[i], k[i], v[i], scales, valid[i]) for i in range(len(q))]
+        return torch.stack(samples).to(q.dtype)
+
+    monkeypatch.setattr(hook, "attend", on_integers)
+    expected = call(model.denoiser, padded_inputs(model))
+
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@needs_native
+def test_attention_that_spans_ranks_is_simulated(model, loaded):
+    quantize_(model.denoiser, plan_of(model, INT8), {}, model.clock, attention_stats=loaded[2])
+    assert set(attention_kinds(model.denoiser).values()) == {"native"}
+    native = call(model.denoiser, padded_inputs(model))
+
+    replace_attentions_(model.denoiser, lambda q, k, v, valid, own: own(q, k, v, valid))
+    replaced = call(model.denoiser, padded_inputs(model))
+    assert set(attention_kinds(model.denoiser).values()) == {"simulated"}
+    put_back_attentions_(model.denoiser)
+
+    assert 0 < (replaced - native).norm() / native.norm() < 0.02
+    assert torch.equal(call(model.denoiser, padded_inputs(model)), native)
+
+
+@pytest.mark.parametrize(
+    ("attention", "forced", "kind"),
+    [
+        pytest.param(INT8, None, "native", marks=needs_native),
+        (INT8, "reference", "simulated"),
+        (FA3Fp8(), None, "simulated"),
+    ],
+)
+def test_latency_says_how_attention_ran(model, loaded, monkeypatch, attention, forced, kind):
+    if forced is not None:
+        monkeypatch.setenv(FORCED, forced)
+    plan = plan_of(model, attention)
     quantize_(model.denoiser, plan, {}, model.clock, attention_stats=loaded[2])
     bench = LatencyBench(model, DeploymentShape(height=32, width=32, num_frames=1, num_steps=2), compile=False)
 
-    assert bench.prepare(plan, warmup=1).kind == "simulated"
+    assert bench.prepare(plan, warmup=1).kind == kind
     restore_(model.denoiser)
     assert bench.prepare(plan_of(model, None), warmup=1).kind == "native"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hyquant.errors import ConfigError
-from hyquant.kernels import KERNELS, selection, x86
+from hyquant.kernels import KERNELS, selection, x86_build
 from hyquant.kernels.reference import REFERENCE
 from hyquant.kernels.selection import FORCED, LinearShape, candidates, kernel_for, kernel_times
 from hyquant.modules.linear import quant_linears
@@ -90,19 +90,19 @@ def test_where_no_native_kernel_runs_the_reference_is_the_candidate():
 
 
 def test_without_a_c_compiler_the_c_kernels_are_not_there(monkeypatch, cache):
-    monkeypatch.setattr(x86.shutil, "which", lambda _: None)
-    x86._library.cache_clear()
+    monkeypatch.setattr(x86_build.shutil, "which", lambda _: None)
+    x86_build._library.cache_clear()
     try:
         assert not any(KERNELS[name].is_available(CPU) for name in ("avx2", "vnni"))
     finally:
-        x86._library.cache_clear()
+        x86_build._library.cache_clear()
 
 
 def test_a_source_that_does_not_compile_leaves_nothing_behind(monkeypatch, cache):
-    monkeypatch.setattr(x86, "_FLAGS", ("-no-such-flag",))
-    x86._library.cache_clear()
+    monkeypatch.setattr(x86_build, "_FLAGS", ("-no-such-flag",))
+    x86_build._library.cache_clear()
     try:
         assert not KERNELS["avx2"].is_available(CPU)
         assert list(cache.iterdir()) == []
     finally:
-        x86._library.cache_clear()
+        x86_build._library.cache_clear()

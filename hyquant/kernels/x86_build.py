@@ -1,0 +1,126 @@
+"""The C code for x86-64 CPUs, built on first use and kept: one library per instruction set.
+
+The C compiler found in PATH (the one `torch.compile` needs as well) builds it once per machine; the result is kept in
+the user's cache folder, under a digest of source and flags. Without a compiler there is none.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCES = ("int8_x86.h", "int8_linear_x86.c", "int8_attention_x86.c")
+_FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+_POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+
+@dataclass(frozen=True)
+class X86Build:
+    """An instruction set that the C code is built for.
+
+    Attributes:
+        name: As kernels are called that need it.
+        flags: What the compiler is told about it.
+        has_instructions: Whether this CPU has it.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    has_instructions: Callable[[], bool]
+
+    def is_available(self, device: torch.device) -> bool:
+        """Return whether this is a CPU that has the instructions and the C code is built or can be."""
+        is_x86 = device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
+        return is_x86 and self.has_instructions() and _library(self) is not None
+
+    def library(self) -> ctypes.CDLL:
+        """Return the library of an instruction set that is available."""
+        library = _library(self)
+        assert library is not None
+        return library
+
+
+AVX2_BUILD = X86Build("avx2", ("-mavx2",), torch.cpu._is_avx2_supported)
+VNNI_BUILD = X86Build(
+    "vnni",
+    ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+    torch.cpu._is_vnni_supported,
+)
+BUILDS = {build.name: build for build in (AVX2_BUILD, VNNI_BUILD)}
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return where a contiguous tensor lies, as C functions take it."""
+    assert tensor is None or tensor.is_contiguous()
+    return None if tensor is None else tensor.data_ptr()
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user's cache that kernels keep their files in."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hyquant"
+
+
+@functools.cache
+def source_digest() -> str:
+    """Return what changes if the C code does."""
+    return hashlib.sha256("\n".join(_sources().values()).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _library(build: X86Build) -> ctypes.CDLL | None:
+    flags = (*_FLAGS, *build.flags)
+    digest = hashlib.sha256("\n".join((source_digest(), *flags)).encode()).hexdigest()[:16]
+    path = cache_folder() / f"int8_{build.name}-{digest}.so"
+    if not path.exists() and not _compile(flags, path):
+        return None
+    library = ctypes.CDLL(str(path))
+    _declare(library, "hyq_packed_bytes", _COUNT, [_COUNT] * 2)
+    _declare(library, "hyq_pack_weight", None, [_POINTER] * 2 + [_COUNT] * 2)
+    _declare(
+        library,
+        "hyq_int8_linear",
+        _INT,
+        [*[_POINTER] * 3, *[_COUNT] * 3, *[_POINTER] * 6, _FLOAT, _FLOAT, _INT, _INT],
+    )
+    if build is VNNI_BUILD:
+        _declare(library, "hyq_int8_attention", _INT, [*[_POINTER] * 8, *[_COUNT] * 4, _INT, _INT])
+    return library
+
+
+def _declare(library: ctypes.CDLL, name: str, result: type | None, arguments: list[type]) -> None:
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, arguments
+
+
+def _compile(flags: tuple[str, ...], path: Path) -> bool:
+    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+    if compiler is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for name, source in _sources().items():
+            (Path(folder) / name).write_text(source)
+        built = Path(folder) / path.name
+        units = [str(Path(folder) / name) for name in _SOURCES if name.endswith(".c")]
+        command = [compiler, *flags, "-o", str(built), *units, "-lm"]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            return False
+        os.replace(built, path)
+    return True
+
+
+@functools.cache
+def _sources() -> dict[str, str]:
+    folder = files("hyquant.kernels")
+    return {name: folder.joinpath(name).read_text() for name in _SOURCES}
