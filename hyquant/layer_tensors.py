@@ -41,7 +41,7 @@ def quantized_layer_tensors(
     Args:
         layer: The group.
         plan: Its plan.
-        weight: [N, K] float32.
+        weight: [N, K] in a float dtype.
         bias: [N] float32, or None.
         qparams: Scale and zero point of the input; None where they come from each input.
 

@@ -17,6 +17,7 @@ from hyquant.calibration.stats import GroupStats
 from hyquant.clock import StepClock
 from hyquant.config import FrozenModel
 from hyquant.errors import CalibrationError
+from hyquant.kernels.x86_rows import has_rows_kernel, signal_and_noise
 from hyquant.latency_report import KernelKind
 from hyquant.layer_tensors import (
     attention_tensors_of,
@@ -37,7 +38,7 @@ from hyquant.modules.swap import (
 )
 from hyquant.needs import needs_attention_stats, needs_histograms, needs_search, needs_smoothed_stats, needs_stats
 from hyquant.numerics.blocks import row_blocks
-from hyquant.numerics.error import sqnr_db_of_parts
+from hyquant.numerics.error import decibels, sqnr_db_of_parts
 from hyquant.plan import AttentionPlan, LayerPlan, QuantPlan
 from hyquant.schemes.contract import LayerTensors
 from hyquant.schemes.weights import dequantize_weight
@@ -300,10 +301,12 @@ def _quantize_group(
 
 
 def _weight_sqnr_db(weight: Tensor, tensors: LayerTensors) -> float:
-    """Return how far what int8 stands for is from the float32 weight, in decibels."""
+    """Return how far what int8 stands for is from the float weight, in decibels."""
     scale = tensors.get("weight_scale")
     if scale is None:
         scale = (tensors["deq_scale"] / tensors["input_scale"])[:, None]
+    if scale.shape[1] == 1 and has_rows_kernel(weight):
+        return decibels(*signal_and_noise(weight, tensors["weight"], scale))
     return sqnr_db_of_parts(
         (weight[rows], dequantize_weight(tensors["weight"][rows], scale[rows])) for rows in row_blocks(weight)
     )

@@ -1,8 +1,9 @@
 """Everything a plan takes from calibration records: `calibrate`, then `quantize_calibrated_`.
 
 Which passes over the records are made depends on the plan: none for dynamic activations alone; one float pass for
-stored ranges or smoothing scales; one for the heads of int8 attention; two for smoothing scales that are searched; one
-more where the range of a smoothed input does not follow from the plain one; one per block for a sequential calibration.
+stored ranges or smoothing scales; one for the heads of int8 attention; two for smoothing scales that are searched,
+unless the first one could keep all inputs; one more where the range of a smoothed input does not follow from the plain
+one; one per block for a sequential calibration.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from hyquant.attention.observe import observe_attention
 from hyquant.attention.stats import HeadStats, merge_head_stats
+from hyquant.calibration.kept import KeptInputs
 from hyquant.calibration.observe import observe
 from hyquant.calibration.sequential import needs_float_stats, needs_sequential_stats, observe_sequential
 from hyquant.calibration.stats import GroupStats, Stats
@@ -72,13 +74,18 @@ def calibrate(
     restore_(denoiser)
     is_sequential, histograms = needs_sequential_stats(plan), needs_histograms(plan)
     stats: Stats = {}
+    kept = KeptInputs([layer.name for layer in plan.smoothed] if needs_search(plan) else [])
     if needs_float_stats(plan):
         watched = [_group(layer) for layer in plan.layers if layer.smoothed or _has_range(layer)]
-        stats = join(lambda: observe(denoiser, watched, records, clock, stop_early=True, histograms=histograms))
+        stats = join(
+            lambda: observe(denoiser, watched, records, clock, stop_early=True, histograms=histograms, keep=kept)
+        )
     heads = _heads(denoiser, plan, records, clock, ranks)
     scales = None
     if needs_search(plan):
-        scales = search_scales(denoiser, plan, stats, records, clock, merge=lambda sums: add_sums(sums, ranks))
+        scales = search_scales(
+            denoiser, plan, stats, records, clock, merge=lambda sums: add_sums(sums, ranks), inputs=kept.taken()
+        )
     elif is_sequential:
         scales = smoothing_scales(denoiser, plan, stats)
     if is_sequential:

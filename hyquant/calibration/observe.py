@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hyquant.calibration.calls import replay
 from hyquant.calibration.early_end import EarlyEnd
+from hyquant.calibration.kept import KeptInputs
 from hyquant.calibration.stats import GroupStats, Stats, call_stats, merge, stack_steps
 from hyquant.clock import StepClock
 from hyquant.errors import CalibrationError
@@ -28,6 +29,7 @@ def observe(
     mul: Mapping[str, Tensor] | None = None,
     stop_early: bool = False,
     histograms: bool = False,
+    keep: KeptInputs | None = None,
 ) -> Stats:
     """Run the denoiser over records and return the statistics of every group's input.
 
@@ -43,6 +45,7 @@ def observe(
             looked at. Groups without an entry are taken as they are.
         stop_early: End each call when all groups were seen as often as in the first call, which runs whole.
         histograms: Whether to count values too, for ranges that need to know how often they occur.
+        keep: Is shown all inputs as they are.
 
     Returns:
         Statistics by group name with one row per step up to the last one recorded.
@@ -58,6 +61,8 @@ def observe(
     early_end = EarlyEnd()
 
     def note(name: str, x: Tensor) -> None:
+        if keep is not None:
+            keep.note(name, x)
         steps = running[name]
         seen = call_stats(x.float() * multipliers[name] if name in multipliers else x, histogram=histograms)
         steps[step_index] = merge(steps[step_index], seen) if step_index in steps else seen

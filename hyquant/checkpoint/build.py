@@ -1,7 +1,7 @@
 """A unit's tensors of the export, put together from pieces of its float weights as they are read.
 
 Output channels do not depend on one another, in no scheme and no edit, so a piece of rows becomes the same rows of
-whatever is stored. No more than `_CHUNK` elements are in float32 at a time, which also keeps them in the cache.
+whatever is stored. No more than `_CHUNK` elements are in float32 at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from hyquant.plan import LayerPlan, QuantPlan
 from hyquant.schemes.contract import ROW_DIMS, LayerTensors
 from hyquant.smoothing.folding import Edit, edited, edits_of_rows
 
-_CHUNK = 2**17
+_CHUNK = 2**20
 
 
 class UnitBuilder:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -105,6 +106,8 @@ class TensorFile:
         self._specs = dict(specs)
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
         self._sha256 = hashlib.sha256()
+        self._beside = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256")
+        self._hashing: Future[None] | None = None
         self.position = 0
 
     def __enter__(self) -> "TensorFile":
@@ -113,6 +116,7 @@ class TensorFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._beside.shutdown()
         os.close(self._handle)
 
     def start(self) -> None:
@@ -127,7 +131,7 @@ class TensorFile:
             end: The position, not before the one that was reached so far.
             sha256: `running_sha256()` of when that position was reached.
         """
-        state = self._sha256.copy()
+        state = self._digest().copy()
         for position in range(self.position, end, _CHUNK):
             state.update(os.pread(self._handle, min(_CHUNK, end - position), position))
         if state.hexdigest() != sha256:
@@ -164,7 +168,7 @@ class TensorFile:
 
     def running_sha256(self) -> str:
         """Return the digest of everything up to `position`."""
-        return self._sha256.hexdigest()
+        return self._digest().hexdigest()
 
     def flush(self) -> None:
         """Wait until what was written has reached the disk."""
@@ -176,14 +180,22 @@ class TensorFile:
         size = self.layout.size_bytes
         os.ftruncate(self._handle, size)
         for position in range(self.position, size, _CHUNK):
-            self._sha256.update(os.pread(self._handle, min(_CHUNK, size - position), position))
+            self._digest().update(os.pread(self._handle, min(_CHUNK, size - position), position))
         self.position = size
         return FileInfo(size_bytes=size, sha256=self.running_sha256())
 
     def _append(self, content: memoryview) -> None:
+        # What was written last is hashed while this is written.
         _write_all(self._handle, content, self.position)
-        self._sha256.update(content)
+        self._hashing = self._beside.submit(self._digest().update, content)
         self.position += content.nbytes
+
+    def _digest(self) -> "hashlib._Hash":
+        """Return the digest of everything up to `position`, once it is complete."""
+        if self._hashing is not None:
+            self._hashing.result()
+            self._hashing = None
+        return self._sha256
 
 
 def write_tensor_file(path: Path, tensors: Mapping[str, Tensor]) -> FileInfo:

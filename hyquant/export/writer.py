@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def save_quantized(
     plan: QuantPlan,
     out_dir: str | Path,
     *,
-    model: ModelInfo,
+    model: ModelInfo | Callable[[], ModelInfo],
     layout: Layout = "original",
     target: Target = "hyquant",
     overwrite: bool = False,
@@ -59,7 +59,7 @@ def save_quantized(
         denoiser: The quantized denoiser.
         plan: The plan it was quantized by.
         out_dir: The folder to make; its parent must be writable.
-        model: The float model it was made from, by `model_info`.
+        model: The float model it was made from, by `model_info`; or what gives it, asked once the tensors are written.
         layout: Whose layer names to write; MindIE-SD's own HunyuanVideo has the original ones. A denoiser that is not
             HunyuanVideo in diffusers' layout has "original" names only: its own.
         target: What is meant to execute it.
@@ -92,8 +92,9 @@ def save_quantized(
         written: dict[str, FileInfo] = {}
         for pair in pairs:
             written |= _write_tensors(folder, pair.weights, tensors, part_size_bytes)
+        info = model if isinstance(model, ModelInfo) else model()
         manifest = write_descriptions(
-            folder, plan, list(tensors), written, names=pairs, model=model, layout=layout, target=target
+            folder, plan, list(tensors), written, names=pairs, model=info, layout=layout, target=target
         )
     kind = manifest.model_quant_type
     logger.info("export out_dir=%s type=%s layout=%s size_bytes=%d", out_dir, kind, layout, size_bytes)

@@ -29,6 +29,7 @@ enum { ROWS = 6, COLUMNS = 64, GROUP = 4, LANES = 16, CODE_OFFSET = 128 };
 #define load_float _mm512_loadu_ps
 #define store_float _mm512_storeu_ps
 #define add_float _mm512_add_ps
+#define sub_float _mm512_sub_ps
 #define mul_float _mm512_mul_ps
 #define div_float _mm512_div_ps
 #define max_float _mm512_max_ps
@@ -37,6 +38,10 @@ enum { ROWS = 6, COLUMNS = 64, GROUP = 4, LANES = 16, CODE_OFFSET = 128 };
 #define round_float(v) _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define to_float _mm512_cvtepi32_ps
 #define add_int _mm512_add_epi32
+#define and_int _mm512_and_si512
+#define max_int _mm512_max_epi32
+#define load_bytes(p) to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
+#define store_bytes(p, v) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)))
 #define load_int(p) _mm512_loadu_si512((const void *)(p))
 #define store_int(p, v) _mm512_storeu_si512((void *)(p), v)
 #define set_int _mm512_set1_epi32
@@ -78,6 +83,7 @@ enum { ROWS = 6, COLUMNS = 16, GROUP = 2, LANES = 8, CODE_OFFSET = 0 };
 #define load_float _mm256_loadu_ps
 #define store_float _mm256_storeu_ps
 #define add_float _mm256_add_ps
+#define sub_float _mm256_sub_ps
 #define mul_float _mm256_mul_ps
 #define div_float _mm256_div_ps
 #define max_float _mm256_max_ps
@@ -86,6 +92,9 @@ enum { ROWS = 6, COLUMNS = 16, GROUP = 2, LANES = 8, CODE_OFFSET = 0 };
 #define round_float(v) _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define to_float _mm256_cvtepi32_ps
 #define add_int _mm256_add_epi32
+#define and_int _mm256_and_si256
+#define max_int _mm256_max_epi32
+#define load_bytes(p) to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 #define load_int(p) _mm256_loadu_si256((const __m256i *)(p))
 #define store_int(p, v) _mm256_storeu_si256((__m256i *)(p), v)
 #define set_int _mm256_set1_epi32
@@ -103,9 +112,16 @@ static inline __m128i low_halves(__m256i v) {
 
 static inline void store_bfloat(uint16_t *p, __m256i high_halves) { _mm_storeu_si128((__m128i *)p, low_halves(high_halves)); }
 
-static inline void store_codes(code_t *p, floats codes) {
+static inline __m128i codes_of(floats codes) {
     const __m256i wide = _mm256_cvtps_epi32(codes);
-    _mm_storeu_si128((__m128i *)p, _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+    return _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+}
+
+static inline void store_codes(code_t *p, floats codes) { _mm_storeu_si128((__m128i *)p, codes_of(codes)); }
+
+static inline void store_bytes(int8_t *p, floats codes) {
+    const __m128i halves = codes_of(codes);
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(halves, halves));
 }
 
 static inline __m256i round_to_bfloat(__m256 value) {

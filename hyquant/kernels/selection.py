@@ -23,6 +23,7 @@ from hyquant.errors import ConfigError
 from hyquant.kernels import KERNELS, Int8Linear
 from hyquant.kernels.reference import REFERENCE
 from hyquant.kernels.x86_build import cache_folder, source_digest
+from hyquant.latency_report import KernelKind
 
 FORCED = "HYQUANT_KERNEL"
 """Environment variable that names the kernel of every layer; worker processes inherit it."""
@@ -62,6 +63,16 @@ def kernel_for(device: torch.device, shape: LinearShape) -> Int8Linear:
         return found[0]
     times = kernel_times(device, shape)
     return KERNELS[min(times, key=lambda name: times[name])]
+
+
+def kind_on(device: torch.device) -> KernelKind:
+    """Return how int8 Linears run on a device, whichever of its kernels they get; nothing is timed.
+
+    Raises:
+        ConfigError: As `kernel_for`.
+    """
+    forced = os.environ.get(FORCED)
+    return (forced_kernel(forced, device) if forced else candidates(device)[0]).kind
 
 
 def forced_kernel(name: str, device: torch.device) -> Int8Linear:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SOURCES = ("int8_x86.h", "int8_linear_x86.c", "int8_attention_x86.c")
+_SOURCES = ("int8_x86.h", "int8_linear_x86.c", "int8_attention_x86.c", "int8_rows_x86.c")
 _FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 _POINTER, _COUNT, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
@@ -93,6 +93,10 @@ def _library(build: X86Build) -> ctypes.CDLL | None:
         _INT,
         [*[_POINTER] * 3, *[_COUNT] * 3, *[_POINTER] * 6, _FLOAT, _FLOAT, _INT, _INT],
     )
+    _declare(library, "hyq_row_absmax", None, [_POINTER, _INT, *[_POINTER] * 2, *[_COUNT] * 2, _INT])
+    _declare(library, "hyq_quantize_rows", None, [_POINTER, _INT, *[_POINTER] * 3, *[_FLOAT] * 2, *[_COUNT] * 2, _INT])
+    _declare(library, "hyq_row_sums", None, [*[_POINTER] * 2, *[_COUNT] * 2, _INT])
+    _declare(library, "hyq_row_errors", None, [_POINTER, _INT, *[_POINTER] * 3, *[_COUNT] * 2, _INT])
     if build is VNNI_BUILD:
         _declare(library, "hyq_int8_attention", _INT, [*[_POINTER] * 8, *[_COUNT] * 4, _INT, _INT])
     return library

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hyquant.errors import CalibrationError, ConfigError
 from hyquant.kernels import Int8Linear, weight_only
-from hyquant.kernels.selection import LinearShape, kernel_for
+from hyquant.kernels.selection import LinearShape, kernel_for, kind_on
 from hyquant.latency_report import KernelKind
 from hyquant.schemes import SCHEMES
 from hyquant.schemes.contract import INPUT_TENSORS, ROW_DIMS, LayerTensors
@@ -95,7 +95,9 @@ class FusedLinear(nn.Module):
     @property
     def kernel_kind(self) -> KernelKind:
         """Return how the matrix product runs here: "native" or "simulated"."""
-        return "simulated" if self.is_weight_only else self.kernel.kind
+        if self.is_weight_only:
+            return "simulated"
+        return kind_on(self.weight.device) if self._kernel is None else self._kernel.kind
 
     def use_kernel(self, kernel: Int8Linear) -> None:
         """Run on another int8 kernel from now on; a weight-only group is not changed by it."""

@@ -26,6 +26,11 @@ def sqnr_db_of_parts(parts: Iterable[tuple[Tensor, Tensor]]) -> float:
     for reference, actual in parts:
         signal += _norm(reference) ** 2
         noise += _norm(reference.float() - actual.float()) ** 2
+    return decibels(signal, noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise) of two powers, sums of squares; see `sqnr_db` for zeros."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from hyquant.config import DeployDtype
-from hyquant.numerics.affine import quantize
-from hyquant.numerics.blocks import row_blocks
 from hyquant.numerics.granularity import PerChannel, extremes
 from hyquant.numerics.qparams import QParams, choose_int4_qparams
 from hyquant.schemes.base import WEIGHT_CODES, Spec
 from hyquant.schemes.contract import LayerTensors
+from hyquant.schemes.weights import quantized_rows
 
 
 def quantize_int4_weight(
@@ -26,7 +25,7 @@ def quantize_int4_weight(
     """Return int4 weights, as int8, and their scales.
 
     Args:
-        weight_NK: [N, K] float32.
+        weight_NK: [N, K] in a float dtype; the arithmetic is float32.
         deploy_dtype: Dtype the scales are rounded to before the weights are quantized.
         group_size: Input channels that share a scale, a divisor of K; 0 for all.
         division_dtype: What weight / scale is rounded to before it is rounded to an integer.
@@ -38,11 +37,7 @@ def quantize_int4_weight(
     lo, hi = extremes(groups, PerChannel())
     qparams = choose_int4_qparams(lo, hi, deploy_dtype=deploy_dtype)
     qmin, qmax = WEIGHT_CODES[4]
-    dtype: torch.dtype = getattr(torch, division_dtype)
-    weight_q = torch.empty(groups.shape, dtype=torch.int8, device=groups.device)
-    for rows in row_blocks(groups):
-        block = QParams(qparams.scale[rows], qparams.zero_point[rows])
-        weight_q[rows] = quantize(groups[rows], block, qmin=qmin, qmax=qmax, division_dtype=dtype)
+    weight_q = quantized_rows(groups, qparams.scale, qmin=qmin, qmax=qmax, division_dtype=division_dtype)
     return weight_q.reshape(weight_NK.shape), qparams.scale.reshape(len(weight_NK), -1)
 
 

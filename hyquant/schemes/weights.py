@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hyquant.config import DeployDtype
+from hyquant.kernels.x86_rows import has_rows_kernel, quantize_rows, row_absmax, row_sums
 from hyquant.numerics.affine import quantize
 from hyquant.numerics.blocks import row_blocks
 from hyquant.numerics.granularity import PerChannel, extremes
@@ -29,6 +30,7 @@ def quantize_weight(
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
     division_dtype: DeployDtype = "float32",
+    mul: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return int8 weights in [-127, 127] and their scales.
 
@@ -36,25 +38,56 @@ def quantize_weight(
     bias would not fit the int32 accumulator (more than 2^30 steps) gets the larger scale at which it does.
 
     Args:
-        weight_NK: [N, K] float32.
+        weight_NK: [N, K] in a float dtype; the arithmetic is float32.
         deploy_dtype: Dtype the scales are rounded to before the weights are quantized.
         bias: [N] float32, or None.
         input_scale: Any shape, float32 > 0; or None if the product is dynamic.
         division_dtype: What weight / scale is rounded to before it is rounded to an integer.
+        mul: [K] float32, what each input channel is multiplied by first; None for nothing.
 
     Returns:
         [N, K] int8 and [N, 1] float32.
     """
-    lo_N1, hi_N1 = extremes(weight_NK, PerChannel())
+    has_kernel = has_rows_kernel(weight_NK)
+    if mul is not None and not has_kernel:
+        weight_NK, mul = weight_NK.float() * mul, None
+    lo_N1, hi_N1 = (-(hi := row_absmax(weight_NK, mul)), hi) if has_kernel else extremes(weight_NK, PerChannel())
     if bias is not None and input_scale is not None:
         hi_N1 = torch.maximum(hi_N1, 127 * bias.abs()[:, None] / (input_scale.amin() * _MAX_BIAS_STEPS))
     qparams = choose_qparams(lo_N1, hi_N1, symmetric=True, deploy_dtype=deploy_dtype)
+    return quantized_rows(
+        weight_NK, qparams.scale, mul, qmin=-127, qmax=127, division_dtype=division_dtype
+    ), qparams.scale
+
+
+def quantized_rows(
+    weight_NK: Tensor,
+    scale_N1: Tensor,
+    mul: Tensor | None = None,
+    *,
+    qmin: int,
+    qmax: int,
+    division_dtype: DeployDtype = "float32",
+) -> Tensor:
+    """Return clamp(round(w m / s), qmin, qmax), [N, K] int8: in one pass where there is a kernel, else by blocks.
+
+    Args:
+        weight_NK: [N, K] in a float dtype.
+        scale_N1: [N, 1] float32 > 0.
+        mul: [K] float32, or None.
+        qmin: Lowest code.
+        qmax: Largest code.
+        division_dtype: What w m / s is rounded to before it is rounded to an integer.
+    """
+    if division_dtype == "float32" and has_rows_kernel(weight_NK):
+        return quantize_rows(weight_NK, scale_N1, mul, qmin=qmin, qmax=qmax)
     dtype: torch.dtype = getattr(torch, division_dtype)
     weight_q_NK = torch.empty(weight_NK.shape, dtype=torch.int8, device=weight_NK.device)
     for rows in row_blocks(weight_NK):
-        block = QParams(qparams.scale[rows], qparams.zero_point[rows])
-        weight_q_NK[rows] = quantize(weight_NK[rows], block, qmin=-127, division_dtype=dtype)
-    return weight_q_NK, qparams.scale
+        block = weight_NK[rows] if mul is None else weight_NK[rows].float() * mul
+        qparams = QParams(scale_N1[rows], torch.zeros_like(scale_N1[rows]))
+        weight_q_NK[rows] = quantize(block, qparams, qmin=qmin, qmax=qmax, division_dtype=dtype)
+    return weight_q_NK
 
 
 def static_constants(
@@ -81,13 +114,18 @@ def static_constants(
     deq_scale = input_qparams.scale * weight_scale_N1[:, 0]
     if deploy_dtype == "float16":
         deq_scale = _to_11_bits(deq_scale)
+    bias_steps = 0.0 if bias is None else bias.double() / deq_scale.double()
+    quant_bias = torch.round(bias_steps - input_qparams.zero_point.double() * _row_sums(weight_q_NK))
+    return deq_scale, quant_bias.to(torch.int32)
+
+
+def _row_sums(weight_q_NK: Tensor) -> Tensor:
+    """Return the sum of each row, [N] float64, exactly."""
+    if has_rows_kernel(weight_q_NK):
+        return row_sums(weight_q_NK).double()
     # Float sums of a block of rows at a time are exact below 2^24, and many times faster than PyTorch's sums of int8.
     dtype = torch.float32 if weight_q_NK.shape[1] <= _EXACT_FLOAT_SUM else torch.float64
-    sums = [weight_q_NK[rows].to(dtype).sum(dim=1) for rows in row_blocks(weight_q_NK)]
-    row_sums_N = torch.cat(sums).double()
-    bias_steps = 0.0 if bias is None else bias.double() / deq_scale.double()
-    quant_bias = torch.round(bias_steps - input_qparams.zero_point.double() * row_sums_N)
-    return deq_scale, quant_bias.to(torch.int32)
+    return torch.cat([weight_q_NK[rows].to(dtype).sum(dim=1) for rows in row_blocks(weight_q_NK)]).double()
 
 
 def dequantize_weight(weight_q: Tensor, weight_scale: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import JsonValue
@@ -69,10 +69,10 @@ def quant_model(model: nn.Module, session_cfg: SessionConfig, *, clock: StepCloc
         )
         found = calibrate(model, plan, session_cfg.calls().records, own_clock, group=group)
         report = quantize_calibrated_(model, plan, found, own_clock)
-    if clock is None:
-        vars(model)[_HANDLE] = attach_clock(model, own_clock, TimestepManager.get_timestep_idx)
-    if names is not None:
-        run_together(group, lambda: None if info is None else _save(model, plan, session_cfg, info.result(), names))
+        if clock is None:
+            vars(model)[_HANDLE] = attach_clock(model, own_clock, TimestepManager.get_timestep_idx)
+        if names is not None:
+            run_together(group, lambda: None if info is None else _save(model, plan, session_cfg, info.result, names))
     return report
 
 
@@ -112,6 +112,8 @@ def _plan(model: nn.Module, session: SessionConfig, *, num_steps: int) -> QuantP
 def _require_equal_sessions(plan: QuantPlan, session: SessionConfig, group: Group) -> None:
     save = session.save
     rest = None if save is None else save.model_dump(mode="json", exclude={"safetensors_name", "json_name"})
+    if group.world_size == 1:
+        return
     own: JsonValue = {"plan": digest(plan), "save": rest}
     found = group.all_gather(own)
     for rank, other in enumerate(found):
@@ -162,7 +164,11 @@ def _warn(plan: QuantPlan, session: SessionConfig, group: Group) -> None:
 
 
 def _save(
-    model: nn.Module, plan: QuantPlan, session: SessionConfig, info: ModelInfo, names: Sequence[FileNames]
+    model: nn.Module,
+    plan: QuantPlan,
+    session: SessionConfig,
+    info: Callable[[], ModelInfo],
+    names: Sequence[FileNames],
 ) -> None:
     save = session.save
     assert save is not None

@@ -57,9 +57,12 @@ def weight_edits(plan: QuantPlan, multipliers: Mapping[str, Tensor]) -> dict[str
 
 @torch.no_grad()
 def edited(weight: Tensor, bias: Tensor | None, edits: Sequence[Edit]) -> tuple[Tensor, Tensor | None]:
-    """Return weight [N, K] and bias [N] (or None) after some edits, float32; what is given stays as it is."""
+    """Return weight [N, K] and bias [N] (or None) after some edits, float32; what is given stays as it is.
+
+    A weight without edits is returned in its own dtype.
+    """
     bias = None if bias is None else bias.float()
-    weight = weight.float()
+    weight = weight.float() if edits else weight
     for edit in edits:
         if edit.rows is None:
             weight = fold(weight, edit.mul)

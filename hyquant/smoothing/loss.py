@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from hyquant.kernels.selection import LinearShape, kernel_for
-from hyquant.numerics.affine import fake_quantize
-from hyquant.numerics.granularity import PerChannel, extremes
 from hyquant.numerics.qparams import QParams, choose_qparams
-from hyquant.schemes.weights import quantize_weight, static_constants
+from hyquant.schemes.weights import dequantize_weight, quantize_weight, static_constants
 
 _BLOCK_ELEMENTS = 2**24
 """Outputs that are held at a time: 64 MiB."""
@@ -34,10 +32,8 @@ def weight_errors(x_MC: Tensor, weight_NC: Tensor, scales_PC: Tensor) -> Tensor:
         [P] float64.
     """
     errors = []
-    smoothed_NC = torch.empty_like(weight_NC)
     for scale_C in scales_PC:
-        torch.mul(weight_NC, scale_C, out=smoothed_NC)
-        change_NC = fake_quantize(smoothed_NC, _row_qparams(smoothed_NC), qmin=-127) / scale_C - weight_NC
+        change_NC = dequantize_weight(*quantize_weight(weight_NC, "float32", mul=scale_C)) / scale_C - weight_NC
         blocks = (_squares(rows @ change_NC.t()) for rows in _row_blocks(x_MC, len(weight_NC)))
         errors.append(torch.stack(list(blocks)).sum())
     return torch.stack(errors)
@@ -58,22 +54,20 @@ def weight_and_input_errors(x_MC: Tensor, weight_NC: Tensor, scales_PC: Tensor, 
     """
     kernel = kernel_for(weight_NC.device, LinearShape(*weight_NC.shape))
     errors = torch.zeros(len(scales_PC), dtype=torch.float64, device=x_MC.device)
-    smoothed_NC = torch.empty_like(weight_NC)
     for rows in _row_blocks(x_MC, len(weight_NC)):
         expected = rows @ weight_NC.t()
         for index, scale_C in enumerate(scales_PC):
             input_qparams = _tensor_qparams(lo_C / scale_C, hi_C / scale_C)
-            torch.mul(weight_NC, scale_C, out=smoothed_NC)
-            codes_NC, row_scale_N1 = quantize_weight(smoothed_NC, "float32")
+            codes_NC, row_scale_N1 = quantize_weight(weight_NC, "float32", mul=scale_C)
             deq_scale, quant_bias = static_constants(codes_NC, row_scale_N1, None, input_qparams)
             actual = kernel.static(
-                rows / scale_C,
+                rows,
                 kernel.prepare(codes_NC),
                 input_scale=input_qparams.scale,
                 input_offset=input_qparams.zero_point,
                 deq_scale=deq_scale,
                 quant_bias=quant_bias,
-                mul_scale=None,
+                mul_scale=1 / scale_C,
             )
             errors[index] += _squares(actual.sub_(expected))
     return errors
@@ -86,10 +80,6 @@ def _row_blocks(x_MC: Tensor, num_outputs: int) -> Iterator[Tensor]:
 def _squares(error: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(error, dim=1)
     return norms.double().square().sum()
-
-
-def _row_qparams(weight_NC: Tensor) -> QParams:
-    return choose_qparams(*extremes(weight_NC, PerChannel()), symmetric=True)
 
 
 def _tensor_qparams(lo_C: Tensor, hi_C: Tensor) -> QParams:

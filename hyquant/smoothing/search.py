@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hyquant.calibration.calls import replay
 from hyquant.calibration.early_end import EarlyEnd
+from hyquant.calibration.kept import KEPT_BYTES
 from hyquant.calibration.stats import GroupStats, select_steps
 from hyquant.clock import StepClock
 from hyquant.config import M3
@@ -30,7 +31,6 @@ from hyquant.smoothing.base import Question, ScaleSearch, UnitFacts
 
 logger = logging.getLogger(__name__)
 
-_COLLECTED_BYTES = 2**28
 
 Unit = tuple[LayerPlan, ...]
 Sums = dict[str, Tensor]
@@ -48,6 +48,8 @@ class PlanSearch:
         plan: A plan for which `needs_search` holds.
         stats: Statistics of plain inputs by group name.
         units: The units to search, of `plan.smoothing_units`; all if None.
+        inputs: Inputs [M, C] float32 of this rank's calls by group name, if an earlier pass has kept them all; then no
+            other is made. Not used where only the first record counts.
 
     Attributes:
         scales: Smoothing scale [C] float32 by group name, of the searches that have ended.
@@ -63,6 +65,7 @@ class PlanSearch:
         plan: QuantPlan,
         stats: Mapping[str, GroupStats],
         units: Sequence[Unit] | None = None,
+        inputs: Mapping[str, list[Tensor]] | None = None,
     ) -> None:
         config = plan.config.smoothing
         assert config is not None
@@ -73,6 +76,8 @@ class PlanSearch:
         self._denoiser = denoiser
         self._units = {unit[0].name: unit for unit in (plan.smoothing_units if units is None else units)}
         self._inputs: Inputs | None = None
+        if inputs is not None and not self.takes_first_record:
+            self._inputs = {(name, layer): inputs[layer.name] for name, unit in self._units.items() for layer in unit}
         self._open: dict[str, tuple[ScaleSearch, Question]] = {}
         for name, unit in self._units.items():
             running = search(config, unit_facts(unit, stats, self._weight_absmax))
@@ -129,7 +134,7 @@ class PlanSearch:
             rows = x.reshape(-1, x.shape[-1]).to(torch.float32, copy=True)
             inputs.setdefault((unit_name, layer), []).append(rows)
             size_bytes += rows.numel() * rows.element_size()
-            if size_bytes > _COLLECTED_BYTES:
+            if size_bytes > KEPT_BYTES:
                 self._add(sums, inputs)
                 inputs.clear()
                 size_bytes, is_complete = 0, False
@@ -146,7 +151,7 @@ class PlanSearch:
     def _add(self, sums: Sums, inputs: Inputs) -> None:
         """Add what the open questions ask of some inputs."""
         for (unit_name, layer), calls in inputs.items():
-            if unit_name in self._open:
+            if calls and unit_name in self._open:
                 _, question = self._open[unit_name]
                 weight = _stacked_weight(self._denoiser, layer)
                 sums[unit_name][:-1] += question.measure(layer.name, torch.cat(calls), weight)
@@ -180,6 +185,7 @@ def search_scales(
     clock: StepClock,
     *,
     merge: Callable[[Sums], Mapping[str, Tensor]] = dict,
+    inputs: Mapping[str, list[Tensor]] | None = None,
 ) -> dict[str, Tensor]:
     """Search the smoothing scales of a plan; for `quantize_(..., scales=...)`.
 
@@ -191,6 +197,7 @@ def search_scales(
             must give none.
         clock: Set to each record's step.
         merge: Joins the sums of all ranks by adding them; called once per pass, also where there are no records.
+        inputs: As for `PlanSearch`.
 
     Returns:
         [C] float32 > 0 by name of the smoothed group; the same however the records are cut over ranks.
@@ -198,7 +205,7 @@ def search_scales(
     Raises:
         CalibrationError: If statistics or records are missing, or losses are not finite.
     """
-    search = PlanSearch(denoiser, plan, stats)
+    search = PlanSearch(denoiser, plan, stats, inputs=inputs)
     while not search.is_done:
         search.tell(merge(search.measure(records, clock)))
     return search.scales

@@ -6,7 +6,7 @@ import torch
 from hyquant.errors import ConfigError
 from hyquant.kernels import KERNELS, selection, x86_build
 from hyquant.kernels.reference import REFERENCE
-from hyquant.kernels.selection import FORCED, LinearShape, candidates, kernel_for, kernel_times
+from hyquant.kernels.selection import FORCED, LinearShape, candidates, kernel_for, kernel_times, kind_on
 from hyquant.modules.linear import quant_linears
 
 CPU = torch.device("cpu")
@@ -83,6 +83,17 @@ def test_a_forced_kernel_that_does_not_run_here_is_refused(monkeypatch, name):
 
     with pytest.raises(ConfigError, match=f"must run on cpu here, but got '{name}'; use one of"):
         kernel_for(CPU, SHAPE)
+
+
+def test_saying_how_a_layer_runs_times_nothing(monkeypatch):
+    monkeypatch.setattr(selection, "_measure", lambda *_: pytest.fail("timed"))
+
+    assert kind_on(CPU) == candidates(CPU)[0].kind
+    monkeypatch.setenv(FORCED, "reference")
+    assert kind_on(CPU) == "simulated"
+    monkeypatch.setenv(FORCED, "typo")
+    with pytest.raises(ConfigError, match="must run on cpu here"):
+        kind_on(CPU)
 
 
 def test_where_no_native_kernel_runs_the_reference_is_the_candidate():

@@ -1,12 +1,15 @@
 """Searched smoothing scales against a brute force in numpy over inputs that were kept."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from hyquant.calibration.calibrate import calibrate
 from hyquant.calibration.capture import capture_in_memory
+from hyquant.calibration.kept import KeptInputs
 from hyquant.calibration.observe import observe
 from hyquant.config import M3, M4, M6, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep
 from hyquant.errors import CalibrationError
@@ -160,6 +163,26 @@ def test_two_ranks_find_what_one_rank_finds(loaded, smoothing):
     for name, scale in alone.items():
         assert torch.equal(ranks[0].scales[name], ranks[1].scales[name])
         torch.testing.assert_close(ranks[0].scales[name], scale, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("smoothing", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("limit_bytes", [2**28, 1000], ids=["all inputs kept", "too many inputs"])
+def test_inputs_that_were_kept_answer_as_another_pass_does(loaded, monkeypatch, smoothing, limit_bytes):
+    model, records, _ = loaded
+    plan = plan_of(model, smoothing)
+    stats = observe(model.denoiser, model.groups(), records, model.clock)
+    expected = search_scales(model.denoiser, plan, stats, records, model.clock)
+    calls = []
+    handle = model.denoiser.register_forward_pre_hook(lambda module, args: calls.append(1))
+    monkeypatch.setattr("hyquant.calibration.calibrate.KeptInputs", partial(KeptInputs, limit_bytes=limit_bytes))
+
+    found = calibrate(model.denoiser, plan, records, model.clock).scales
+
+    handle.remove()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    has_one_pass = limit_bytes > 1000 and smoothing != CONFIGS["m3 first"]
+    assert (len(calls) == len(records)) is has_one_pass
 
 
 def test_layers_that_are_folded_together_share_a_scale_found_on_both(loaded, kept):
