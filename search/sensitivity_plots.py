@@ -44,7 +44,7 @@ def panels_of(found: SensitivityMap) -> tuple[tuple[Panel, ...], ...]:
         rows.append(
             tuple(
                 Panel(
-                    title=f"steps {part.first} to {part.last}",
+                    title=part.label,
                     blocks=blocks,
                     kinds=kinds,
                     values=tuple(

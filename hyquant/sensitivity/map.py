@@ -22,6 +22,11 @@ class StepRange(FrozenModel):
         """Return how many steps it spans."""
         return self.last - self.first + 1
 
+    @property
+    def label(self) -> str:
+        """Return it in words: "steps 0-6", or "step 3"."""
+        return f"step {self.first}" if self.first == self.last else f"steps {self.first}-{self.last}"
+
 
 class Measurement(FrozenModel):
     """One probe: a band quantized in one denoiser call.

@@ -102,7 +102,7 @@ def _rows(found: "SensitivityMap") -> list[dict[str, str]]:
     for (block, kind), value in sorted(by_band(found).items(), key=lambda entry: -entry[1]):
         row = {"block": block, "kind": kind, "relative L2": _number(value)}
         for part in found.subject.ranges:
-            row[f"steps {part.first}-{part.last}"] = _number(errors[block, kind, part.first])
+            row[part.label] = _number(errors[block, kind, part.first])
         rows.append(row)
     return rows
 
