@@ -94,7 +94,7 @@ class SensitivityMap(FrozenModel):
         rows: One per band and range of steps, in the order of both.
         keeps_blocks: Whether outputs of earlier blocks could be kept.
         cost: Forwards it took.
-        seconds: Time it took, over all runs if it was interrupted.
+        seconds: Time that the run took which finished it.
     """
 
     subject: Subject
