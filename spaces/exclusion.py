@@ -1,41 +1,31 @@
-"""Which layers stay in float: a named set, or so many rungs of a ladder and the layers of some switches."""
+"""Which layers so many rungs of a ladder and some switches leave in float, and the one config that stands for them."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from hyquant.config import LayerSelection, QuantConfig
-from hyquant.errors import ConfigError
 from hyquant.layers import first_match
 from hyquant.sensitivity.bands import patterns_of
-from spaces.space import LADDER, PresetParams, SearchSpace
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
+from hyquant.sensitivity.ladder import Ladder
+from spaces.space import PresetParams, SearchSpace
 
 
-def suggest_exclude(trial: "BaseTrial", space: SearchSpace) -> tuple[str, ...]:
-    """Ask a trial which layers stay in float and return their patterns.
+def excluded_patterns(ladder: Ladder, float_rungs: int, switched_on: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the patterns of the layers that so many rungs and some switches leave in float.
 
-    Raises:
-        ConfigError: If the space wants a ladder and has none yet.
+    Args:
+        ladder: The ladder.
+        float_rungs: How many of its rungs.
+        switched_on: The patterns of each switch that is on.
     """
-    if space.exclusions != LADDER:
-        return space.exclusions[trial.suggest_categorical("exclusion", tuple(space.exclusions))]
-    ladder = space.ladder
-    if ladder is None:
-        raise ConfigError(
-            f"space {space.name} has `exclusions: ladder`, but its ladder is not measured; run hyq-search sensitivity "
-            f"first"
-        )
-    excluded = set(ladder.excluded(trial.suggest_int("float_rungs", 0, ladder.height)))
-    for name, patterns in space.switches.items():
-        if trial.suggest_categorical(_switch(name), (False, True)):
-            excluded |= {layer for layer in ladder.layers if first_match(layer, patterns)}
+    excluded = set(ladder.excluded(float_rungs))
+    for patterns in switched_on:
+        excluded |= {layer for layer in ladder.layers if first_match(layer, patterns)}
     return patterns_of(excluded, ladder.layers)
 
 
 def exclusion_params(params: PresetParams, space: SearchSpace) -> dict[str, bool]:
     """Return the switches of a preset as Optuna parameters; none without a ladder."""
-    return {_switch(name): name in params.switches for name in space.switches}
+    return {switch_param(name): name in params.switches for name in space.switches}
 
 
 def canonical(config: QuantConfig, layers: tuple[str, ...]) -> QuantConfig:
@@ -57,5 +47,6 @@ def canonical(config: QuantConfig, layers: tuple[str, ...]) -> QuantConfig:
     return config
 
 
-def _switch(name: str) -> str:
+def switch_param(name: str) -> str:
+    """Return the name of a switch's Optuna parameter."""
     return f"switch_{name}"

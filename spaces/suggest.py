@@ -38,8 +38,8 @@ from hyquant.config import (
     W8A8Timestep,
 )
 from hyquant.errors import ConfigError
-from spaces.exclusion import canonical, exclusion_params, suggest_exclude
-from spaces.space import SearchSpace, did_you_mean, optional_choices
+from spaces.exclusion import canonical, excluded_patterns, exclusion_params, switch_param
+from spaces.space import LADDER, SearchSpace, did_you_mean, optional_choices
 from spaces.strategy import StrategyParts, parts_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
     Source: share and index of the first static step: msModelSlim's `timestep_sep`, made independent of the step count.
     """
     strategy = trial.suggest_categorical("strategy", space.strategies)
-    exclude = suggest_exclude(trial, space)
+    exclude = _exclude(trial, space)
     parts = parts_of(strategy)
     linear: LinearScheme = _linear_scheme(trial, space, parts, num_steps)
     optional: dict[str, Any] = {
@@ -94,6 +94,19 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
         layers=LayerSelection(include=space.include, exclude=exclude),
     )
     return config if space.ladder is None else canonical(config, space.ladder.layers)
+
+
+def _exclude(trial: "BaseTrial", space: SearchSpace) -> tuple[str, ...]:
+    if space.exclusions != LADDER:
+        return space.exclusions[trial.suggest_categorical("exclusion", tuple(space.exclusions))]
+    if space.ladder is None:
+        raise ConfigError(
+            f"a space with `exclusions: ladder` needs its ladder, but that of {space.name} is not measured; run "
+            "hyq-search sensitivity first"
+        )
+    float_rungs = trial.suggest_int("float_rungs", 0, space.ladder.height)
+    is_on = {name: trial.suggest_categorical(switch_param(name), (False, True)) for name in space.switches}
+    return excluded_patterns(space.ladder, float_rungs, (space.switches[name] for name in is_on if is_on[name]))
 
 
 def _linear_scheme(trial: "BaseTrial", space: SearchSpace, parts: StrategyParts, num_steps: int) -> LinearScheme:

@@ -141,7 +141,7 @@ def test_a_ladder_that_is_not_measured_is_one_sentence():
     space = SearchSpace.model_validate(FILE)
 
     assert space.exclusion_sets == {"rung_0": ()}
-    with pytest.raises(ConfigError, match="its ladder is not measured; run hyq-search sensitivity first"):
+    with pytest.raises(ConfigError, match="that of stairs is not measured; run hyq-search sensitivity first"):
         suggest(FixedTrial({"strategy": "dynamic"}), space, num_steps=20)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from optuna.trial import FixedTrial
@@ -14,6 +15,7 @@ from hyquant.sensitivity.ladder import ladder
 from search.cli import exit_code_of
 from search.errors import SearchError
 from search.prompts import load_prompts
+from search.proposal import choose_config, claim
 from search.runner import run_study
 from search.sensitivity import ProbeOptions, measure_sensitivity, with_measured_ladder
 from search.sensitivity_plots import panels_of, save_sensitivity_html, save_sensitivity_png
@@ -170,6 +172,32 @@ def test_a_study_takes_the_ladder_of_its_map(loaded):
     (worst,) = [row for row in found.rows if row.relative_l2 == max(other.relative_l2 for other in found.rows)]
     (band,) = [band for band in found.subject.bands if (band.block, band.kind) == (worst.block, worst.kind)]
     assert point.layers.exclude == (band.layers[0].replace(".0.", ".*."),)
+
+
+def test_a_point_that_leaves_the_same_layers_in_float_is_answered_from_the_record(loaded, tmp_path, make_result):
+    """The first rung's layer is a modulation, so with that switch on, rungs 0 and 1 are one quantization."""
+    config, prompts = loaded
+    found, _ = measure_sensitivity(config, prompts, QUICK)
+    config = with_measured_ladder(config, prompts)
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    for rung in (0, 1, 2):
+        study.enqueue_trial({"strategy": "dynamic", "float_rungs": rung, "switch_modulation": True})
+
+    def claimed():
+        trial = study.ask()
+        point = choose_config(trial, config)
+        return trial, claim(trial, point, tmp_path / "claim.lock", while_waiting=lambda: None)
+
+    first, record = claimed()
+    first.set_user_attr("result", make_result().model_dump(mode="json"))
+    study.tell(first, (0.9, 0.8))
+    answers = [claimed()[1] for _ in range(2)]
+
+    assert "mod" in ladder(found).rungs[0][0]
+    assert record is None
+    assert answers[0] is not None
+    assert answers[0].number == first.number
+    assert answers[1] is None
 
 
 def test_a_map_of_other_prompts_or_a_damaged_one_is_refused(loaded):
