@@ -80,12 +80,12 @@ class PaperRow:
 
 
 def ceilings(profile: DenoiserProfile, space: SearchSpace) -> dict[str, float]:
-    """Return how many times faster a step can get at most, by exclusion set of a space."""
+    """Return how many times faster a step can get at most, by exclusion set of a space or rung of its ladder."""
     names = [name for part in profile.parts if part.kind != ATTENTION for name in part.layers]
     included = [name for name in names if first_match(name, space.include)]
     return {
         label: ceiling(profile, [name for name in included if not first_match(name, patterns)])
-        for label, patterns in space.exclusions.items()
+        for label, patterns in space.exclusion_sets.items()
     }
 
 

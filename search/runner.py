@@ -18,7 +18,7 @@ from typing import Literal
 import optuna
 
 from hyquant.config import QuantConfig
-from search.errors import SearchError
+from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts, counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, mlflow_lock_path
@@ -26,10 +26,12 @@ from search.prompts import load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.readable import readable
 from search.resume import reclaim_lost_trials, require_same_study
+from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
 from search.storage import create_study, open_study, require_space, store_errors, stored_config, stored_prompts
 from search.study import Slot, StudyConfig
 from search.trials import count_states, front, num_evaluated, trial_reason, trial_state
+from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
         ConfigError: If prompts are missing or overlap.
         KeyboardInterrupt: On Ctrl-C, after the slots were stopped and the running trials were queued again.
     """
-    with _opened(config, study_file, on_event) as study:
+    with _opened(config, study_file, on_event) as (study, config):
         added = enqueue_presets(study, config)
         if added:
             for what, reason in left_out(config.space, config.target).items():
@@ -107,7 +109,7 @@ def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | Non
         SearchError: As `run_study`.
         ConfigError: As `run_study`.
     """
-    with _opened(config, study_file, on_event) as study:
+    with _opened(config, study_file, on_event) as (study, config):
         number = enqueue_point(study, point)
         on_event(_event("note", f"queued the config as trial {number}", study, config))
         _run_slots(study, config, config.slots[:1], until_trial=number, on_event=on_event)
@@ -115,8 +117,10 @@ def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | Non
 
 
 @contextmanager
-def _opened(config: StudyConfig, study_file: Path | None, on_event: OnEvent) -> Iterator[optuna.Study]:
-    """Hold the study as its only runner, created or taken up again."""
+def _opened(
+    config: StudyConfig, study_file: Path | None, on_event: OnEvent
+) -> Iterator[tuple[optuna.Study, StudyConfig]]:
+    """Hold the study as its only runner, created or taken up again; its config has the ladder that its space wants."""
     optuna.logging.disable_default_handler()
     store = Path(config.store)
     if study_file is None:
@@ -132,15 +136,27 @@ def _opened(config: StudyConfig, study_file: Path | None, on_event: OnEvent) -> 
         )
     try:
         with store_errors(store):
+            config = with_measured_ladder(_with_stored_ladder(config), prompts)
             study, is_new = create_study(store, config, prompts, url=config.storage)
             if is_new:
                 on_event(_event("created", f"created study {config.name} in {store}", study, config))
             else:
                 require_same_study(study, config, prompts)
                 _take_up(study, config, on_event)
-            yield study
+            yield study, config
     finally:
         lock.release()
+
+
+def _with_stored_ladder(config: StudyConfig) -> StudyConfig:
+    """Return a config with the ladder that its study was created with, so that a map measured since changes nothing."""
+    try:
+        ladder = stored_config(open_study(Path(config.store), config.name, url=config.storage)).space.ladder
+    except StoreError:  # it is not there yet
+        return config
+    if ladder is None or config.space.exclusions != LADDER:
+        return config
+    return config.model_copy(update={"space": with_ladder(config.space, ladder)})
 
 
 def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:

@@ -17,7 +17,7 @@ from hyquant.errors import ConfigError
 from search.device_profiles import read_device_profile
 from search.metric_names import unknown_metrics
 from search.study import StudyConfig
-from spaces.space import SearchSpace, did_you_mean, load_space
+from spaces.space import SearchSpace, did_you_mean, load_space, plain_location
 
 
 def load_study(path: Path) -> StudyConfig:
@@ -97,7 +97,7 @@ def _sentences(error: ValidationError, *prefix: str) -> list[str]:
 
 def _sentence(location: tuple[int | str, ...], problem: ErrorDetails) -> str:
     """Return one problem of pydantic as `where: what`, with the closest known field for an unknown one."""
-    where = ".".join(str(part) for part in location)
+    where = ".".join(str(part) for part in plain_location(location))
     if problem["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
         return f"{where}: unknown field; known are {', '.join(known)}{did_you_mean(str(location[-1]), known)}"

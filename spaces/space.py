@@ -3,6 +3,9 @@
 A `SearchSpace` is the opposite of a `QuantConfig`: a space holds every choice, a config holds one. `spaces.suggest`
 turns a trial and a space into a config. Shipped spaces are the files in `spaces/presets/`; any YAML file of that form
 works.
+
+Layers stay in float by named sets of patterns, or with `exclusions: ladder` by how many rungs of a measured ladder and
+by which switches. The ladder is no part of the file: it is put into the space before the study begins.
 """
 
 import difflib
@@ -10,13 +13,15 @@ import math
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from hyquant.config import W4A16, ActMethod, FrozenModel, LayerSelection
 from hyquant.errors import ConfigError
+from hyquant.layers import first_match
+from hyquant.sensitivity.ladder import Ladder
 from spaces.strategy import Strategy, parts_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
@@ -28,6 +33,14 @@ Placement = Literal["multiplier", "fold"]
 AttentionStatistic = Literal["window", "absmax"]
 GroupSize = Annotated[int, Field(ge=0, multiple_of=32)]
 Percentile = Annotated[float, Field(gt=0.5, lt=1.0)]
+
+LADDER: Final = "ladder"
+_SETS = "named sets"
+Sets = dict[Name, tuple[Pattern, ...]]
+Exclusions = Annotated[
+    Annotated[Sets, Field(min_length=1), Tag(_SETS)] | Annotated[Literal["ladder"], Tag(LADDER)],
+    Discriminator(lambda value: LADDER if isinstance(value, str) else _SETS),
+]
 
 _GRID_TOLERANCE = 1e-8  # of a step; Optuna's own tolerance for "lies on the grid"
 
@@ -59,10 +72,15 @@ class ShareRange(FrozenModel):
 
 
 class PresetParams(FrozenModel):
-    """One point of a space by Optuna parameter names; None where the strategy has no such parameter."""
+    """One point of a space by Optuna parameter names; None where the strategy or the space has no such parameter.
+
+    `switches` names those that are on, in a space with a ladder; the others are off.
+    """
 
     strategy: Strategy
-    exclusion: Name
+    exclusion: Name | None = None
+    float_rungs: Annotated[int | None, Field(ge=0, exclude_if=lambda rungs: rungs is None)] = None
+    switches: Annotated[tuple[Name, ...], Field(exclude_if=lambda names: not names)] = ()
     act_method: ActMethod | None = None
     percentile: Percentile | Literal["none"] | None = None
     calibration: Calibration | None = None
@@ -94,7 +112,10 @@ class SearchSpace(FrozenModel):
             all of them.
         group_sizes: How many input channels share a scale under `w4a16`; 0 means all.
         include: Glob patterns over canonical layer names that take part at all.
-        exclusions: Named sets of glob patterns that stay in float; the search picks one set.
+        exclusions: Named sets of glob patterns that stay in float; the search picks one set. Or "ladder": the search
+            picks how many rungs of the ladder stay in float, and each of the switches.
+        switches: Named sets of glob patterns that stay in float where their switch is on; with a ladder only.
+        ladder: What the rungs are, once `hyq-search sensitivity` has measured them; with `exclusions: ladder` only.
         presets: Recipes that a study enqueues before it searches.
     """
 
@@ -111,14 +132,25 @@ class SearchSpace(FrozenModel):
         tuple[GroupSize, ...], Field(min_length=1, exclude_if=lambda sizes: sizes == (W4A16().group_size,))
     ] = (W4A16().group_size,)
     include: Annotated[tuple[Pattern, ...], Field(min_length=1)] = LayerSelection().include
-    exclusions: Annotated[dict[Name, tuple[Pattern, ...]], Field(min_length=1)]
+    exclusions: Exclusions
+    switches: Annotated[Sets, Field(default_factory=dict, exclude_if=lambda switches: not switches)]
+    ladder: Annotated[Ladder | None, Field(exclude_if=lambda ladder: ladder is None)] = None
     presets: tuple[Preset, ...] = ()
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "SearchSpace":
-        if problems := [*_repetitions(self), *_preset_problems(self)]:
+        if problems := [*_repetitions(self), *_ladder_problems(self), *_preset_problems(self)]:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def exclusion_sets(self) -> Sets:
+        """Return the named sets, or what each rung of the ladder excludes without any switch."""
+        if self.exclusions != LADDER:
+            return self.exclusions
+        if self.ladder is None:
+            return {"rung_0": ()}
+        return {f"rung_{rung}": self.ladder.patterns(rung) for rung in range(self.ladder.height + 1)}
 
 
 def load_space(name_or_path: str | Path) -> SearchSpace:
@@ -158,6 +190,15 @@ def did_you_mean(name: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def with_ladder(space: SearchSpace, ladder: Ladder) -> SearchSpace:
+    """Return a space with `exclusions: ladder` with its measured ladder.
+
+    Raises:
+        ConfigError: If a switch or a preset does not fit the ladder.
+    """
+    return _checked_space({**space.model_dump(), "ladder": ladder.model_dump()}, space.name)
+
+
 def _parse_space(text: str, source: str) -> SearchSpace:
     try:
         content = yaml.safe_load(text)
@@ -165,6 +206,10 @@ def _parse_space(text: str, source: str) -> SearchSpace:
         raise ConfigError(f"search space {source} must be YAML, but cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"search space {source} must be a mapping of fields, but got {type(content).__name__}")
+    return _checked_space(content, source)
+
+
+def _checked_space(content: dict[str, Any], source: str) -> SearchSpace:
     try:
         return SearchSpace.model_validate(content)
     except ValidationError as error:
@@ -172,8 +217,13 @@ def _parse_space(text: str, source: str) -> SearchSpace:
         raise ConfigError(f"search space {source} breaks rules: {problems}") from error
 
 
+def plain_location(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return where a problem is as a file shows it, without the marks of alternatives."""
+    return tuple(part for index, part in enumerate(location) if location[index - 1 : index] != ("exclusions",))
+
+
 def _sentence(location: tuple[int | str, ...], message: str) -> str:
-    path = ".".join(str(part) for part in location)
+    path = ".".join(str(part) for part in plain_location(location))
     text = message.removeprefix("Value error, ")
     return f"{path}: {text}" if path else text
 
@@ -196,13 +246,33 @@ def _repetitions(space: SearchSpace) -> list[str]:
         for value, group in groupby(sorted(values))
         if len(list(group)) > 1
     ]
-    by_patterns: dict[frozenset[str], str] = {}
-    for name, patterns in space.exclusions.items():
-        first = by_patterns.setdefault(frozenset(patterns), name)
-        if first != name:
-            problems.append(
-                f"exclusion sets must differ, but {first!r} and {name!r} have the same patterns; delete one"
-            )
+    for what, sets in (
+        ("exclusion sets", {} if space.exclusions == LADDER else space.exclusions),
+        ("switches", space.switches),
+    ):
+        by_patterns: dict[frozenset[str], str] = {}
+        for name, patterns in sets.items():
+            first = by_patterns.setdefault(frozenset(patterns), name)
+            if first != name:
+                problems.append(f"{what} must differ, but {first!r} and {name!r} have the same patterns; delete one")
+    return problems
+
+
+def _ladder_problems(space: SearchSpace) -> list[str]:
+    if space.exclusions != LADDER:
+        beside = [name for name, value in (("switches", space.switches), ("ladder", space.ladder)) if value]
+        return [f"{name} belongs to `exclusions: ladder`, but exclusions are named sets; delete it" for name in beside]
+    problems = [
+        f"switch {name!r} must have a pattern; add one" for name, patterns in space.switches.items() if not patterns
+    ]
+    if space.ladder is not None:
+        problems += [
+            f"pattern {pattern!r} of switch {name!r} matched none of the {len(space.ladder.layers)} layers that the "
+            f"ladder covers, such as {space.ladder.layers[0]!r}; correct it"
+            for name, patterns in space.switches.items()
+            for pattern in patterns
+            if not any(first_match(layer, (pattern,)) for layer in space.ladder.layers)
+        ]
     return problems
 
 
@@ -217,10 +287,7 @@ def _misfits(params: PresetParams, space: SearchSpace) -> list[str]:
     problems = []
     if params.strategy not in space.strategies:
         problems.append(f"strategy must be one of {list(space.strategies)}, but got {params.strategy!r}")
-    if params.exclusion not in space.exclusions:
-        known = tuple(space.exclusions)
-        hint = did_you_mean(params.exclusion, known)
-        problems.append(f"exclusion must be one of {list(known)}, but got {params.exclusion!r}{hint}")
+    problems += _exclusion_misfits(params, space)
     parts = parts_of(params.strategy)
     problems += _needs(parts.stores_ranges, "act_method", params.act_method, params.strategy)
     problems += _needs(parts.scheme == "timestep", "timestep_sep_share", params.timestep_sep_share, params.strategy)
@@ -233,6 +300,30 @@ def _misfits(params: PresetParams, space: SearchSpace) -> list[str]:
         problems.append(
             f"timestep_sep_share must lie on the grid from {grid.low} to {grid.high} by {grid.step}, but got {share}"
         )
+    return problems
+
+
+def _exclusion_misfits(params: PresetParams, space: SearchSpace) -> list[str]:
+    if space.exclusions != LADDER:
+        known = tuple(space.exclusions)
+        problems = []
+        if params.exclusion not in known:
+            hint = "" if params.exclusion is None else did_you_mean(params.exclusion, known)
+            problems.append(f"exclusion must be one of {list(known)}, but got {params.exclusion!r}{hint}")
+        if params.float_rungs is not None or params.switches:
+            problems.append("float_rungs and switches belong to `exclusions: ladder`; delete them")
+        return problems
+    problems = [
+        f"switches must be among {list(space.switches)}, but got {name!r}{did_you_mean(name, tuple(space.switches))}"
+        for name in params.switches
+        if name not in space.switches
+    ]
+    if params.exclusion is not None:
+        problems.append(f"a space with a ladder has no exclusion, but got {params.exclusion!r}; give float_rungs")
+    if params.float_rungs is None:
+        problems.append("a space with a ladder needs float_rungs; add it, 0 for none")
+    elif space.ladder is not None and params.float_rungs > space.ladder.height:
+        problems.append(f"float_rungs must be at most {space.ladder.height}, but got {params.float_rungs}")
     return problems
 
 

@@ -3,7 +3,9 @@
 A parameter is asked for only where it means something. Parameter names and choices are part of stored studies:
 
     strategy            one of space.strategies
-    exclusion           name of one of space.exclusions
+    exclusion           name of one of space.exclusions; not with a ladder
+    float_rungs         how many rungs of the ladder stay in float; with a ladder only
+    switch_NAME         whether the layers of this switch stay in float; with a ladder only
     act_method          only where ranges are stored: timestep and static
     timestep_sep_share  only for timestep; the stored index is round(share * num_steps)
     percentile          only where ranges are stored and the space has several
@@ -36,7 +38,8 @@ from hyquant.config import (
     W8A8Timestep,
 )
 from hyquant.errors import ConfigError
-from spaces.space import SearchSpace, did_you_mean, optional_choices
+from spaces.exclusion import canonical, excluded_patterns, exclusion_params, switch_param
+from spaces.space import LADDER, SearchSpace, did_you_mean, optional_choices
 from spaces.strategy import StrategyParts, parts_of
 
 if TYPE_CHECKING:
@@ -56,17 +59,21 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
     """Ask a trial for one point of the space.
 
     Configs that are the same quantization are equal values, so that duplicates are found by digest: a `timestep_sep`
-    equal to `num_steps` leaves no static step, and is therefore given as the plain dynamic scheme.
+    equal to `num_steps` leaves no static step, and is therefore given as the plain dynamic scheme. With a ladder, the
+    same layers are the same patterns however rungs and switches came to them; see `spaces.exclusion.canonical`.
 
     Args:
         trial: Anything with Optuna's `suggest_*`: a live trial, or a FrozenTrial or FixedTrial to replay one.
         space: What may be chosen.
         num_steps: Denoising steps of the study's renderings.
 
+    Raises:
+        ConfigError: If the space wants a ladder and has none yet.
+
     Source: share and index of the first static step: msModelSlim's `timestep_sep`, made independent of the step count.
     """
     strategy = trial.suggest_categorical("strategy", space.strategies)
-    exclusion = trial.suggest_categorical("exclusion", tuple(space.exclusions))
+    exclude = _exclude(trial, space)
     parts = parts_of(strategy)
     linear: LinearScheme = _linear_scheme(trial, space, parts, num_steps)
     optional: dict[str, Any] = {
@@ -79,13 +86,27 @@ def suggest(trial: "BaseTrial", space: SearchSpace, *, num_steps: int) -> QuantC
         linear = linear.model_copy(update={"percentile": percentile})
     elif isinstance(linear, W4A16):
         linear = W4A16(group_size=optional["group_size"])
-    return QuantConfig(
+    config = QuantConfig(
         linear=linear,
         smoothing=_smoothing(parts, optional),
         attention=_attention(parts, optional),
         calibration=optional["calibration"] if stores_ranges else "single_pass",
-        layers=LayerSelection(include=space.include, exclude=space.exclusions[exclusion]),
+        layers=LayerSelection(include=space.include, exclude=exclude),
     )
+    return config if space.ladder is None else canonical(config, space.ladder.layers)
+
+
+def _exclude(trial: "BaseTrial", space: SearchSpace) -> tuple[str, ...]:
+    if space.exclusions != LADDER:
+        return space.exclusions[trial.suggest_categorical("exclusion", tuple(space.exclusions))]
+    if space.ladder is None:
+        raise ConfigError(
+            f"a space with `exclusions: ladder` needs its ladder, but that of {space.name} is not measured; run "
+            "hyq-search sensitivity first"
+        )
+    float_rungs = trial.suggest_int("float_rungs", 0, space.ladder.height)
+    is_on = {name: trial.suggest_categorical(switch_param(name), (False, True)) for name in space.switches}
+    return excluded_patterns(space.ladder, float_rungs, (space.switches[name] for name in is_on if is_on[name]))
 
 
 def _linear_scheme(trial: "BaseTrial", space: SearchSpace, parts: StrategyParts, num_steps: int) -> LinearScheme:
@@ -124,4 +145,5 @@ def preset_params(space: SearchSpace, preset: str) -> dict[str, str | float]:
         raise ConfigError(
             f"a preset of space {space.name} is one of {list(known)}, but got {preset!r}{did_you_mean(preset, known)}"
         )
-    return by_name[preset].model_dump(exclude_none=True)
+    params = by_name[preset]
+    return {**params.model_dump(exclude_none=True, exclude={"switches"}), **exclusion_params(params, space)}

@@ -9,6 +9,7 @@ import yaml
 
 from hyquant.config import QuantConfig
 from search.cli import exit_code_of
+from spaces.space import SearchSpace
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 
@@ -105,6 +106,17 @@ def test_the_engine_that_is_not_installed_is_exit_code_1(stored_store, tmp_path,
 
     assert exit_code_of(["verify", str(out), "--engine"]) == 1
     assert "mindiesd" in capsys.readouterr().err
+
+
+def test_sensitivity_answers_with_the_promised_fields_and_its_space_is_one(answer, stored_store):
+    code, found = answer(
+        "sensitivity", "demo", "--prompts", "1", "--ranges", "1", "--band", "2", "--store", stored_store
+    )
+    (block,) = re.findall(r"```yaml\n(.*?)```", section("sensitivity"), flags=re.DOTALL)
+
+    assert code == 0
+    assert found.keys() == promised_fields("sensitivity")
+    assert SearchSpace.model_validate(yaml.safe_load(block)["space"]).exclusions == "ladder"
 
 
 def test_doctor_answers_with_the_promised_fields(answer):
