@@ -1,11 +1,12 @@
 """What is scored and what a metric is: `Sample` and `MetricSpec`, both frozen.
 
 A metric is a function from one sample to one number, wrapped in the facts a reader needs: which direction is better,
-unit, range, what it looks at, and what it is blind to. The table of metrics is `metrics.registry.METRICS`.
+unit, range, cost, what it looks at, and what it is blind to. The table of metrics is `metrics.registry.METRICS`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from metrics.errors import MetricError
 
 Direction = Literal["maximize", "minimize"]
 Need = Literal["video", "reference", "prompt", "embedder"]
+Cost = Literal["low", "medium", "high", "the judge's"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Sample:
 MetricFunction = Callable[[Sample, Embedder], float]
 
 
+def no_weights() -> tuple[Path, ...]:
+    """Return the weight files of a metric that has none."""
+    return ()
+
+
 @dataclass(frozen=True)
 class MetricSpec:
     """A metric and the facts about it.
@@ -55,8 +62,14 @@ class MetricSpec:
         unit: "cosine", "dB", "ratio", "0 or 1".
         range: Lowest and highest value; infinite where unbounded.
         needs: Which parts of a sample it reads, and whether it asks the embedder.
+        looks_at: In a few words what the number is made of.
         blind_to: One sentence: the damage this metric cannot see.
-        function: From a sample and an embedder to a number; not finite where the video is not.
+        cost: Seconds for a frame of 1280 x 720 on one core of a CPU: "low" is below 0.25, "high" above 1. "the judge's"
+            is one pass through the embedder, which all metrics that ask it share.
+        function: From a sample and an embedder to a number.
+        of_itself: Value of the float video against itself; None if it reads no reference, or has no such value.
+        find_weights: Returns the files with published weights it reads, without reading them.
+        judges_ruins: Whether it has a value for videos that are not finite or lack frames; others are not asked there.
     """
 
     name: str
@@ -64,5 +77,10 @@ class MetricSpec:
     unit: str
     range: tuple[float, float]
     needs: tuple[Need, ...]
+    looks_at: str
     blind_to: str
+    cost: Cost
     function: MetricFunction
+    of_itself: float | None = None
+    find_weights: Callable[[], tuple[Path, ...]] = no_weights
+    judges_ruins: bool = False

@@ -103,6 +103,9 @@ COLLAPSED = MetricSpec(
     unit="0 or 1",
     range=(0.0, 1.0),
     needs=("video", "reference"),
+    looks_at="pixel statistics of frames, steps and blocks",
     blind_to="A sharp, moving, colourful video of the wrong thing, and every damage short of ruin.",
+    cost="low",
     function=collapsed,
+    of_itself=0.0,
 )

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from search.commands import checkpoints, exports, profiling, service, studies
+from search.commands import checkpoints, exports, profiling, scores, service, studies
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -35,6 +35,7 @@ for command in (
     checkpoints.calibrate,
     checkpoints.quantize_checkpoint,
     profiling.profile,
+    scores.metrics,
     service.ui,
     service.doctor,
 ):
