@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from metrics.embedders import Embedder
@@ -26,10 +27,10 @@ class Sample:
     Attributes:
         prompt: The text.
         video: [T, C, H, W] float in [0, 1]; the candidate.
-        reference: The same shape; the float video.
+        reference: The same shape; the float video. Only the number of frames may differ: that is a collapse.
 
     Raises:
-        MetricError: If a video has not four dimensions, or the two shapes differ.
+        MetricError: If a video has not four dimensions, or the two differ in more than their frames.
     """
 
     prompt: str
@@ -37,11 +38,16 @@ class Sample:
     reference: Tensor
 
     def __post_init__(self) -> None:
-        if self.video.dim() != 4 or self.video.shape != self.reference.shape:
+        if self.video.dim() != 4 or self.video.shape[1:] != self.reference.shape[1:]:
             raise MetricError(
                 "video and reference must be [T, C, H, W] of one shape, but got "
                 f"{list(self.video.shape)} and {list(self.reference.shape)}; render both with the same settings"
             )
+
+    @property
+    def is_whole(self) -> bool:
+        """Say whether the video has the reference's number of frames and only finite pixels."""
+        return self.video.shape == self.reference.shape and bool(torch.isfinite(self.video).all())
 
 
 MetricFunction = Callable[[Sample, Embedder], float]
@@ -69,7 +75,7 @@ class MetricSpec:
         function: From a sample and an embedder to a number.
         of_itself: Value of the float video against itself; None if it reads no reference, or has no such value.
         find_weights: Returns the files with published weights it reads, without reading them.
-        judges_ruins: Whether it has a value for videos that are not finite or lack frames; others are not asked there.
+        judges_ruins: Whether it has a value for videos that are not whole; the others are not asked there.
     """
 
     name: str

@@ -12,7 +12,7 @@ def brightness(sample, embedder):
     return float(sample.video.mean())
 
 BRIGHTNESS = MetricSpec(
-    "{name}", "maximize", "ratio", (0.0, 1.0), ("video",), "mean of all pixels", "Everything but light.", "low", brightness
+    "{name}", "maximize", "ratio", (0.0, 1.0), ("video",), "mean of pixels", "Everything but light.", "low", brightness
 )
 """
 
