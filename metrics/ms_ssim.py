@@ -11,7 +11,7 @@ from metrics.base import MetricSpec, Sample
 from metrics.embedders import Embedder
 from metrics.errors import MetricError
 
-SMALLEST_SIDE = 161  # pixels; the window of 11 must fit into a frame that was halved four times
+SMALLEST_SIDE = 176  # pixels; the window of 11 must fit into a frame that was halved four times
 _CHUNK = 8  # frames at once; bounds memory at 720p
 
 
@@ -19,7 +19,7 @@ def ms_ssim(sample: Sample, embedder: Embedder) -> float:
     """Return the mean MS-SSIM over frames, in [0, 1]; scales on which frames anticorrelate count as 0.
 
     Raises:
-        MetricError: If a side is below 161 pixels.
+        MetricError: If a side is below 176 pixels.
     """
     side = min(sample.video.shape[-2:])
     if side < SMALLEST_SIDE:
@@ -46,7 +46,7 @@ MS_SSIM = MetricSpec(
     range=(0.0, 1.0),
     needs=("video", "reference"),
     looks_at="structural similarity at five scales, full size to a sixteenth",
-    blind_to="Colour shifts that keep local contrast, and time between frames; frames below 161 pixels a side.",
+    blind_to="Colour shifts that keep local contrast, and time between frames; frames below 176 pixels a side.",
     cost="medium",
     function=ms_ssim,
     of_itself=1.0,
