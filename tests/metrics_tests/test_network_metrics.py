@@ -67,7 +67,7 @@ def test_lpips_is_the_formula_of_its_paper(weights, embedder):
     sample = pair()
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     images = [((2 * v - 1) - shift[:, None, None]) / scale[:, None, None] for v in (sample.video, sample.reference)]
-    layers = zip(*(stages(x, network, {1, 4, 7, 9, 11}) for x in images), strict=True)
+    layers = zip(*(stages(x, network[:12], {1, 4, 7, 9, 11}) for x in images), strict=True)
     per_frame = torch.zeros(3)
     for index, (a, b) in enumerate(layers):
         gap = (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square()
