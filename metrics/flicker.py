@@ -10,7 +10,9 @@ from torch import Tensor
 
 from metrics.base import MetricSpec, Sample
 from metrics.embedders import Embedder
-from metrics.motion_energy_ratio import STILL
+
+FLOOR = 1 / 255
+"""Energy below which a video counts as steady: one 8-bit level. Rounding to 8 bits alone has 0.6 of it."""
 
 
 def flicker_energy(video_TCHW: Tensor) -> float:
@@ -23,9 +25,9 @@ def flicker_energy(video_TCHW: Tensor) -> float:
 def flicker(sample: Sample, embedder: Embedder) -> float:
     """Return how many times the flicker energy is doubled or halved: |log2(energy / reference energy)|.
 
-    Both sides count: more is flicker, less is motion that froze. An energy below `STILL` counts as `STILL`.
+    Both sides count: more is flicker, less is motion that froze. An energy below `FLOOR` counts as `FLOOR`.
     """
-    energy, reference_energy = (max(flicker_energy(video), STILL) for video in (sample.video, sample.reference))
+    energy, reference_energy = (max(flicker_energy(video), FLOOR) for video in (sample.video, sample.reference))
     return abs(math.log2(energy / reference_energy))
 
 
@@ -33,7 +35,7 @@ FLICKER = MetricSpec(
     name="flicker",
     direction="minimize",
     unit="doublings",
-    range=(0.0, math.log2(2.0 / STILL)),
+    range=(0.0, math.log2(2.0 / FLOOR)),
     needs=("video", "reference"),
     looks_at="second differences of three successive frames, against the float video's",
     blind_to="Where it flickers, slow drift of brightness, and flicker that has just the energy of the lost motion.",

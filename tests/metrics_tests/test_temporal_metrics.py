@@ -6,8 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from metrics.base import Sample
-from metrics.flicker import flicker, flicker_energy
-from metrics.motion_energy_ratio import STILL
+from metrics.flicker import FLOOR, flicker, flicker_energy
 from metrics.warping_error import _followed, warping_error
 
 SPEED = 3  # pixels a frame, to the left
@@ -42,13 +41,22 @@ def test_flicker_energy_equals_a_loop_over_three_frames(draw_video):
 
 @pytest.mark.parametrize(
     ("amplitude", "reference_amplitude", "doublings"),
-    [(0.2, 0.1, 1.0), (0.1, 0.2, 1.0), (0.1, 0.1, 0.0), (0.4, 0.1, 2.0), (2 * STILL, 0.0, 2.0), (0.0, 0.0, 0.0)],
+    [(0.2, 0.1, 1.0), (0.1, 0.2, 1.0), (0.1, 0.1, 0.0), (0.4, 0.1, 2.0), (2 * FLOOR, 0.0, 2.0), (0.0, 0.0, 0.0)],
 )
 def test_flicker_counts_doublings_on_both_sides(amplitude, reference_amplitude, doublings, embedder):
-    """A blinking pixel's second difference is twice its amplitude, and less than STILL counts as STILL."""
+    """A blinking pixel's second difference is twice its amplitude, and less than FLOOR counts as FLOOR."""
     sample = Sample("", blinking(amplitude), blinking(reference_amplitude))
 
     assert flicker(sample, embedder) == pytest.approx(doublings, abs=1e-4)
+
+
+def test_rounding_to_eight_bits_is_not_flicker(embedder):
+    still = pan(frames=1).expand(9, -1, -1, -1)
+    dither = torch.rand(9, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    rounded = ((255 * still + dither).round() / 255).clamp(0, 1)
+
+    assert 0.4 * FLOOR < flicker_energy(rounded) < FLOOR
+    assert flicker(Sample("", rounded, still), embedder) == 0.0
 
 
 def test_an_even_fade_does_not_flicker(embedder):
