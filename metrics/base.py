@@ -70,7 +70,7 @@ class MetricSpec:
         needs: Which parts of a sample it reads, and whether it asks the embedder.
         looks_at: In a few words what the number is made of.
         blind_to: One sentence: the damage this metric cannot see.
-        cost: Seconds for a frame of 1280 x 720 on one core of a CPU: "low" is below 0.25, "high" above 1. "the judge's"
+        cost: Seconds for a frame of 1280 x 720 on one core of a CPU: "low" is below 0.5, "high" above 5. "the judge's"
             is one pass through the embedder, which all metrics that ask it share.
         function: From a sample and an embedder to a number.
         of_itself: Value of the float video against itself; None if it reads no reference, or has no such value.

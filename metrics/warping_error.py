@@ -102,7 +102,7 @@ WARPING_ERROR = MetricSpec(
     needs=("video", "reference"),
     looks_at="what changes between frames once the float video's motion is taken out",
     blind_to="Whatever stays the same from frame to frame, blur above all, and pixels that nothing follows.",
-    cost="medium",
+    cost="low",
     function=warping_error,
     of_itself=0.0,
 )

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hyquant.latency_report import LatencyReport
+from metrics.base import Sample
+from metrics.collapsed import describe_collapses
 from metrics.registry import find_metric
 from metrics.score import summarize
 from search.errors import TrialFailed
@@ -82,6 +84,12 @@ def judge(
         constraints=violations,
         reason="; ".join(_sentence(bound, finite[bound.metric]) for bound in violated) or None,
     )
+
+
+def explained(reason: str | None, samples: Sequence[Sample]) -> str | None:
+    """Return why a trial may not win, with the collapses of its videos by name: "... (black in 2 of 8 videos)"."""
+    collapses = "" if reason is None else describe_collapses(samples)
+    return f"{reason} ({collapses})" if collapses else reason
 
 
 def measured_figures(latency: LatencyReport | None, weight_bytes: int, peak_memory_bytes: int) -> dict[str, float]:
