@@ -20,6 +20,8 @@ CLIP_PROMPT = MetricSpec(
     unit="cosine",
     range=(-1.0, 1.0),
     needs=("video", "prompt", "embedder"),
+    looks_at="mean cosine of views and prompt",
     blind_to="Texture, flicker and small motion, and whatever the judge's preprocessing crops away.",
+    cost="the judge's",
     function=clip_prompt,
 )

@@ -17,6 +17,9 @@ CLIP_REFERENCE = MetricSpec(
     unit="cosine",
     range=(-1.0, 1.0),
     needs=("video", "reference", "embedder"),
+    looks_at="mean cosine of views and the same views of the float video",
     blind_to="Damage finer than an image embedding resolves, such as grain and flicker; flaws of the reference itself.",
+    cost="the judge's",
     function=clip_reference,
+    of_itself=1.0,
 )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from metrics.errors import EmbedderMissing, did_you_mean
 from metrics.hashing import HashingEmbedder
+from metrics.published import cached_file
 from metrics.views import VIEWS, ViewName
 
 CONFIG_FILE = "open_clip_config.json"
@@ -150,11 +151,9 @@ def _cached_weights(source: dict[str, Any], label: str) -> Path:
         raise EmbedderMissing(
             f"weights of judge {label} must be at {cached}, but are not; download {url} to that place"
         )
-    from huggingface_hub import try_to_load_from_cache
-
     for name in (file_name,) if file_name else _HUB_FILES:
-        if isinstance(found := try_to_load_from_cache(repository, name), str):
-            return Path(found)
+        if (found := cached_file(repository, name)) is not None:
+            return found
     raise EmbedderMissing(
         f"weights of judge {label} must be in the Hugging Face cache, but are not; "
         f"run `hf download {repository} {file_name or _HUB_FILES[0]}` once, or name a folder or file that has them"

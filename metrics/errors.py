@@ -1,7 +1,8 @@
 """The errors metrics raises on purpose.
 
     MetricError           a metric or a sample breaks a rule (also a ValueError)
-    └── EmbedderMissing   the model that embeds videos and prompts, or its weights, are not there
+    ├── EmbedderMissing   the model that embeds videos and prompts, or its weights, are not there
+    └── WeightsMissing    the published weights of a metric are not there, or are not the published ones
 
 Every message is one sentence with three parts: the rule, the values, the way out.
 """
@@ -16,6 +17,10 @@ class MetricError(ValueError):
 
 class EmbedderMissing(MetricError):
     """An embedding model is unknown, or its weights are not on this machine."""
+
+
+class WeightsMissing(MetricError):
+    """The published weights that a metric reads are not on this machine, or their digest is another one."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -36,6 +36,9 @@ MOTION_ENERGY_RATIO = MetricSpec(
     unit="ratio",
     range=(0.0, float("inf")),
     needs=("video", "reference"),
+    looks_at="differences of successive frames",
     blind_to="What moves, where and in which direction; flicker that has just the energy of the lost motion.",
+    cost="low",
     function=motion_energy_ratio,
+    of_itself=1.0,
 )

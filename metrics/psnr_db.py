@@ -21,6 +21,8 @@ PSNR_DB = MetricSpec(
     unit="dB",
     range=(0.0, CAP_DB),
     needs=("video", "reference"),
+    looks_at="squared error of pixels",
     blind_to="Whether an error is visible: a shift by one pixel costs more than a smeared texture.",
+    cost="low",
     function=psnr_db,
 )

@@ -10,10 +10,18 @@ from metrics.base import MetricSpec
 from metrics.clip_prompt import CLIP_PROMPT
 from metrics.clip_reference import CLIP_REFERENCE
 from metrics.collapsed import COLLAPSED
+from metrics.dino_distance import DINO_DISTANCE
+from metrics.dists import DISTS
 from metrics.errors import MetricError, did_you_mean
+from metrics.exposure import EXPOSURE
+from metrics.flicker import FLICKER
+from metrics.lpips import LPIPS
 from metrics.motion_energy_ratio import MOTION_ENERGY_RATIO
+from metrics.ms_ssim import MS_SSIM
 from metrics.psnr_db import PSNR_DB
+from metrics.sharpness_db import SHARPNESS_DB
 from metrics.ssim import SSIM
+from metrics.warping_error import WARPING_ERROR
 
 ENTRY_POINT_GROUP = "hyq.metrics"
 
@@ -22,7 +30,15 @@ METRICS: dict[str, MetricSpec] = {
     "clip_reference": CLIP_REFERENCE,
     "psnr_db": PSNR_DB,
     "ssim": SSIM,
+    "ms_ssim": MS_SSIM,
+    "lpips": LPIPS,
+    "dists": DISTS,
+    "dino_distance": DINO_DISTANCE,
     "motion_energy_ratio": MOTION_ENERGY_RATIO,
+    "flicker": FLICKER,
+    "warping_error": WARPING_ERROR,
+    "sharpness_db": SHARPNESS_DB,
+    "exposure": EXPOSURE,
     "collapsed": COLLAPSED,
 }
 

@@ -1,5 +1,6 @@
 """Score rendered videos by metric names: samples in, one list of numbers per metric out."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Summary:
 def score_samples(samples: Sequence[Sample], names: Sequence[str], embedder: Embedder) -> dict[str, list[float]]:
     """Return each metric's values in the order of the samples.
 
-    A video with pixels that are not finite has values that are not finite, except `collapsed`, which is 1.
+    A video that is not whole, with pixels that are not finite or another number of frames than the reference, has
+    values that are not finite, except `collapsed`, which is 1.
 
     Args:
         samples: What was rendered, with references.
@@ -35,7 +37,14 @@ def score_samples(samples: Sequence[Sample], names: Sequence[str], embedder: Emb
     """
     specs = [find_metric(name) for name in names]
     once = _EmbedOnce(embedder)
-    return {spec.name: [spec.function(sample, once) for sample in samples] for spec in specs}
+    whole = [sample.is_whole for sample in samples]
+    return {
+        spec.name: [
+            spec.function(sample, once) if is_whole or spec.judges_ruins else math.nan
+            for sample, is_whole in zip(samples, whole, strict=True)
+        ]
+        for spec in specs
+    }
 
 
 def summarize(values: Sequence[float]) -> Summary:

@@ -52,6 +52,9 @@ SSIM = MetricSpec(
     unit="ratio",
     range=(-1.0, 1.0),
     needs=("video", "reference"),
+    looks_at="means, variances and covariances in windows of 11 x 11 pixels",
     blind_to="Colour shifts that keep local contrast, time between frames, and whether a different video is also good.",
+    cost="medium",
     function=ssim,
+    of_itself=1.0,
 )

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyquant.latency_report import LatencyReport
 from search.logged import config_params
+from search.metric_names import worse
 from search.overview import Overview, TrialRow
 from search.plain import plain
 from search.readable import readable
@@ -98,7 +99,10 @@ def trial_lines(row: TrialRow) -> list[str]:
         lines += ["config:", *(f"  {key}: {value or '-'}" for key, value in config_params(row.config).items())]
     if row.result is not None:
         lines += ["scores over the prompts:"]
-        lines += [f"  {name}: {readable(m.mean)} (std {m.std:.2g})" for name, m in row.result.metrics.items()]
+        lines += [
+            f"  {name}: {readable(m.mean)} (std {m.std:.2g}, worst {readable(worse(name)(m.values))})"
+            for name, m in row.result.metrics.items()
+        ]
         lines += [f"  bound on {name} is exceeded by {v:.3g}" for name, v in row.result.constraints.items() if v > 0]
         lines += _latency_lines(row.result.latency)
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row.result.stage_seconds.items())

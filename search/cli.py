@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from search.commands import checkpoints, exports, profiling, sensitivity, service, studies
+from search.commands import checkpoints, exports, profiling, scores, sensitivity, service, studies
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -36,6 +36,7 @@ for command in (
     checkpoints.quantize_checkpoint,
     profiling.profile,
     sensitivity.sensitivity,
+    scores.metrics,
     service.ui,
     service.doctor,
 ):

@@ -2,15 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-AGAINST_ITSELF = {
-    "latency_ratio": 1.0,
-    "clip_reference": 1.0,
-    "ssim": 1.0,
-    "motion_energy_ratio": 1.0,
-    "clip_prompt_drop": 0.0,
-    "collapsed": 0.0,
-}
-"""What float scores against float; `psnr_db` is infinite there and therefore left out."""
+from metrics.registry import known_metrics
+from search.metric_names import DROP, WORST
 
 
 def control_values(objectives: Sequence[str], float_scores: Mapping[str, float]) -> tuple[float | None, ...]:
@@ -20,5 +13,14 @@ def control_values(objectives: Sequence[str], float_scores: Mapping[str, float])
         objectives: Metric names in the study's order.
         float_scores: Means of the float videos' own metrics, such as clip_prompt, as the study measured them.
     """
-    known = {**AGAINST_ITSELF, **float_scores}
-    return tuple(known.get(name) for name in objectives)
+    return tuple(float_scores.get(name, _against_itself(name)) for name in objectives)
+
+
+def _against_itself(name: str) -> float | None:
+    base = name.removesuffix(WORST)
+    if base == "latency_ratio":
+        return 1.0
+    if base.endswith(DROP):
+        return 0.0
+    spec = known_metrics().get(base)
+    return None if spec is None else spec.of_itself

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hyquant.config import QuantConfig
+from search.metric_names import WORST, worse
 from search.result import TrialResult
 from spaces.strategy import strategy_of
 
@@ -45,6 +46,7 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
     logged: list[LoggedMetric] = []
     for name, metric in result.metrics.items():
         logged += [LoggedMetric(f"{name}_mean", metric.mean), LoggedMetric(f"{name}_std", metric.std)]
+        logged += [LoggedMetric(f"{name}{WORST}", worse(name)(metric.values))]
         logged += [LoggedMetric(f"{name}_by_prompt", value, step) for step, value in enumerate(metric.values)]
     if result.latency is not None:
         latency = result.latency

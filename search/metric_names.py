@@ -2,9 +2,12 @@
 
 clip_prompt, psnr_db, ...       metrics.registry; per prompt
 clip_prompt_drop, ...           how much worse than the float video of the same prompt; for metrics without reference
+clip_prompt_worst, ...          the value of the worst prompt, of every metric and every drop
 latency_ratio, latency_s        loop latency over the float control's, and in seconds
 weight_bytes, peak_memory_bytes
 """
+
+from collections.abc import Callable, Iterable
 
 from metrics.base import MetricSpec
 from metrics.errors import MetricError, did_you_mean
@@ -13,6 +16,7 @@ from search.study import StudyConfig
 
 MEASURED = ("latency_ratio", "latency_s", "weight_bytes", "peak_memory_bytes")
 DROP = "_drop"
+WORST = "_worst"
 
 
 def has_drop(spec: MetricSpec) -> bool:
@@ -39,11 +43,20 @@ def unknown_metrics(config: StudyConfig) -> list[str]:
 def computed_figures(metric_names: tuple[str, ...]) -> tuple[str, ...]:
     """Return every figure a trial has if it computes these metrics."""
     drops = [f"{name}{DROP}" for name in metric_names if has_drop(find_metric(name))]
-    return (*metric_names, *drops, *MEASURED)
+    worst = [f"{name}{WORST}" for name in (*metric_names, *drops)]
+    return (*metric_names, *drops, *worst, *MEASURED)
+
+
+def worse(name: str) -> Callable[[Iterable[float]], float]:
+    """Return what picks the worst of several values of a metric, or of its drop: the smallest or the largest.
+
+    Of a ratio or another metric with two bad sides that is the one on which damage usually lies.
+    """
+    return max if name.endswith(DROP) or find_metric(name).direction == "minimize" else min
 
 
 def _hint(name: str, figures: tuple[str, ...]) -> str:
-    base = name.removesuffix(DROP)
+    base = name.removesuffix(WORST).removesuffix(DROP)
     if name not in figures and base in known_metrics():
         return f"{name!r} needs {base!r} in metrics; add it there"
     return f"must be one of {', '.join(figures)}, but got {name!r}{did_you_mean(name, figures)}"

@@ -4,7 +4,7 @@ What does not depend on a trial (statistics, float videos, the judge) is made by
 kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from search.calibrated import calibrate_for
 from search.prepare import prepare_judge
 from search.profiling import predicted_latency
 from search.result import MetricResult, TrialResult
-from search.scoring import Judgement, judge, measured_figures, metric_results, objective_values
+from search.scoring import Judgement, explained, judge, measured_figures, metric_results, objective_values
 from search.stages import Stages
 from search.workbench import Workbench, gather_videos, split_pairs
 
@@ -75,7 +75,9 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     if not is_first:
         return None
     figures = measured_figures(latency, report.weight_bytes, bench.device.memory_peak_bytes(bench.group.local_rank))
-    result = _conclude(bench, config, judge(metrics, bench.config.constraints, figures), latency, figures)
+    judgement = judge(metrics, bench.config.constraints, figures)
+    judgement = replace(judgement, reason=explained(judgement.reason, samples))
+    result = _conclude(bench, config, judgement, latency, figures)
     return Measurement(result=result, evidence=Evidence(plan=plan, report=report, samples=samples))
 
 

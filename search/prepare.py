@@ -17,10 +17,11 @@ from hyquant.devices.base import Device
 from hyquant.distributed import Group, merge_stats
 from hyquant.plan import QuantPlan
 from metrics.embedders import find_weights
+from metrics.registry import find_metric
 from search.locks import HostLock
 from search.prompts import StudyPrompts
 from search.stages import Stages
-from search.study import JudgeConfig, StudyConfig
+from search.study import StudyConfig
 from search.workbench import (
     Workbench,
     build_workbench,
@@ -41,14 +42,14 @@ logger = logging.getLogger(__name__)
 def prepare_workbench(
     config: StudyConfig, prompts: StudyPrompts, *, group: Group, device: Device, cache: Path, lock: HostLock
 ) -> Workbench:
-    """Load the model on every rank, and see that the judge's weights are there.
+    """Load the model on every rank, and see that the weights of judge and metrics are there.
 
     Raises:
         TrialFailed: On every rank, if one rank cannot; the stage is "load".
     """
 
     def load() -> Workbench:
-        _require_judge(config.judge)
+        _require_weights(config)
         return build_workbench(config, prompts, group=group, device=device, cache=cache, lock=lock)
 
     stages = Stages(group, lambda: lock.waited_s)
@@ -113,7 +114,9 @@ def prepare_judge(bench: Workbench, stages: Stages) -> None:
     bench.is_judge_ready = True
 
 
-def _require_judge(judge: JudgeConfig) -> None:
-    """Raise EmbedderMissing before the first trial and not in it."""
-    if judge.model != "hashing":
-        find_weights(judge.model, judge.pretrained)
+def _require_weights(config: StudyConfig) -> None:
+    """Raise EmbedderMissing or WeightsMissing before the first trial and not in it."""
+    if config.judge.model != "hashing":
+        find_weights(config.judge.model, config.judge.pretrained)
+    for name in config.metrics:
+        find_metric(name).find_weights()

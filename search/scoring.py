@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hyquant.latency_report import LatencyReport
+from metrics.base import Sample
+from metrics.collapsed import describe_collapses
 from metrics.registry import find_metric
 from metrics.score import summarize
 from search.errors import TrialFailed
-from search.metric_names import DROP, has_drop
+from search.metric_names import DROP, WORST, has_drop, worse
 from search.result import MetricResult
 from search.study import Constraint, Objective
 
@@ -68,20 +70,26 @@ def judge(
     Raises:
         TrialFailed: If a metric is not finite while no constraint is violated.
     """
-    values = {**{name: result.mean for name, result in results.items()}, **figures}
+    values = {**over_prompts(results), **figures}
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     violations = {
         bound.metric: bound.violation(finite[bound.metric]) for bound in constraints if bound.metric in finite
     }
     violated = [bound for bound in constraints if violations.get(bound.metric, 0.0) > 0.0]
     if not violated and len(finite) < len(values):
-        names = ", ".join(sorted(values.keys() - finite.keys()))
+        names = ", ".join(sorted({*results, *figures} - finite.keys()))
         raise TrialFailed("score", f"scores must be finite, but {names} are not; look at the rendered videos")
     return Judgement(
         metrics={name: result for name, result in results.items() if name in finite},
         constraints=violations,
         reason="; ".join(_sentence(bound, finite[bound.metric]) for bound in violated) or None,
     )
+
+
+def explained(reason: str | None, samples: Sequence[Sample]) -> str | None:
+    """Return why a trial may not win, with the collapses of its videos by name: "... (black in 2 of 8 videos)"."""
+    collapses = "" if reason is None else describe_collapses(samples)
+    return f"{reason} ({collapses})" if collapses else reason
 
 
 def measured_figures(latency: LatencyReport | None, weight_bytes: int, peak_memory_bytes: int) -> dict[str, float]:
@@ -92,11 +100,24 @@ def measured_figures(latency: LatencyReport | None, weight_bytes: int, peak_memo
     return figures
 
 
+def over_prompts(results: Mapping[str, MetricResult]) -> dict[str, float]:
+    """Return each metric's mean over the prompts under its name, and the value of its worst prompt under `NAME_worst`.
+
+    Neither is finite where a prompt's value is not.
+    """
+    means = {name: result.mean for name, result in results.items()}
+    worst = {
+        f"{name}{WORST}": worse(name)(result.values) if math.isfinite(result.mean) else math.nan
+        for name, result in results.items()
+    }
+    return means | worst
+
+
 def objective_values(
     objectives: Sequence[Objective], metrics: Mapping[str, MetricResult], figures: Mapping[str, float]
 ) -> tuple[float, ...]:
     """Return the values of the objectives in the study's order."""
-    values = {**{name: result.mean for name, result in metrics.items()}, **figures}
+    values = {**over_prompts(metrics), **figures}
     return tuple(values[objective.metric] for objective in objectives)
 
 

@@ -16,13 +16,15 @@ MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py
 
 IMPORTERS = {
     "av": ("hyquant/video/mp4.py", "search/doctor.py"),
+    "cv2": ("metrics/warping_error.py",),
     "diffusers": ("hyquant/models/",),
-    "huggingface_hub": ("metrics/embedders.py",),
+    "huggingface_hub": ("metrics/published.py",),
     "matplotlib": ("search/plots.py", "search/sensitivity_plots.py"),
     "mlflow": ("search/tracking.py",),
     "open_clip": ("metrics/embedders.py",),
     "optuna": ("search/", "spaces/suggest.py"),
     "plotly": ("search/plots.py", "search/sensitivity_plots.py"),
+    "timm": ("metrics/dino_distance.py",),
     "torch_npu": ("hyquant/devices/npu.py",),
     "torchmetrics": ("metrics/",),
     "transformers": ("hyquant/models/",),

@@ -11,7 +11,9 @@ from metrics.base import MetricSpec
 def brightness(sample, embedder):
     return float(sample.video.mean())
 
-BRIGHTNESS = MetricSpec("{name}", "maximize", "ratio", (0.0, 1.0), ("video",), "Everything but light.", brightness)
+BRIGHTNESS = MetricSpec(
+    "{name}", "maximize", "ratio", (0.0, 1.0), ("video",), "mean of pixels", "Everything but light.", "low", brightness
+)
 """
 
 

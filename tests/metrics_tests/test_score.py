@@ -46,7 +46,7 @@ def test_values_stand_in_the_order_of_the_samples(samples, embedder):
 
 def test_every_distinct_video_and_prompt_is_embedded_once(samples, embedder):
     counting = CountingEmbedder(embedder)
-    score_samples(samples, list(METRICS), counting)
+    score_samples(samples, [name for name, spec in METRICS.items() if "embedder" in spec.needs], counting)
 
     assert counting.videos == 3  # two candidates and the reference, which is also the third candidate
     assert sorted(counting.prompts) == ["a blue square", "a red square"]
@@ -71,6 +71,14 @@ def test_a_video_that_is_not_finite_is_collapsed_and_nothing_else_is_finite(draw
     assert {name: math.isfinite(value) for name, (value,) in scores.items()} == dict.fromkeys(scores, False)
 
 
+def test_a_video_that_lacks_a_frame_is_collapsed_and_nothing_else_is_finite(draw_video, embedder):
+    reference = draw_video()
+    scores = score_samples([Sample("a red square", reference[:-1], reference)], list(METRICS), embedder)
+
+    assert scores.pop("collapsed") == [1.0]
+    assert {name: math.isfinite(value) for name, (value,) in scores.items()} == dict.fromkeys(scores, False)
+
+
 def test_summary_is_mean_and_sample_standard_deviation():
     values = [0.5, 0.25, 1.0, 0.75]
 
@@ -82,7 +90,7 @@ def test_summary_is_mean_and_sample_standard_deviation():
 
 
 def test_a_sample_of_unequal_shapes_is_refused():
-    with pytest.raises(MetricError, match=r"\[4, 3, 8, 8\] and \[5, 3, 8, 8\]"):
-        Sample("", torch.zeros(4, 3, 8, 8), torch.zeros(5, 3, 8, 8))
+    with pytest.raises(MetricError, match=r"\[4, 3, 8, 8\] and \[4, 3, 8, 9\]"):
+        Sample("", torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 8, 9))
     with pytest.raises(MetricError, match=r"must be \[T, C, H, W\]"):
         Sample("", torch.zeros(3, 8, 8), torch.zeros(3, 8, 8))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metrics.registry import METRICS
 from search.cli import exit_code_of
 from search.console import one_line
 
@@ -90,6 +91,17 @@ def test_answers_for_people_are_plain_lines_without_a_terminal(call, stored_stor
     assert out.strip()
     assert "\x1b" not in out
     assert "│" not in out
+
+
+def test_metrics_shows_each_metric_in_a_line_with_its_direction_and_its_blind_spot(call):
+    code, out, _ = call("metrics")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+
+    assert code == 0
+    assert {"metric", *METRICS} <= set(lines)
+    for name, spec in METRICS.items():
+        assert lines[name].split()[1] == {"maximize": "higher", "minimize": "lower"}[spec.direction]
+        assert lines[name].endswith(spec.blind_to)
 
 
 def test_show_names_config_scores_and_reason(call, stored_store):

@@ -56,6 +56,14 @@ def test_status_and_front_answer_with_the_fields_of_the_examples(answer, stored_
     assert front[0].keys() == example("front")[0].keys()
 
 
+def test_metrics_answers_with_the_fields_of_the_example(answer):
+    code, table = answer("metrics")
+    (shown,) = example("metrics")
+
+    assert code == 0
+    assert next(row for row in table if row["name"] == "ssim") == shown
+
+
 def test_what_is_exported_is_verified_and_rendered_as_the_document_says(answer, stored_store, tmp_path):
     out = tmp_path / "weights"
     code, exported = answer("export", "demo", "--pick", "safe", "--out", out, "--store", stored_store)

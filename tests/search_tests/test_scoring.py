@@ -1,10 +1,12 @@
 import math
 
 import pytest
+import torch
 
+from metrics.base import Sample
 from search.errors import TrialFailed
 from search.result import MetricResult
-from search.scoring import judge, metric_results, objective_values
+from search.scoring import explained, judge, metric_results, objective_values, over_prompts
 from search.study import Constraint, Objective
 
 
@@ -57,6 +59,37 @@ def test_objective_values_come_in_the_order_of_the_study():
     ]
 
     assert objective_values(objectives, {"ssim": _result(0.9)}, {"latency_ratio": 0.7}) == (0.7, 0.9)
+
+
+def test_the_reason_of_an_infeasible_trial_names_the_collapses_of_its_videos():
+    moving = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    samples = [Sample("", torch.zeros_like(moving), moving), Sample("", moving, moving)]
+
+    assert explained("collapsed must be at most 0, but is 0.5", samples) == (
+        "collapsed must be at most 0, but is 0.5 (black in 1 of 2 videos)"
+    )
+    assert explained("ssim must be at least 0.9, but is 0.5", samples[1:]) == "ssim must be at least 0.9, but is 0.5"
+    assert explained(None, samples) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "worst"),
+    [("clip_prompt", 0.1), ("clip_prompt_drop", 0.4), ("collapsed", 0.4)],
+    ids=["higher is better", "a drop", "lower is better"],
+)
+def test_the_worst_prompt_is_the_one_on_the_bad_side(name, worst):
+    results = {name: MetricResult(values=(0.3, 0.1, 0.4), mean=0.8 / 3, std=0.0)}
+
+    assert over_prompts(results) == {name: pytest.approx(0.8 / 3), f"{name}_worst": worst}
+
+
+def test_a_bound_on_the_worst_prompt_is_violated_where_the_mean_is_within_it():
+    results = {"clip_prompt": MetricResult(values=(0.3, 0.1), mean=0.2, std=0.1)}
+
+    judgement = judge(results, [Constraint(metric="clip_prompt_worst", min=0.15)], {})
+
+    assert judgement.constraints == {"clip_prompt_worst": pytest.approx(0.05)}
+    assert judgement.reason == "clip_prompt_worst must be at least 0.15, but is 0.1"
 
 
 def _result(mean):
