@@ -20,6 +20,7 @@ from hyquant.config import digest
 from hyquant.errors import ConfigError
 from hyquant.export import load_quantized, model_info, read_manifest
 from hyquant.export.manifest import software_versions
+from hyquant.export.reader import require_same_denoiser
 from hyquant.latency import describe_device, kernels_of
 from hyquant.models import load_model
 from hyquant.models.base import RenderSettings, VideoModel
@@ -114,6 +115,7 @@ def certify_export(
     _require_steps(export, settings)
     files = export_digests(export)
     model = load_model(config.model.kind, config.model.source, device=config.model.device, dtype=config.model.dtype)
+    require_same_denoiser(model.denoiser, read_manifest(export))  # before hours of float clips
     subject = Subject(
         model=model,
         export=export,

@@ -12,7 +12,7 @@ from metrics.statistics.non_inferiority import p_below
 
 POWER = 0.8
 NUM_DRAWS = 2000
-MAX_CLUSTERS = 4096
+MAX_CLUSTERS = 1024
 MIN_CLUSTERS = 3
 """Below three values there is no skewness."""
 
