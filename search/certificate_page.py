@@ -5,19 +5,21 @@ from html import escape
 
 from search.certificate import Certificate
 from search.margin_verdicts import MetricVerdict
+from search.readable import readable
 
 _COLOURS = {"PASS": "#1a7f37", "FAIL": "#b42318", "INCONCLUSIVE": "#9a6700"}
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1f2328; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 14px/1.45 system-ui, sans-serif; color: #1f2328; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.05rem; margin: 1.8rem 0 .5rem; }
 .verdict { color: #fff; border-radius: .4rem; padding: .8rem 1rem; font-size: 1.25rem; margin: 1rem 0; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 600; color: #57606a; }
-th, td { padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #d8dee4; vertical-align: top; }
+th, td { padding: .35rem 1rem .35rem 0; border-bottom: 1px solid #d8dee4; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+svg { display: block; }
 .small { color: #57606a; font-size: .85rem; } code { font-size: .8rem; overflow-wrap: anywhere; }
 """
 
-_WIDTH, _HEIGHT = 220, 26  # of a bar, in pixels
+_WIDTH, _HEIGHT = 150, 22  # of a bar, in pixels
 _LOW, _HIGH = -0.25, 1.5  # its ends, as shares of the margin; what lies beyond is drawn at the end
 
 
@@ -44,8 +46,8 @@ def _body(certificate: Certificate) -> Iterator[str]:
     )
     yield "<h2>Metrics</h2><table><tr><th>metric</th><th>margin</th>"
     yield '<th class="number">float</th><th class="number">quantized</th>'
-    yield f'<th class="number">difference, {1 - certificate.alpha:.0%} interval</th>'
-    yield '<th>of the margin used</th><th class="number">p, adjusted</th><th>verdict</th></tr>'
+    yield f'<th class="number">difference<div class="small">{1 - certificate.alpha:.0%} interval</div></th>'
+    yield '<th>margin used</th><th class="number">p<div class="small">adjusted</div></th><th>verdict</th></tr>'
     yield from (_row(metric) for metric in certificate.metrics)
     yield "</table>"
     yield (
@@ -54,7 +56,7 @@ def _body(certificate: Certificate) -> Iterator[str]:
     )
     yield "<h2>Where it is worst</h2><table><tr><th>metric</th><th>prompt</th>"
     yield '<th class="number">seed</th><th class="number">float</th><th class="number">quantized</th></tr>'
-    yield from (_worst_row(certificate, metric) for metric in certificate.metrics)
+    yield from (_worst_row(certificate, metric) for metric in certificate.metrics if _differs(metric))
     yield "</table>"
     yield "<h2>What it rests on</h2><table>"
     yield from (f"<tr><th>{escape(name)}</th><td>{value}</td></tr>" for name, value in _facts(certificate))
@@ -83,6 +85,10 @@ def _worst_row(certificate: Certificate, metric: MetricVerdict) -> str:
     numbers = (pair.seed, _number(metric.float_values[index]), _number(value))
     cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
     return f"<tr><td>{escape(metric.metric)}</td><td>{escape(pair.prompt)}</td>{cells}</tr>"
+
+
+def _differs(metric: MetricVerdict) -> bool:
+    return metric.values != metric.float_values
 
 
 def _badness(metric: MetricVerdict, index: int) -> float:
@@ -163,4 +169,4 @@ def _facts(certificate: Certificate) -> Iterator[tuple[str, str]]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None else readable(round(value, 7))

@@ -126,7 +126,9 @@ def _move_row(move: "Move") -> dict[str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    from search.readable import readable
+
+    return "-" if value is None else readable(value)
 
 
 class _Patient:

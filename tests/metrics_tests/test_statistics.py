@@ -1,47 +1,22 @@
 """The statistics of a certificate: hand numbers, scipy, and 1,000 simulated comparisons each."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
-from numpy.random import Generator
 from scipy import stats
 
 from metrics.errors import MetricError
-from metrics.statistics.clusters import Floats, cluster_means
+from metrics.statistics.clusters import cluster_means
 from metrics.statistics.holm import holm_adjusted
 from metrics.statistics.intervals import mean_interval
 from metrics.statistics.non_inferiority import p_above, p_below, p_share_above, p_share_below
 from metrics.statistics.sample_sizes import clusters_to_pass, power_below, spotless_clusters_to_pass
 from metrics.statistics.verdict import combined, verdict_of
+from tools.bench.held_out import LOSSES, SEEDS_PER_PROMPT, simulated
 
 COMPARISONS = 1000
-SEEDS = 2  # per prompt
 
 
-def _lognormal(rng: Generator, shape: tuple[int, ...]) -> Floats:
-    sigma = 0.8  # skewness 3.7
-    drawn = rng.lognormal(0.0, sigma, shape)
-    return (drawn - np.exp(sigma**2 / 2)) / np.sqrt((np.exp(sigma**2) - 1) * np.exp(sigma**2))
-
-
-# Mean 0, standard deviation 1; what is positive is a loss.
-LOSSES: dict[str, Callable[[Generator, tuple[int, ...]], Floats]] = {
-    "normal": lambda rng, shape: rng.standard_normal(shape),
-    "heavy tails": lambda rng, shape: rng.standard_t(3, shape) / np.sqrt(3),
-    "few lose much": lambda rng, shape: rng.exponential(1.0, shape) - 1.0,
-    "few gain much": lambda rng, shape: 1.0 - rng.exponential(1.0, shape),
-    "lognormal": _lognormal,
-}
-each_loss = pytest.mark.parametrize("kind", LOSSES)
-
-
-def simulated(kind: str, num_comparisons: int, num_prompts: int, seed: int) -> Floats:
-    """Return prompts' mean losses [comparisons, prompts]: half of the variance is the prompt's, half the seed's."""
-    rng, draw = np.random.default_rng(seed), LOSSES[kind]
-    prompts = draw(rng, (num_comparisons, num_prompts))
-    seeds = draw(rng, (num_comparisons, num_prompts, SEEDS))
-    return np.sqrt(0.5) * (prompts + seeds.mean(axis=-1))
+each_loss = pytest.mark.parametrize("kind", ["normal", "heavy tails", "few lose much", "few gain much", "lognormal"])
 
 
 def test_values_of_one_prompt_are_one_observation():
@@ -135,10 +110,10 @@ def test_the_number_of_spotless_prompts_is_the_smallest_that_passes():
 def test_the_interval_covers_the_true_mean_in_about_95_of_100_cases(kind, low, high):
     """32 prompts of two seeds; bootstrap intervals of skewed values are known to cover a few per cent less."""
     rng, draw = np.random.default_rng(6), LOSSES[kind]
-    prompt_of = np.repeat(np.arange(32), SEEDS).tolist()
+    prompt_of = np.repeat(np.arange(32), SEEDS_PER_PROMPT).tolist()
     covered = 0
     for _ in range(COMPARISONS):
-        values = draw(rng, (32, 1)) + draw(rng, (32, SEEDS))
+        values = draw(rng, (32, 1)) + draw(rng, (32, SEEDS_PER_PROMPT))
         found = mean_interval(values.ravel().tolist(), prompt_of, num_resamples=399)
         covered += found.low <= 0.0 <= found.high
 
