@@ -234,6 +234,15 @@ def test_held_out_prompts_are_new_whatever_their_case_and_spaces(tmp_path, study
     assert load_heldout_prompts(certificate, tmp_path, fresh) == ("a fox", "A  Hen", "a cow")
 
 
+def test_a_study_whose_held_out_prompts_are_searched_with_is_refused_before_it_runs(study, tmp_path, capsys):
+    section = {**STUDY["certificate"], "prompts": "mini:search"}
+    study.write_text(yaml.safe_dump({**STUDY, "certificate": section, "store": str(tmp_path / "store")}))
+
+    assert exit_code_of(["run", str(study)]) == 1
+    assert "6 of 6 served for search" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
 def test_no_two_pairs_share_prompt_and_noise():
     pairs = heldout_pairs(["a", "b"], 2, 42)
 
