@@ -20,11 +20,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-study: $(STAMP) ## Search the shipped mini model, export the winner to exports/mini and verify it.
+study: $(STAMP) ## Search the shipped mini model, export the winner to exports/mini, verify and certify it.
 	$(BIN)/hyq-search run studies/mini.yaml
 	$(BIN)/hyq-search front studies/mini.yaml
 	$(BIN)/hyq-search export studies/mini.yaml --pick balanced --out exports/mini --overwrite
 	$(BIN)/hyq-search verify exports/mini
+	$(BIN)/hyq-search certify exports/mini --study studies/mini.yaml
 	@echo
 	@echo "Compare the trials:   $(BIN)/hyq-search ui studies/mini.yaml"
 	@echo "Render the winner:    $(BIN)/hyq-search render exports/mini --prompt 'a red circle moving left on a black background'"

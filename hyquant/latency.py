@@ -64,7 +64,7 @@ class LatencyBench:
     @property
     def device_description(self) -> str:
         """Return the device as reports name it."""
-        return _describe_device(self.model.device)
+        return describe_device(self.model.device)
 
     @property
     def description(self) -> str:
@@ -87,7 +87,7 @@ class LatencyBench:
         steps = {_CONTROL: self._step(self._float_control()), **self._candidate_steps(plan)}
         self._run_rounds(steps, warmup)
         kind: KernelKind = "native" if _is_native(self.model.denoiser) else "simulated"
-        return PreparedSteps(plan=plan, steps=steps, warmup=warmup, kind=kind, kernels=_kernels(self.model.denoiser))
+        return PreparedSteps(plan=plan, steps=steps, warmup=warmup, kind=kind, kernels=kernels_of(self.model.denoiser))
 
     def measure(self, prepared: PreparedSteps, *, rounds: int) -> LatencyReport:
         """Time a prepared candidate against float; nothing else should run on this host meanwhile.
@@ -208,11 +208,13 @@ def _is_native(denoiser: nn.Module) -> bool:
     return all(kind == "native" for kind in (*linears, *attention_kinds(denoiser).values()))
 
 
-def _kernels(denoiser: nn.Module) -> tuple[str, ...]:
+def kernels_of(denoiser: nn.Module) -> tuple[str, ...]:
+    """Return the names of the kernels that the quantized Linears of a denoiser run on; none if it is in float."""
     state = swapped(denoiser)
     linears = () if state is None else state.quantized.values()
     return tuple(sorted({linear.fused.kernel_name for linear in linears}))
 
 
-def _describe_device(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
+    """Return a device as reports name it."""
     return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

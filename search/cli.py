@@ -1,7 +1,7 @@
 """The command line `hyq-search`: which commands there are, and what becomes of errors.
 
     0    done                                  2    usage: unknown command, option or value
-    1    a known error, in one line on stderr  3    verify or doctor found problems
+    1    a known error, in one line on stderr  3    verify or doctor found problems, certify gave no PASS
     130  interrupted
 
 Commands import what they need when they run, so that `hyq-search --help` answers at once.
@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from search.commands import checkpoints, exports, profiling, scores, sensitivity, service, studies
+from search.commands import certificates, checkpoints, exports, profiling, scores, sensitivity, service, studies
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -32,6 +32,7 @@ for command in (
     exports.export,
     exports.verify,
     exports.render,
+    certificates.certify,
     checkpoints.calibrate,
     checkpoints.quantize_checkpoint,
     profiling.profile,

@@ -7,11 +7,13 @@ latency_ratio, latency_s        loop latency over the float control's, and in se
 weight_bytes, peak_memory_bytes
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from metrics.base import MetricSpec
 from metrics.errors import MetricError, did_you_mean
 from metrics.registry import find_metric, known_metrics
+from search.margin_verdicts import FLAG_UNIT, allowed_share
+from search.margins import Margin
 from search.study import StudyConfig
 
 MEASURED = ("latency_ratio", "latency_s", "weight_bytes", "peak_memory_bytes")
@@ -37,7 +39,13 @@ def unknown_metrics(config: StudyConfig) -> list[str]:
     figures = computed_figures(config.metrics)
     wanted = [("objectives", objective.metric) for objective in config.objectives]
     wanted += [("constraints", constraint.metric) for constraint in config.constraints]
-    return [f"{where}: {_hint(name, figures)}" for where, name in wanted if name not in figures]
+    margins = () if config.certificate is None else config.certificate.margins
+    unscored = [margin.metric for margin in margins if margin.metric not in config.metrics]
+    return [
+        *(f"{where}: {_hint(name, figures)}" for where, name in wanted if name not in figures),
+        *(f"certificate.margins: {_hint(name, config.metrics)}" for name in unscored),
+        *(problem for margin in margins if margin.metric in config.metrics for problem in _margin_problems(margin)),
+    ]
 
 
 def computed_figures(metric_names: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,6 +61,20 @@ def worse(name: str) -> Callable[[Iterable[float]], float]:
     Of a ratio or another metric with two bad sides that is the one on which damage usually lies.
     """
     return max if name.endswith(DROP) or find_metric(name).direction == "minimize" else min
+
+
+def _margin_problems(margin: Margin) -> Iterator[str]:
+    spec = find_metric(margin.metric)
+    if spec.unit != FLAG_UNIT:
+        return
+    share = allowed_share(margin, spec)
+    if share is None or not 0.0 < share < 1.0:
+        side = "max" if spec.direction == "minimize" else "min"
+        yield (
+            f"certificate.margins: the margin of {margin.metric} must be a loss or a {side} that allows a share of "
+            f"flawed prompts between 0 and 1, but got {margin.in_words()}; no number of prompts shows that none ever "
+            "fails, so give a share such as 0.1"
+        )
 
 
 def _hint(name: str, figures: tuple[str, ...]) -> str:

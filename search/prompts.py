@@ -1,6 +1,7 @@
 """The prompts of a study: read from files once, checked, and stored with the study.
 
-Calibration must not see what the search is judged on, so the two sets are disjoint.
+Calibration must not see what the search is judged on, so the two sets are disjoint; and a certificate is about prompts
+that neither of them saw.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from hyquant.config import FrozenModel
 from hyquant.errors import ConfigError
 from hyquant.models.mini import PROMPTS
+from search.margins import CertificateConfig
 from search.study import Workload
 from spaces.space import did_you_mean
 
@@ -35,6 +37,34 @@ def load_prompts(workload: Workload, folder: Path) -> StudyPrompts:
             f"them out of one file"
         )
     return StudyPrompts(calibration=calibration, search=search)
+
+
+def load_heldout_prompts(certificate: CertificateConfig, folder: Path, used: StudyPrompts) -> tuple[str, ...]:
+    """Read the prompts of a certificate; a relative path is relative to `folder`, where the study file is.
+
+    Two prompts are taken to be one if they differ in case and spaces only.
+
+    Args:
+        certificate: Which prompts, and how many.
+        folder: Where the study file is.
+        used: What calibrated and what was searched with.
+
+    Raises:
+        ConfigError: If the file is missing, holds too few prompts or repeats one, or one of them was used before.
+    """
+    heldout = _first(certificate.prompts, certificate.num_prompts, folder)
+    for purpose, prompts in (("calibration", used.calibration), ("search", used.search)):
+        seen = set(map(_normal, prompts))
+        if shared := [prompt for prompt in heldout if _normal(prompt) in seen]:
+            raise ConfigError(
+                f"held-out prompts must be new to the model's quantization, but {len(shared)} of {len(heldout)} served "
+                f"for {purpose}, the first {shared[0]!r}; take them out of one file"
+            )
+    return heldout
+
+
+def _normal(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
 
 
 def read_prompts(source: str, folder: Path) -> tuple[str, ...]:

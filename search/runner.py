@@ -22,7 +22,7 @@ from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts, counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, mlflow_lock_path
-from search.prompts import load_prompts
+from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.readable import readable
 from search.resume import reclaim_lost_trials, require_same_study
@@ -127,6 +127,8 @@ def _opened(
         prompts = stored_prompts(open_study(store, config.name, url=config.storage))
     else:
         prompts = load_prompts(config.workload, study_file.parent)
+        if config.certificate is not None:
+            load_heldout_prompts(config.certificate, study_file.parent, prompts)  # refused before days of search
     require_space(store)
     lock = FileLock(store / "locks" / f"{config.name}.runner.lock")
     if not lock.acquire(blocking=False):

@@ -1,8 +1,8 @@
 """What a study is: space, workload, judge, objectives, constraints, budget and slots, as one frozen value.
 
 A study file is YAML, read once by `search.study_file.load_study`; everything inside the program is typed.
-`StudyConfig.identity()` is the part that may not change between runs of one study: all but budget, slots and where it
-is stored.
+`StudyConfig.identity()` is the part that may not change between runs of one study: all but budget, slots, where it is
+stored, and what its exports are certified by.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from hyquant.config import FrozenModel, Target
 from hyquant.cost import DeviceProfile
 from hyquant.models.base import DeploymentShape, RenderSettings
+from search.margins import CertificateConfig
 from spaces.space import SearchSpace
 from spaces.targets import narrowed
 
@@ -145,6 +146,7 @@ class StudyConfig(FrozenModel):
     latency: LatencyConfig = LatencyConfig()
     sampler: SamplerConfig = SamplerConfig()
     budget: Budget = Budget()
+    certificate: CertificateConfig | None = None
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"
     storage: str | None = None
@@ -155,8 +157,8 @@ class StudyConfig(FrozenModel):
         return narrowed(self.space, self.target)
 
     def identity(self) -> dict[str, Any]:
-        """Return the part that must stay equal on resume: all but budget, slots and where the study is stored."""
-        return self.model_dump(mode="json", exclude={"budget", "slots", "store", "storage"})
+        """Return the part that must stay equal on resume: what a trial depends on."""
+        return self.model_dump(mode="json", exclude={"budget", "slots", "store", "storage", "certificate"})
 
     @model_validator(mode="after")
     def _has_a_valid_strategy(self) -> "StudyConfig":

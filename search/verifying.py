@@ -15,6 +15,7 @@ from hyquant.export.verify import PROBE_PROMPT
 from hyquant.models import load_model
 from hyquant.models.base import RenderSettings, VideoModel
 from search.answers import report_json
+from search.certificate import Certificate, binding_problems, read_certificate
 from search.rendering import load_float_model
 
 _SHOWN = 3
@@ -29,22 +30,36 @@ class Verdict:
         report: What this library found.
         compared: Whether the float model took part, or why not.
         engine: What the installed engine found; None if it was not asked.
+        certificate: What lies beside the weights, if anything does.
+        unbound: Why that certificate was not given for these files.
     """
 
     folder: Path
     report: VerifyReport
     compared: str
     engine: EngineReport | None = None
+    certificate: Certificate | None = None
+    unbound: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Return everything that is wrong."""
-        return self.report.problems + (() if self.engine is None else self.engine.problems)
+        return self.report.problems + (() if self.engine is None else self.engine.problems) + self.unbound
 
     def json(self) -> dict[str, Any]:
         """Return the answer of `hyq-search verify --json`; documented in docs/cli.md."""
         engine = None if self.engine is None else self.engine.model_dump(mode="json")
-        return {**report_json(self.report), "compared": self.compared, "engine": engine}
+        certificate = None
+        if self.certificate is not None:
+            certificate = self.certificate.model_dump(mode="json", include={"verdict", "study", "created"})
+        return {
+            **report_json(self.report),
+            "ok": self.report.ok and not self.unbound,
+            "problems": [*self.report.problems, *self.unbound],
+            "compared": self.compared,
+            "engine": engine,
+            "certificate": certificate,
+        }
 
     def lines(self) -> list[str]:
         """Return what is printed."""
@@ -61,6 +76,9 @@ class Verdict:
                 f"among the worst of {len(report.layer_checks)} layer calls: {layer.name}, step {layer.step_index}, "
                 f"cosine {layer.cosine:.5f}, gain {layer.gain:.4f}"
             )
+        if self.certificate is not None:
+            bound = "it was given for other files" if self.unbound else f"margins of study {self.certificate.study}"
+            lines.append(f"certificate of {self.certificate.created}: {self.certificate.headline()}; {bound}")
         if self.engine is not None:
             found = ", ".join(f"{count} {kind}" for kind, count in self.engine.replaced.items()) or "nothing"
             lines.append(
@@ -95,7 +113,11 @@ def verify_folder(
         clip = RenderSettings(height=64, width=64, num_frames=5, num_steps=num_steps)
         records = capture_in_memory(model, [PROBE_PROMPT], [0], clip)
         engine = load_in_engine(folder, model.denoiser, records[-1])
-    return Verdict(folder=folder, report=report, compared=compared, engine=engine)
+    certificate = read_certificate(folder)
+    unbound = () if certificate is None else tuple(binding_problems(folder, certificate))
+    return Verdict(
+        folder=folder, report=report, compared=compared, engine=engine, certificate=certificate, unbound=unbound
+    )
 
 
 def _float_model(folder: Path, source: str | None) -> tuple[VideoModel | None, str]:

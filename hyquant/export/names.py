@@ -14,6 +14,8 @@ from hyquant.config import FrozenModel, Target
 from hyquant.errors import ExportError
 
 MANIFEST_NAME = "hyq_manifest.json"
+CERTIFICATE_NAME = "certificate.json"
+CERTIFICATE_PAGE_NAME = "certificate.html"
 
 WEIGHTS_SUFFIX = ".safetensors"
 DESCRIPTION_SUFFIX = ".json"

@@ -30,7 +30,16 @@ from hyquant.export.manifest import (
     software_versions,
     static_steps,
 )
-from hyquant.export.names import MANIFEST_NAME, FileNames, default_names, index_name, require_loadable, shards
+from hyquant.export.names import (
+    CERTIFICATE_NAME,
+    CERTIFICATE_PAGE_NAME,
+    MANIFEST_NAME,
+    FileNames,
+    default_names,
+    index_name,
+    require_loadable,
+    shards,
+)
 from hyquant.export.order import unit_tensors, units
 from hyquant.export.snippets import mindie_loader
 from hyquant.export.tensor_file import write_tensor_file
@@ -193,7 +202,12 @@ def require_writable(
 
 
 def is_export_file(folder: Path, name: str) -> bool:
-    """Tell whether a file in an export's folder belongs to it: its manifest lists it, or it has a default name."""
+    """Tell whether a file in an export's folder belongs to it: its manifest lists it, or it has a default name.
+
+    A certificate belongs to the bytes it was written for: who replaces them replaces it.
+    """
+    if name in (CERTIFICATE_NAME, CERTIFICATE_PAGE_NAME):
+        return True
     if fnmatchcase(name, "quant_model_*.safetensors*") or fnmatchcase(name, "quant_model_*.json"):
         return True
     try:

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from hyquant.config import QuantConfig
+from search.certificate import Certificate
 from search.cli import exit_code_of
+from search.margin_verdicts import MetricVerdict
 from spaces.space import SearchSpace
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
@@ -133,6 +135,14 @@ def test_doctor_answers_with_the_promised_fields(answer):
     assert found.keys() == {"ok", "checks"}
     assert found["checks"][0].keys() == {"name", "verdict", "found", "way_out"}
     assert promised_fields("doctor") == found.keys()
+
+
+def test_the_certificate_of_the_document_has_the_fields_of_one():
+    shown = example("certify")
+
+    assert shown.keys() == Certificate.model_fields.keys()
+    assert shown["metrics"][0].keys() == MetricVerdict.model_fields.keys()
+    assert Certificate.model_validate(shown).further_pairs == 24
 
 
 def test_the_hand_written_quantization_is_one():

@@ -7,7 +7,7 @@ import pytest
 from metrics.embedders import find_weights
 from metrics.errors import EmbedderMissing
 from metrics.registry import METRICS
-from search.prompts import load_prompts, read_prompts
+from search.prompts import load_heldout_prompts, load_prompts, read_prompts
 from search.study_file import load_study
 from spaces.space import load_space
 
@@ -32,6 +32,16 @@ def test_every_study_file_loads_with_its_prompts(path):
         study.metrics
     )
     assert [name for name in study.metrics if METRICS[name].find_weights()] == []  # none but the judge's
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_file_states_margins_for_prompts_that_are_new(path):
+    study = load_study(path)
+    heldout = load_heldout_prompts(study.certificate, path.parent, load_prompts(study.workload, path.parent))
+
+    assert len(heldout) == 32
+    assert study.certificate.seeds_per_prompt == 2
+    assert {margin.metric for margin in study.certificate.margins} >= {"clip_prompt", "clip_reference", "collapsed"}
 
 
 def test_the_mini_study_is_the_documented_one():
@@ -70,7 +80,9 @@ def test_prompts_of_the_example_are_varied_and_disjoint():
     searched = read_prompts("prompts/search.txt", STUDIES)
     lengths = sorted(len(prompt.split()) for prompt in searched)
 
-    assert (len(calibration), len(searched)) == (16, 24)
-    assert set(calibration).isdisjoint(searched)
+    heldout = read_prompts("prompts/heldout.txt", STUDIES)
+
+    assert (len(calibration), len(searched), len(heldout)) == (16, 24, 32)
+    assert len({*calibration, *searched, *heldout}) == 16 + 24 + 32
     assert lengths[0] < 12
     assert 35 < lengths[-1] < 60  # the judge reads 77 tokens

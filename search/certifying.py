@@ -1,0 +1,278 @@
+"""Certify an export: render held-out prompts in float and with the exported files, score both, and judge the margins.
+
+The float clips are rendered first and kept in the store by content; then the files are loaded as they lie on the
+disk, and each batch of the candidate's clips is scored as it is rendered, so that no more than one batch is in
+memory.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from torch import Tensor
+
+from hyquant.calibration.capture import cache_key, reference_videos
+from hyquant.calibration.store import Store
+from hyquant.config import digest
+from hyquant.errors import ConfigError
+from hyquant.export import load_quantized, model_info, read_manifest
+from hyquant.export.manifest import software_versions
+from hyquant.export.reader import require_same_denoiser
+from hyquant.latency import describe_device, kernels_of
+from hyquant.models import load_model
+from hyquant.models.base import RenderSettings, VideoModel
+from hyquant.quantize import restore_
+from metrics.base import Sample
+from metrics.embedders import Embedder, load_embedder
+from metrics.registry import find_metric
+from metrics.score import score_samples
+from metrics.statistics.verdict import combined
+from search.certificate import Certificate, Pair, Software, export_digests
+from search.errors import SearchError
+from search.locks import HostLock
+from search.margin_verdicts import PairedScores, margin_verdicts
+from search.margins import CertificateConfig, Margin
+from search.study import JudgeConfig, StudyConfig
+
+logger = logging.getLogger(__name__)
+
+HELDOUT_SEED_OFFSET = 2_000_000
+"""Certificates draw noise of their own, as they use prompts of their own."""
+
+OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured on all pairs.
+
+    Attributes:
+        values: Scores of the candidate's clips by metric, in the order of the pairs.
+        float_values: The same of the float clips; for metrics with a reference, of a clip against itself.
+        kernels: Kernels that the quantized Linears ran on.
+    """
+
+    values: Mapping[str, Sequence[float]]
+    float_values: Mapping[str, Sequence[float]]
+    kernels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A float model, the export to be judged and what is rendered with both.
+
+    Attributes:
+        model: The float model; in float before and after.
+        export: Folder of the export.
+        pairs: Held-out prompts and seeds.
+        settings: Clip and steps.
+        judge: Embeds videos and prompts.
+        clips: Where clips are kept by content: float ones to be scored against, both to be compared with later ones.
+        lock: Lets measurements elsewhere on the host pass between batches.
+    """
+
+    model: VideoModel
+    export: Path
+    pairs: tuple[Pair, ...]
+    settings: RenderSettings
+    judge: Embedder
+    clips: Store
+    lock: HostLock = field(default_factory=HostLock)
+
+    def batches(self) -> Iterator[tuple[list[str], list[int]]]:
+        """Yield prompts and seeds of one batch after the other."""
+        for start in range(0, len(self.pairs), self.settings.batch_size):
+            pairs = self.pairs[start : start + self.settings.batch_size]
+            yield [pair.prompt for pair in pairs], [pair.seed for pair in pairs]
+
+
+def certify_export(
+    config: StudyConfig,
+    certificate: CertificateConfig,
+    heldout: Sequence[str],
+    export: Path,
+    *,
+    on_progress: OnProgress = lambda _: None,
+) -> Certificate:
+    """Render, score and judge an export by a study's margins; nothing is written but float clips in the store's cache.
+
+    Args:
+        config: The study: model, judge, workload and store.
+        certificate: Its section `certificate`.
+        heldout: The prompts that section names.
+        export: Folder of the export.
+        on_progress: Told what is being done, one line at a time.
+
+    Raises:
+        HyquantError: If the folder is no intact export of the study's model.
+        ConfigError: If the export has another number of steps than the study renders.
+        SearchError: If the float clips cannot be scored.
+    """
+    settings = certificate.settings or config.workload.settings
+    _require_steps(export, settings)
+    files = export_digests(export)
+    model = load_model(config.model.kind, config.model.source, device=config.model.device, dtype=config.model.dtype)
+    require_same_denoiser(model.denoiser, read_manifest(export))  # before hours of float clips
+    subject = Subject(
+        model=model,
+        export=export,
+        pairs=heldout_pairs(heldout, certificate.seeds_per_prompt, config.workload.seed),
+        settings=settings,
+        judge=load_judge(config.judge, model),
+        clips=Store(Path(config.store) / "cache"),
+    )
+    names = [margin.metric for margin in certificate.margins]
+    scores = score_pairs(subject, names, on_progress)
+    manifest = read_manifest(export)
+    return judged(
+        Certificate(
+            verdict="INCONCLUSIVE",
+            further_pairs=None,
+            metrics=(),
+            alpha=certificate.alpha,
+            study=config.name,
+            created=now(),
+            pairs=subject.pairs,
+            prompts_digest=digest(list(heldout)),
+            settings=settings,
+            judge=config.judge,
+            model=model_info(model),
+            config=manifest.config,
+            software=software_of(model, scores),
+            files=files,
+        ),
+        certificate.margins,
+        scores,
+    )
+
+
+def heldout_pairs(prompts: Sequence[str], seeds_per_prompt: int, seed: int) -> tuple[Pair, ...]:
+    """Return every prompt with its seeds, prompt by prompt; no two pairs share a seed."""
+    first = seed + HELDOUT_SEED_OFFSET
+    return tuple(
+        Pair(prompt=prompt, seed=first + index * seeds_per_prompt + repeat)
+        for index, prompt in enumerate(prompts)
+        for repeat in range(seeds_per_prompt)
+    )
+
+
+def load_judge(judge: JudgeConfig, model: VideoModel) -> Embedder:
+    """Load a study's judge beside a model."""
+    return load_embedder(judge.model, judge.pretrained, view=judge.view, device=model.device)
+
+
+def judged(unjudged: Certificate, margins: Sequence[Margin], scores: Scores) -> Certificate:
+    """Return a certificate with the verdicts that scores amount to."""
+    paired = [
+        PairedScores(
+            spec=find_metric(margin.metric),
+            margin=margin,
+            values=tuple(scores.values[margin.metric]),
+            float_values=tuple(scores.float_values[margin.metric]),
+        )
+        for margin in margins
+    ]
+    verdicts = margin_verdicts(paired, [pair.prompt for pair in unjudged.pairs], alpha=unjudged.alpha)
+    verdict = combined(metric.verdict for metric in verdicts)
+    open_ones = [metric.further_pairs for metric in verdicts if metric.verdict == "INCONCLUSIVE"]
+    known = [number for number in open_ones if number is not None]
+    return unjudged.model_copy(
+        update={
+            "verdict": verdict,
+            "metrics": verdicts,
+            "further_pairs": max(known) if verdict == "INCONCLUSIVE" and len(known) == len(open_ones) else None,
+        }
+    )
+
+
+def score_pairs(subject: Subject, names: Sequence[str], on_progress: OnProgress) -> Scores:
+    """Render and score all pairs; the model is in float again afterwards.
+
+    Raises:
+        HyquantError: If the export cannot be loaded into the model.
+        SearchError: If a float clip has no finite score.
+    """
+    float_values = _score_floats(subject, names, on_progress)
+    model, values = subject.model, {name: list[float]() for name in names}
+    load_quantized(model.denoiser, subject.export, model.clock)
+    try:
+        kernels = kernels_of(model.denoiser)
+        for number, (prompts, seeds) in enumerate(subject.batches()):
+            on_progress(f"quantized clips from {number * subject.settings.batch_size + 1} of {len(subject.pairs)}")
+            with subject.lock.computing():
+                videos = model.render(prompts, seeds, subject.settings)
+                floats = [_float_clip(subject, *pair) for pair in zip(prompts, seeds, strict=True)]
+                for prompt, seed, video in zip(prompts, seeds, videos, strict=True):
+                    subject.clips.put(candidate_key(subject, prompt, seed), {"video": video}, {"prompt": prompt})
+                samples = [Sample(*parts) for parts in zip(prompts, videos, floats, strict=True)]
+                for name, scored in score_samples(samples, names, subject.judge).items():
+                    values[name] += scored
+    finally:
+        restore_(model.denoiser)
+    logger.info("certified export=%s pairs=%d kernels=%s", subject.export, len(subject.pairs), kernels)
+    return Scores(values=values, float_values=float_values, kernels=kernels)
+
+
+def software_of(model: VideoModel, scores: Scores) -> Software:
+    """Describe what renders and judges here."""
+    packages = software_versions()
+    return Software(packages=packages, device=describe_device(model.device), kernels=scores.kernels)
+
+
+def now() -> str:
+    """Return the present day and time in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _score_floats(subject: Subject, names: Sequence[str], on_progress: OnProgress) -> dict[str, list[float]]:
+    """Render the float clips that the store lacks, and score each against itself."""
+    values = {name: list[float]() for name in names}
+    restore_(subject.model.denoiser)
+    for number, (prompts, seeds) in enumerate(subject.batches()):
+        on_progress(f"float clips from {number * subject.settings.batch_size + 1} of {len(subject.pairs)}")
+        with subject.lock.computing():
+            videos = reference_videos(subject.model, prompts, seeds, subject.settings, subject.clips)
+            samples = [Sample(prompt, video, video) for prompt, video in zip(prompts, videos, strict=True)]
+            for name, scored in score_samples(samples, names, subject.judge).items():
+                values[name] += scored
+    for name, scored in values.items():
+        if lost := sum(not math.isfinite(value) for value in scored):
+            raise SearchError(
+                f"float clips must have finite scores, but {name} has none for {lost} of {len(scored)}; take that "
+                "metric out of the margins or look at the float model"
+            )
+    return values
+
+
+def float_key(subject: Subject, prompt: str, seed: int) -> str:
+    """Return the key of a float clip in a store, which trials use too."""
+    return cache_key("video", subject.model, prompt, seed, subject.settings)
+
+
+def candidate_key(subject: Subject, prompt: str, seed: int) -> str:
+    """Return the key of a candidate's clip in a store: it depends on the bytes of the export."""
+    weights = read_manifest(subject.export).model_dump(mode="json", include={"files"})
+    return f"certified-{digest([float_key(subject, prompt, seed), weights], length=32)}"
+
+
+def _float_clip(subject: Subject, prompt: str, seed: int) -> Tensor:
+    """Return a float clip from the store; it cannot be rendered now, because the denoiser is quantized."""
+    entry = subject.clips.get(float_key(subject, prompt, seed))
+    if entry is None:
+        raise SearchError(
+            f"float clips must stay in {subject.clips.root} while an export is certified, but that of {prompt!r} is "
+            "gone; certify again"
+        )
+    return entry.tensors["video"]
+
+
+def _require_steps(export: Path, settings: RenderSettings) -> None:
+    num_steps = read_manifest(export).num_steps
+    if num_steps != settings.num_steps:
+        raise ConfigError(
+            f"an export is certified at its own number of steps, but it was made for {num_steps} and the study renders "
+            f"{settings.num_steps}; correct certificate.settings"
+        )

@@ -1,0 +1,211 @@
+"""Repeat a certificate on the present software: which metrics moved, and by more than float itself did?
+
+Both models are rendered anew and every clip is held against the one of the certificate. How far the float clips moved
+is the floor: that much changes without any quantization. A metric moved if the candidate's clips are shown to have
+moved farther.
+
+    metrics with a reference   what a clip of today scores with the old clip as its reference, short of a perfect score
+    other metrics              how far the score of the clip moved
+
+The old clips come from the store's cache. Where they are gone, moves are those of the scores, and floors of metrics
+with a reference are not known.
+"""
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyquant.calibration.store import Store
+from hyquant.config import FrozenModel
+from metrics.base import Sample
+from metrics.registry import find_metric
+from metrics.score import score_samples
+from metrics.statistics.clusters import cluster_means
+from metrics.statistics.non_inferiority import p_above
+from metrics.statistics.verdict import Verdict
+from search.certificate import Certificate, binding_problems
+from search.certifying import (
+    OnProgress,
+    Scores,
+    Subject,
+    candidate_key,
+    float_key,
+    judged,
+    load_judge,
+    now,
+    score_pairs,
+    software_of,
+)
+from search.errors import SearchError
+from search.margin_verdicts import MetricVerdict
+from search.metric_names import has_drop
+from search.rendering import load_float_model
+
+TOLERANCE = 1e-6
+"""Moves below it are roundings of a score: a cosine of a video with itself may differ from 1 by as much."""
+
+
+class Move(FrozenModel):
+    """How far one metric moved between a certificate and today, in its unit.
+
+    Attributes:
+        before: Mean of the candidate's clips in the certificate; None if a clip had no finite score.
+        after: The same today.
+        moved: Mean move of the candidate's clips; None if one has no finite score.
+        floor: Mean move of the float clips; None if it is not known.
+        is_beyond_floor: Whether the candidate is shown to have moved by more than float.
+    """
+
+    metric: str
+    before: float | None
+    after: float | None
+    moved: float | None
+    floor: float | None
+    is_beyond_floor: bool
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Moves of the candidate's and of the float clips, [P] each; None if they are not known."""
+
+    candidate: Sequence[float]
+    floats: Sequence[float] | None
+
+
+class Repetition(FrozenModel):
+    """A certificate's clips rendered and judged again.
+
+    Attributes:
+        certificate: The certificate as today's clips would have it; it is not written anywhere.
+        before: The verdict of the certificate that was repeated.
+        moves: One per metric.
+        changed_software: What differs, as "torch 2.9.0 -> 2.10.0".
+    """
+
+    certificate: Certificate
+    before: Verdict
+    moves: tuple[Move, ...]
+    changed_software: tuple[str, ...]
+
+    @property
+    def is_as_before(self) -> bool:
+        """Say whether it passes today and nothing moved."""
+        return self.certificate.verdict == "PASS" and not any(move.is_beyond_floor for move in self.moves)
+
+
+def repeat_certificate(
+    old: Certificate, export: Path, *, store: Path, device: str = "auto", on_progress: OnProgress = lambda _: None
+) -> Repetition:
+    """Render and judge a certificate's pairs again, with the same margins.
+
+    Args:
+        old: The certificate of the export.
+        export: Folder of the export.
+        store: Where float clips were kept when it was certified.
+        device: "auto", or a device as torch writes it.
+        on_progress: Told what is being done, one line at a time.
+
+    Raises:
+        HyquantError: If the model or the export cannot be loaded.
+        SearchError: If the export is not the one that was certified, or clips cannot be scored.
+    """
+    if problem := next(binding_problems(export, old), None):
+        raise SearchError(f"only what was certified can be repeated, but {problem}")
+    model = load_float_model(export, device=device)
+    names = [metric.metric for metric in old.metrics]
+    with tempfile.TemporaryDirectory(prefix="hyq-certify-") as folder:
+        subject = Subject(
+            model=model,
+            export=export,
+            pairs=old.pairs,
+            settings=old.settings,
+            judge=load_judge(old.judge, model),
+            clips=Store(folder),
+        )
+        scores = score_pairs(subject, names, on_progress)
+        moves = _moves(old, subject, Store(store / "cache"), scores)
+    software = software_of(model, scores)
+    certificate = judged(
+        old.model_copy(update={"created": now(), "software": software}),
+        [metric.margin for metric in old.metrics],
+        scores,
+    )
+    return Repetition(
+        certificate=certificate,
+        before=old.verdict,
+        moves=tuple(
+            _move(before, after, moves[before.metric], [pair.prompt for pair in old.pairs], old.alpha)
+            for before, after in zip(old.metrics, certificate.metrics, strict=True)
+        ),
+        changed_software=_changes(old, certificate),
+    )
+
+
+def _move(before: MetricVerdict, after: MetricVerdict, moves: _Moves, prompts: Sequence[str], alpha: float) -> Move:
+    candidate, floats = moves.candidate, moves.floats
+    is_known = all(map(math.isfinite, candidate))
+    is_beyond = not is_known
+    if is_known:
+        excess = [own - other for own, other in zip(candidate, floats or [0.0] * len(candidate), strict=True)]
+        is_beyond = float(p_above(cluster_means(excess, prompts), TOLERANCE)) <= alpha
+    return Move(
+        metric=before.metric,
+        before=before.mean,
+        after=after.mean,
+        moved=statistics.fmean(candidate) if is_known else None,
+        floor=None if floats is None else statistics.fmean(floats),
+        is_beyond_floor=is_beyond,
+    )
+
+
+def _moves(old: Certificate, subject: Subject, kept: Store, scores: Scores) -> dict[str, _Moves]:
+    """Return the moves of all clips by metric."""
+    paired = [metric.metric for metric in old.metrics if not has_drop(find_metric(metric.metric))]
+    candidate = _scored_against_old(subject, kept, candidate_key, paired)
+    floats = _scored_against_old(subject, kept, float_key, paired)
+    found: dict[str, _Moves] = {}
+    for metric in old.metrics:
+        name, own = metric.metric, metric.float_values
+        of_scores = _distances(scores.values[name], [math.nan if value is None else value for value in metric.values])
+        if name not in paired:
+            found[name] = _Moves(of_scores, _distances(scores.float_values[name], own))
+        elif candidate is None or floats is None:
+            found[name] = _Moves(of_scores, None)
+        else:
+            found[name] = _Moves(_distances(candidate[name], own), _distances(floats[name], own))
+    return found
+
+
+def _scored_against_old(
+    subject: Subject, kept: Store, key_of: Callable[[Subject, str, int], str], names: Sequence[str]
+) -> dict[str, list[float]] | None:
+    """Return what today's clips score with the old ones as their references, None if an old one is gone."""
+    scores = {name: list[float]() for name in names}
+    for pair in subject.pairs:
+        key = key_of(subject, pair.prompt, pair.seed)
+        today, before = subject.clips.get(key), kept.get(key)
+        if before is None:
+            return None
+        assert today is not None, "it was rendered a moment ago"
+        sample = Sample(pair.prompt, today.tensors["video"], before.tensors["video"])
+        for name, values in score_samples([sample], names, subject.judge).items():
+            scores[name] += values
+    return scores
+
+
+def _distances(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [abs(one - other) for one, other in zip(ones, others, strict=True)]
+
+
+def _changes(old: Certificate, new: Certificate) -> tuple[str, ...]:
+    """Say what differs between two software stacks."""
+    before = {**old.software.packages, "device": old.software.device, "kernels": ", ".join(old.software.kernels)}
+    after = {**new.software.packages, "device": new.software.device, "kernels": ", ".join(new.software.kernels)}
+    return tuple(
+        f"{name} {before.get(name, 'none')} -> {after.get(name, 'none')}"
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name) != after.get(name)
+    )

@@ -1,0 +1,271 @@
+"""Certificates of tiny exports, end to end by the command: what passes, what fails, what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from hyquant.calibration.store import write_atomically
+from hyquant.config import W8A16, LayerSelection, QuantConfig, digest
+from hyquant.export import model_info, read_manifest, save_quantized
+from hyquant.export.folder import sha256_of
+from hyquant.export.manifest import FileInfo
+from hyquant.models import load_model
+from hyquant.plan import build_plan
+from hyquant.quantize import quantize_, restore_
+from search.certificate import read_certificate
+from search.certifying import heldout_pairs
+from search.cli import exit_code_of
+from search.prompts import StudyPrompts, load_heldout_prompts, read_prompts
+from search.study_file import load_study
+
+NUM_PROMPTS = 6
+STUDY = {
+    "name": "tiny-study",
+    "model": {"kind": "tiny", "source": "0", "device": "cpu"},
+    "space": "mini",
+    "workload": {
+        "calibration_prompts": "mini:calibration",
+        "search_prompts": "mini:search",
+        "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2},
+    },
+    "deployment": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2},
+    "judge": {"model": "hashing"},
+    "certificate": {
+        "prompts": "mini:heldout",
+        "num_prompts": NUM_PROMPTS,
+        "margins": [
+            {"metric": "clip_prompt", "loss": 0.02},
+            {"metric": "psnr_db", "min": 30},
+            {"metric": "collapsed", "max": 0.5},
+        ],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """An export that is almost float: the weights of one layer in 8 bits."""
+    folder = tmp_path_factory.mktemp("export") / "weights"
+    model = load_model("tiny", "0", device="cpu")
+    config = QuantConfig(linear=W8A16(), layers=LayerSelection(include=("*single_blocks.0.linear2*",)))
+    plan = build_plan(model.groups(), config, num_steps=2)
+    quantize_(model.denoiser, plan, {}, model.clock)
+    save_quantized(model.denoiser, plan, folder, model=model_info(model))
+    restore_(model.denoiser)
+    return folder
+
+
+@pytest.fixture
+def export(template, tmp_path) -> Path:
+    shutil.copytree(template, tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """One store for all tests of this file, so that float clips are rendered once."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture
+def study(tmp_path, store) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, "store": str(store)}))
+    return path
+
+
+@pytest.fixture
+def certify(capsys):
+    """Run `certify --json`; returns exit code, answer (None after an error) and stderr."""
+
+    def run(export, *arguments):
+        code = exit_code_of(["certify", str(export), *map(str, arguments), "--json"])
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out) if captured.out else None, captured.err
+
+    return run
+
+
+def scale_weights(export: Path, factor: float) -> None:
+    """Multiply the scales of an export's weights, and make its manifest agree, as a wrong recipe would."""
+    manifest = read_manifest(export)
+    weights = export / manifest.names[0].weights
+    tensors = load_file(weights)
+    changed = [name for name in tensors if name.endswith("weight_scale")]
+    save_file({name: tensor * factor if name in changed else tensor for name, tensor in tensors.items()}, weights)
+    weights.chmod(0o640)
+    info = FileInfo(size_bytes=weights.stat().st_size, sha256=sha256_of(weights))
+    forged = manifest.model_copy(update={"files": {**manifest.files, weights.name: info}})
+    write_atomically(export / "hyq_manifest.json", forged.model_dump_json().encode())
+    assert changed
+
+
+def test_an_export_that_renders_as_float_passes_and_the_certificate_is_bound_to_its_bytes(
+    export, study, certify, capsys
+):
+    code, answer, _ = certify(export, "--study", study)
+    written = read_certificate(export)
+
+    assert (code, answer["verdict"]) == (0, "PASS")
+    assert written.model_dump(mode="json") == answer
+    assert [metric["verdict"] for metric in answer["metrics"]] == ["PASS"] * 3
+    assert answer["metrics"][2]["p"] == pytest.approx(0.5**NUM_PROMPTS)
+    assert answer["files"] == {
+        path.name: sha256_of(path) for path in export.iterdir() if "certificate" not in path.name
+    }
+    assert answer["prompts_digest"] == digest(list(read_prompts("mini:heldout", Path()))[:NUM_PROMPTS])
+    assert len({(pair["prompt"], pair["seed"]) for pair in answer["pairs"]}) == 2 * NUM_PROMPTS
+
+    assert exit_code_of(["verify", str(export), "--json"]) == 0
+    verified = json.loads(capsys.readouterr().out)
+    assert verified["certificate"] == {"verdict": "PASS", "study": "tiny-study", "created": written.created}
+
+    scale_weights(export, 1.001)
+    assert exit_code_of(["verify", str(export), "--json"]) == 3
+    verified = json.loads(capsys.readouterr().out)
+    assert not verified["ok"]
+    assert any("was given for other bytes of quant_model_weight" in problem for problem in verified["problems"])
+
+
+def test_a_damaged_export_fails_with_the_metric_that_saw_it(export, study, certify):
+    scale_weights(export, 3.0)
+    code, answer, _ = certify(export, "--study", study)
+    verdicts = {metric["metric"]: metric["verdict"] for metric in answer["metrics"]}
+
+    assert (code, answer["verdict"]) == (3, "FAIL")
+    assert verdicts["psnr_db"] == "FAIL"
+    assert "FAIL on 6 held-out prompts, 12 pairs" in (export / "certificate.html").read_text()
+
+
+def test_a_certificate_is_repeated_without_the_study_and_nothing_has_moved(export, study, store, certify):
+    certify(export, "--study", study)
+    code, answer, _ = certify(export, "--again", "--store", store)
+
+    assert (code, answer["before"], answer["certificate"]["verdict"]) == (0, "PASS", "PASS")
+    assert {(move["moved"], move["floor"], move["is_beyond_floor"]) for move in answer["moves"]} == {(0.0, 0.0, False)}
+    assert answer["changed_software"] == []
+
+
+def test_a_certificate_whose_clips_moved_more_than_float_is_exit_code_3(export, study, store, certify, monkeypatch):
+    """New software is played by weights whose scales have changed while the certificate is told that they have not."""
+    certify(export, "--study", study)
+    scale_weights(export, 1.3)
+    certificate = read_certificate(export)
+    digests = {path.name: sha256_of(path) for path in export.iterdir() if path.name in certificate.files}
+    moved = certificate.model_copy(
+        update={"files": digests, "software": certificate.software.model_copy(update={"packages": {"torch": "0.1"}})}
+    )
+    write_atomically(export / "certificate.json", moved.model_dump_json().encode())
+    code, answer, _ = certify(export, "--again", "--store", store)
+    moves = {move["metric"]: move for move in answer["moves"]}
+
+    assert code == 3
+    assert moves["psnr_db"]["is_beyond_floor"]
+    assert moves["psnr_db"]["after"] < moves["psnr_db"]["before"]
+    assert moves["psnr_db"]["floor"] is None  # the clips that were certified are those of other bytes
+    assert not moves["collapsed"]["is_beyond_floor"]
+    assert any(change.startswith("torch 0.1 -> ") for change in answer["changed_software"])
+
+
+def test_a_changed_export_is_not_repeated(export, study, certify):
+    certify(export, "--study", study)
+    scale_weights(export, 1.5)
+    code, _, error = certify(export, "--again")
+
+    assert code == 1
+    assert "only what was certified can be repeated, but certificate.json was given for other bytes" in error
+
+
+def test_an_export_is_certified_once_unless_told(export, study, certify):
+    certify(export, "--study", study)
+    refused, _, error = certify(export, "--study", study)
+    replaced, _, _ = certify(export, "--study", study, "--overwrite")
+
+    assert (refused, replaced) == (1, 0)
+    assert "(PASS, " in error
+
+
+def test_too_few_prompts_for_the_flags_are_inconclusive_with_the_number_of_pairs(export, study, store, certify):
+    section = {**STUDY["certificate"], "margins": [{"metric": "collapsed", "max": 0.3}]}
+    study.write_text(yaml.safe_dump({**STUDY, "certificate": section, "store": str(store)}))
+    code, answer, _ = certify(export, "--study", study)
+
+    assert (code, answer["verdict"], answer["further_pairs"]) == (3, "INCONCLUSIVE", 2 * (9 - 6))
+
+
+def test_a_damaged_certificate_is_one_sentence(export, study, certify):
+    (export / "certificate.json").write_text('{"verdict": "PASS"}')
+    code, _, error = certify(export, "--study", study)
+
+    assert code == 1
+    assert "must be a certificate of format 1, but further_pairs is wrong" in error
+
+
+def test_what_cannot_be_certified_is_one_sentence(export, study, tmp_path, certify):
+    def refusal(**changes):
+        study.write_text(yaml.safe_dump({**STUDY, "store": str(tmp_path / "store"), **changes}))
+        code, _, error = certify(export, "--study", study)
+        assert code == 1
+        return error.splitlines()[-1]
+
+    settings = {**STUDY["workload"]["settings"], "num_steps": 3}
+
+    assert "none was named; give --study STUDY" in certify(export)[2]
+    assert "has none; certify it with --study STUDY" in certify(export, "--again")[2]
+    assert "study tiny-study states none" in refusal(certificate=None)
+    assert "made for 2 and the study renders 3" in refusal(workload={**STUDY["workload"], "settings": settings})
+    assert "load the same weights" in refusal(model={**STUDY["model"], "source": "1"})
+    assert "served for search, the first" in refusal(certificate={**STUDY["certificate"], "prompts": "mini:search"})
+    assert "99 prompts are asked" in refusal(certificate={**STUDY["certificate"], "num_prompts": 99})
+
+
+def test_held_out_prompts_are_new_whatever_their_case_and_spaces(tmp_path, study):
+    (tmp_path / "heldout.txt").write_text("a fox\nA  Hen\na cow\n")
+    certificate = load_study(study).certificate.model_copy(update={"prompts": "heldout.txt", "num_prompts": 3})
+    used = StudyPrompts(calibration=("a cat",), search=("a hen",))
+
+    with pytest.raises(ValueError, match="1 of 3 served for search, the first 'A  Hen'"):
+        load_heldout_prompts(certificate, tmp_path, used)
+    fresh = used.model_copy(update={"search": ("a dog",)})
+    assert load_heldout_prompts(certificate, tmp_path, fresh) == ("a fox", "A  Hen", "a cow")
+
+
+def test_a_study_whose_held_out_prompts_are_searched_with_is_refused_before_it_runs(study, tmp_path, capsys):
+    section = {**STUDY["certificate"], "prompts": "mini:search"}
+    study.write_text(yaml.safe_dump({**STUDY, "certificate": section, "store": str(tmp_path / "store")}))
+
+    assert exit_code_of(["run", str(study)]) == 1
+    assert "6 of 6 served for search" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_no_two_pairs_share_prompt_and_noise():
+    pairs = heldout_pairs(["a", "b"], 2, 42)
+
+    assert [pair.prompt for pair in pairs] == ["a", "a", "b", "b"]
+    assert len({pair.seed for pair in pairs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("margin", "sentence"),
+    [
+        ({"metric": "ssmi", "min": 0.9}, "did you mean 'ssim'"),
+        ({"metric": "collapsed", "max": 0.0}, "no number of prompts shows that none ever fails"),
+        ({"metric": "collapsed", "min": 0.5}, "must be a loss or a max"),
+    ],
+)
+def test_a_margin_that_nothing_can_keep_is_refused_with_the_study_file(study, margin, sentence):
+    study.write_text(yaml.safe_dump({**STUDY, "certificate": {"prompts": "mini:heldout", "margins": [margin]}}))
+
+    with pytest.raises(ValueError, match=sentence):
+        load_study(study)
+
+
+def test_margins_may_be_added_to_a_study_that_was_run(study):
+    config = load_study(study)
+
+    assert config.identity() == config.model_copy(update={"certificate": None}).identity()
