@@ -54,6 +54,7 @@ bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and wri
 	$(BENCH) tools.bench.attention --json docs/benchmarks/attention.json
 	$(BENCH) tools.bench.recipes studies/mini.yaml --json docs/benchmarks/denoiser.json
 	$(BENCH) tools.bench.quantizing --json docs/benchmarks/quantizing.json
+	$(BENCH) tools.bench.rank_split --json docs/benchmarks/rank_split.json
 	$(BENCH) tools.bench.streaming --folder $${TMPDIR:-/tmp} --json docs/benchmarks/streaming.json
 	$(BENCH) tools.bench.page
 

@@ -1,31 +1,48 @@
-"""From a YAML file to a `QuantConfig`: one point of the search, written by hand."""
+"""From a small YAML file to one frozen value: a `QuantConfig` written by hand, or a device described on paper."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hyquant.config import QuantConfig
+from hyquant.cost import DeviceProfile
 from hyquant.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_config(path: Path) -> QuantConfig:
-    """Read a quantization config.
+    """Read a quantization config: one point of the search.
 
     Raises:
         ConfigError: If the file is missing, is not YAML or breaks rules; the message lists every problem.
     """
+    return _read(path, QuantConfig, "config file", "a quantization")
+
+
+def load_device_profile(path: Path) -> DeviceProfile:
+    """Read the description of a device.
+
+    Raises:
+        ConfigError: As `load_config`.
+    """
+    return _read(path, DeviceProfile, "device profile", "a device", "; see studies/devices")
+
+
+def _read(path: Path, model: type[Model], what: str, content_of: str, hint: str = "") -> Model:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"a config file must exist, but {path} does not; correct the path") from error
+        raise ConfigError(f"a {what} must exist, but {path} does not; correct the path") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config file {path} must be readable YAML, but: {error}") from error
+        raise ConfigError(f"{what} {path} must be readable YAML, but: {error}") from error
     try:
-        return QuantConfig.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         listed = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"
             for problem in error.errors()
         )
-        raise ConfigError(f"config file {path} must describe a quantization, but {listed}") from error
+        raise ConfigError(f"{what} {path} must describe {content_of}, but {listed}{hint}") from error

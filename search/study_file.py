@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hyquant.errors import ConfigError
-from search.device_profiles import read_device_profile
+from search.config_file import load_device_profile
 from search.metric_names import unknown_metrics
 from search.study import StudyConfig
 from spaces.space import SearchSpace, did_you_mean, load_space, plain_location
@@ -82,7 +82,7 @@ def _read_device_profile(latency: object, path: Path, problems: list[str]) -> No
     if not isinstance(latency, dict) or not isinstance(latency.get("device_profile"), str):
         return
     try:
-        latency["device_profile"] = read_device_profile(path.parent / latency["device_profile"]).model_dump()
+        latency["device_profile"] = load_device_profile(path.parent / latency["device_profile"]).model_dump()
     except ConfigError as error:
         problems.append(f"latency.device_profile: {error}")
         del latency["device_profile"]

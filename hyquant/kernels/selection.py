@@ -10,10 +10,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import torch
@@ -24,6 +23,7 @@ from hyquant.kernels import KERNELS, Int8Linear
 from hyquant.kernels.reference import REFERENCE
 from hyquant.kernels.x86_build import cache_folder, source_digest
 from hyquant.latency_report import KernelKind
+from hyquant.timing import median_seconds
 
 FORCED = "HYQUANT_KERNEL"
 """Environment variable that names the kernel of every layer; worker processes inherit it."""
@@ -104,18 +104,16 @@ def _measure(device: torch.device, shape: LinearShape) -> dict[str, float]:
     weight = torch.randint(-127, 128, size, generator=generator, dtype=torch.int16).to(torch.int8).to(device)
     x = torch.randn(shape.num_rows, shape.num_inputs, generator=generator).to(device)
     scale = torch.ones(shape.num_outputs, 1, device=device)
-    seconds: dict[str, list[float]] = {}
-    kernels = candidates(device)
-    operands = [kernel.prepare(weight) for kernel in kernels]
-    for is_counted in (False, *[True] * _ROUNDS):
-        for kernel, operand in zip(kernels, operands, strict=True):
-            _synchronize(device)
-            started = perf_counter()
-            kernel.dynamic(x, operand, weight_scale=scale, bias=None, mul_scale=None)
-            _synchronize(device)
-            if is_counted:
-                seconds.setdefault(kernel.name, []).append(perf_counter() - started)
-    return {name: median(values) for name, values in seconds.items()}
+
+    def call_of(kernel: Int8Linear) -> Callable[[], object]:
+        operand = kernel.prepare(weight)
+        return lambda: kernel.dynamic(x, operand, weight_scale=scale, bias=None, mul_scale=None)
+
+    def now() -> float:
+        _synchronize(device)
+        return perf_counter()
+
+    return median_seconds({kernel.name: call_of(kernel) for kernel in candidates(device)}, now, _ROUNDS)
 
 
 def _synchronize(device: torch.device) -> None:

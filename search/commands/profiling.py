@@ -96,10 +96,10 @@ def _rows(found: "DenoiserProfile") -> list[dict[str, str]]:
 
 def _on_paper(path: Path, clip: str, steps: int, as_json: bool) -> None:
     from hyquant.cost import tokens_of, work_of
-    from search.device_profiles import read_device_profile
+    from search.config_file import load_device_profile
     from search.profiling import FULL_TEXT_TOKENS, full_model, paper_rows, paper_steps
 
-    device, shape = read_device_profile(path), _shape_of(clip, steps)
+    device, shape = load_device_profile(path), _shape_of(clip, steps)
     tokens = tokens_of(shape, text=FULL_TEXT_TOKENS)
     groups, blocks = full_model()
     rows = paper_rows(work_of(groups, blocks, tokens), device)

@@ -40,6 +40,13 @@ SECTIONS = {
         "saved by one script through this library and through msModelSlim, each run in a process of its own. `memory` "
         "is the peak of resident memory minus that after imports, over the bytes of the float weights.",
     ),
+    "rank_split": (
+        "Ranks: each quantizes all weights, or its share",
+        "tools.bench.rank_split --ranks 2",
+        "The weights of the model above on ranks of one machine, one thread each: every rank quantizes every weight, "
+        "against every rank quantizing its share and sending it to the others over gloo. More than 1: sharing out is "
+        "slower.",
+    ),
     "streaming": (
         "Quantizing a checkpoint as a stream",
         "tools.bench.streaming --folder DIR",
