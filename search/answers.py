@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from hyquant.latency_report import LatencyReport
 from search.logged import config_params
 from search.metric_names import worse
+from search.noise_floor import NoiseFloor
 from search.overview import Overview, TrialRow
 from search.plain import plain
 from search.readable import readable
@@ -43,7 +44,22 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "picks": {name: row.number for row in overview.front for name in row.picks},
         "median_trial_s": overview.time_per_trial_s,
         "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
+        "noise_floor": None if overview.floor is None else plain(overview.floor),
     }
+
+
+def floor_lines(floor: NoiseFloor) -> list[str]:
+    """Return what a study's noise floor is, as lines for people."""
+    left_out = f"; left out: {'; '.join(floor.left_out)}" if floor.left_out else ""
+    lines = [f"noise floor, of float under {', '.join(floor.changes)}{left_out}"]
+    if floor.is_perfect:
+        return [*lines, "  none: every neutral change gives the same videos bit for bit on this machine"]
+    if floor.identical:
+        lines.append(f"  the same videos bit for bit under {', '.join(floor.identical)}")
+    for name, one in floor.metrics.items():
+        where = f"under {one.change}" if one.mean > 0 else "no change moves it"
+        lines.append(f"  {name}: {one.mean:.3g} (worst prompt {one.worst:.3g}, {where})")
+    return lines
 
 
 def front_json(overview: Overview) -> list[dict[str, Any]]:
@@ -87,7 +103,7 @@ def report_json(report: "VerifyReport") -> dict[str, Any]:
     return answer
 
 
-def trial_lines(row: TrialRow) -> list[str]:
+def trial_lines(row: TrialRow, floor: NoiseFloor | None = None) -> list[str]:
     """Return what there is to know about one trial, as lines for people."""
     offered = f", offered as {' and '.join(row.picks)}" if row.picks else ""
     lines = [f"trial {row.number}: {row.state}{', on the front' if row.is_on_front else ''}{offered}"]
@@ -107,6 +123,8 @@ def trial_lines(row: TrialRow) -> list[str]:
         lines += _latency_lines(row.result.latency)
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row.result.stage_seconds.items())
         lines.append(f"time: {stages}")
+    if row.result is not None and floor is not None:
+        lines += floor_lines(floor)
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hyquant.config import QuantConfig
 from search.metric_names import WORST, worse
+from search.noise_floor import NoiseFloor
 from search.result import TrialResult
 from spaces.strategy import strategy_of
 
@@ -36,6 +37,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 def config_params(config: QuantConfig) -> dict[str, str]:
     """Return a config as flat text parameters: `strategy`, `linear.kind`, `layers.exclude`, ..."""
     return {"strategy": strategy_of(config), **dict(flatten(config.model_dump(mode="json")))}
+
+
+def floor_metrics(floor: NoiseFloor) -> list[LoggedMetric]:
+    """Return a study's noise floor: per metric the mean, the worst prompt, and every prompt's as a step."""
+    logged: list[LoggedMetric] = []
+    for name, one in floor.metrics.items():
+        logged += [LoggedMetric(f"noise_floor.{name}", one.mean), LoggedMetric(f"noise_floor.{name}{WORST}", one.worst)]
+        logged += [LoggedMetric(f"noise_floor.{name}_by_prompt", v, step) for step, v in enumerate(one.distances)]
+    return logged
 
 
 def result_metrics(result: TrialResult) -> list[LoggedMetric]:

@@ -19,6 +19,7 @@ from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
 from metrics.score import score_samples
 from search.calibrated import calibrate_for
+from search.floor_measuring import prepare_floor
 from search.prepare import prepare_judge
 from search.profiling import predicted_latency
 from search.result import MetricResult, TrialResult
@@ -57,6 +58,7 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     """
     denoiser, is_first = bench.model.denoiser, bench.group.rank == 0
     prepare_judge(bench, stages)
+    prepare_floor(bench, stages)
     plan = stages.run("quantize", lambda: _plan(bench, config))
     found = calibrate_for(bench, plan, stages)
     bench.device.reset_memory_peak(bench.group.local_rank)
@@ -106,7 +108,7 @@ def _score(bench: Workbench, samples: list[Sample]) -> dict[str, MetricResult]:
         return {}
     with bench.lock.computing():
         scores = score_samples(samples, bench.config.metrics, bench.embedder)
-    return metric_results(scores, bench.float_results)
+    return metric_results(scores, bench.float_results, bench.floor)
 
 
 def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyReport | None:

@@ -9,9 +9,10 @@ from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
 from search.control import control_values
+from search.noise_floor import NoiseFloor
 from search.picks import Point, choose_picks, picks_of
 from search.result import TrialResult
-from search.storage import float_scores, stored_config
+from search.storage import float_scores, stored_config, stored_floor
 from search.study import StudyConfig
 from search.trials import (
     State,
@@ -72,12 +73,14 @@ class Overview:
         rows: All trials by number.
         counts: How many trials are in each state.
         float_scores: Means of the float videos' metrics by name; empty until they are measured.
+        floor: The noise floor, None until it is measured.
     """
 
     config: StudyConfig
     rows: tuple[TrialRow, ...]
     counts: Mapping[str, int]
     float_scores: Mapping[str, float]
+    floor: NoiseFloor | None = None
 
     @property
     def front(self) -> tuple[TrialRow, ...]:
@@ -119,15 +122,15 @@ def read_overview(study: optuna.Study) -> Overview:
     metrics = tuple(objective.metric for objective in config.objectives)
     directions = tuple(objective.direction for objective in config.objectives)
     winners = front(study)
-    scores = float_scores(study)
+    scores, floor = float_scores(study), stored_floor(study)
     points = [Point(trial.number, tuple(trial.values)) for trial in winners]
-    picks = choose_picks(points, metrics, directions, control_values(metrics, scores))
+    picks = choose_picks(points, metrics, directions, control_values(metrics, scores, floor))
     on_front = {trial.number for trial in winners}
     trials = study.get_trials(deepcopy=False)
     rows = tuple(
         _row(trial, metrics, trial.number in on_front, tuple(picks_of(trial.number, picks))) for trial in trials
     )
-    return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=scores)
+    return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=scores, floor=floor)
 
 
 def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks: tuple[str, ...]) -> TrialRow:

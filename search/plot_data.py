@@ -144,7 +144,7 @@ def front_plot(overview: Overview) -> FrontPlot:
         values = row.values or {}
         return (float(row.number) if x_metric is None else values[x_metric]), height(values[quality.metric])
 
-    float_x, float_y = control_values((x_metric or "", quality.metric), overview.float_scores)
+    float_x, float_y = control_values((x_metric or "", quality.metric), overview.float_scores, overview.floor)
     float_y = None if is_gap else float_y
     shown = [place(row) for row in rows if row.state == "complete"] or [place(row) for row in rows]
     x_range = _spread([x for x, _ in shown] + [v for v in (float_x,) if v is not None])

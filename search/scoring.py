@@ -14,7 +14,8 @@ from metrics.collapsed import describe_collapses
 from metrics.registry import find_metric
 from metrics.score import summarize
 from search.errors import TrialFailed
-from search.metric_names import DROP, WORST, has_drop, worse
+from search.metric_names import DROP, EXCESS, WORST, has_drop, worse
+from search.noise_floor import NoiseFloor
 from search.result import MetricResult
 from search.study import Constraint, Objective
 
@@ -40,13 +41,14 @@ class Judgement:
 
 
 def metric_results(
-    scores: Mapping[str, Sequence[float]], float_results: Mapping[str, MetricResult]
+    scores: Mapping[str, Sequence[float]], float_results: Mapping[str, MetricResult], floor: NoiseFloor | None = None
 ) -> dict[str, MetricResult]:
-    """Return every metric with mean and deviation over prompts, and how much it dropped against the float videos.
+    """Return every metric over the prompts, how much it dropped against the float videos, and its excess over the floor.
 
     Args:
         scores: Values per prompt by metric.
         float_results: The same of the float videos, in the same prompt order, for metrics that need no reference.
+        floor: The noise floor of the metrics that need one, in the same prompt order.
     """
     results = {name: _result(values) for name, values in scores.items()}
     for name, values in scores.items():
@@ -54,6 +56,8 @@ def metric_results(
             sign = 1.0 if find_metric(name).direction == "maximize" else -1.0
             pairs = zip(float_results[name].values, values, strict=True)
             results[f"{name}{DROP}"] = _result([sign * (reference - value) for reference, value in pairs])
+        if floor is not None and name in floor.metrics:
+            results[f"{name}{EXCESS}"] = _result(floor.metrics[name].excess(values))
     return results
 
 

@@ -37,6 +37,7 @@ from metrics.registry import find_metric
 from metrics.score import score_samples
 from search.locks import HostLock
 from search.metric_names import has_drop
+from search.noise_floor import NoiseFloor
 from search.prompts import StudyPrompts
 from search.result import MetricResult
 from search.scoring import metric_results
@@ -79,6 +80,7 @@ class Workbench:
         latency_bench: Times quantizations at the deployment shape on rank 0; None elsewhere.
         embedder: The judge on rank 0; None elsewhere.
         float_results: Metrics of the float videos that need no reference, on rank 0.
+        floor: The noise floor of the metrics that need a reference; None if there are none.
         is_judge_ready: Whether float videos and judge are there.
         profile: Where the time of the float denoiser goes, on rank 0; None elsewhere, or if nothing is timed.
     """
@@ -99,6 +101,7 @@ class Workbench:
     latency_bench: LatencyBench | None = None
     embedder: Embedder | None = None
     float_results: dict[str, MetricResult] = field(default_factory=dict)
+    floor: NoiseFloor | None = None
     is_judge_ready: bool = False
     profile: DenoiserProfile | None = None
 
