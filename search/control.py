@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from metrics.registry import known_metrics
-from search.metric_names import DROP, EXCESS, WORST
+from search.metric_names import DROP, EXCESS, LATENT_L2, WORST
 from search.noise_floor import NoiseFloor
 
 
@@ -33,6 +33,8 @@ def _against_itself(name: str) -> float | None:
     base = name.removesuffix(WORST)
     if base == "latency_ratio":
         return 1.0
+    if base == LATENT_L2:
+        return 0.0
     if base.endswith(DROP):
         return 0.0
     spec = known_metrics().get(base)

@@ -27,7 +27,7 @@ STAGE = "floor"
 
 
 def prepare_floor(bench: Workbench, stages: Stages) -> None:
-    """Set the noise floor, unless it is set or no metric of the study has one. The denoiser must be in float. Collective.
+    """Set the noise floor, unless it is set or no metric has one. The denoiser must be in float. Collective.
 
     Float videos and judge must be ready.
 

@@ -6,6 +6,7 @@ clip_reference_excess, ...      how much farther from the float video than the n
 clip_prompt_worst, ...          the value of the worst prompt, of every metric, drop and excess
 latency_ratio, latency_s        loop latency over the float control's, and in seconds
 weight_bytes, peak_memory_bytes
+latent_l2                       relative L2 error of the final latents against float's, mean over prompts
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,8 @@ from search.margin_verdicts import FLAG_UNIT, allowed_share
 from search.margins import Margin
 from search.study import StudyConfig
 
-MEASURED = ("latency_ratio", "latency_s", "weight_bytes", "peak_memory_bytes")
+LATENT_L2 = "latent_l2"
+MEASURED = ("latency_ratio", "latency_s", "weight_bytes", "peak_memory_bytes", LATENT_L2)
 DROP = "_drop"
 EXCESS = "_excess"
 WORST = "_worst"

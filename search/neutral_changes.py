@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from hyquant.models.base import DeploymentShape, RenderSettings, VideoModel
 
 MAX_MATH_TOKENS = 8192
-"""Tokens of a clip whose attention scores, tokens squared for each head, are still small: 6 GB for 24 heads in float32."""
+"""Tokens of a clip whose attention scores, tokens squared for each head, are small: 6 GB for 24 heads in float32."""
 
 
 class SplitSums(TorchFunctionMode):

@@ -1,9 +1,9 @@
 """How much a study's scores move although nothing was quantized: the noise floor of its paired metrics.
 
-The float model rendered under a neutral change, one that no arithmetic on paper would notice (`search.neutral_changes`),
-gives other clips than the float model itself, because sums round differently. What such a clip scores against the float
-clip bounds what any quantization can be blamed for. With s the score of a clip, p that of the float clip against
-itself, per prompt:
+The float model rendered under a neutral change, one that arithmetic on paper would not notice
+(`search.neutral_changes`), gives other clips than the float model itself, because sums round differently. What such a
+clip scores against the float clip bounds what any quantization can be blamed for. With s the score of a clip, p that
+of the float clip against itself, per prompt:
 
     distance = |s - p|
     floor    = distance of the clip under the neutral change whose mean distance is largest, metric by metric

@@ -8,10 +8,13 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
+from metrics.statistics.intervals import mean_interval
 from search.control import control_values
+from search.metric_names import LATENT_L2
 from search.noise_floor import NoiseFloor
 from search.picks import Point, choose_picks, picks_of
 from search.result import TrialResult
+from search.scoring import latent_figure, over_prompts
 from search.storage import float_scores, stored_config, stored_floor
 from search.study import StudyConfig
 from search.trials import (
@@ -56,6 +59,21 @@ class TrialRow:
     duration_s: float | None
     is_on_front: bool
     picks: tuple[str, ...]
+
+    def interval(self, objective: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of a figure, None if it has none: the worst prompt, bytes, results of old."""
+        if self.result is None:
+            return None
+        latency = self.result.latency
+        if latency is not None and latency.ratio_interval is not None and objective.startswith("latency"):
+            low, high = latency.ratio_interval
+            scale = 1.0 if objective == "latency_ratio" else latency.control_loop_latency_s
+            return low * scale, high * scale
+        if objective == LATENT_L2 and self.result.latent_l2:
+            found = mean_interval([curve[-1] for curve in self.result.latent_l2], range(len(self.result.latent_l2)))
+            return found.low, found.high
+        metric = self.result.metrics.get(objective)
+        return None if metric is None else metric.interval
 
     @property
     def measurement_error(self) -> str | None:
@@ -158,8 +176,9 @@ def objective_values(result: TrialResult, metrics: tuple[str, ...]) -> dict[str,
     """
     if result.values is not None:
         return dict(zip(metrics, result.values, strict=True))
-    measured = {name: metric.mean for name, metric in result.metrics.items()}
+    measured = over_prompts(result.metrics)
     measured["weight_bytes"] = float(result.weight_bytes)
+    measured |= latent_figure(result.latent_l2)
     if result.latency is not None:
         measured |= {"latency_ratio": result.latency.ratio, "latency_s": result.latency.loop_latency_s}
     return {name: measured[name] for name in metrics} if all(name in measured for name in metrics) else None

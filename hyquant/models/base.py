@@ -56,6 +56,9 @@ class Record:
     args: tuple[CallValue, ...] = ()
 
 
+OnLatents = Callable[[Tensor], None]
+"""Takes the latents of a batch, [B, C, T, H, W], after a denoising step."""
+
 RecordSink = Callable[[Record], None]
 """Takes records one by one as a model runs."""
 
@@ -90,10 +93,11 @@ class VideoModel(Protocol):
         settings: RenderSettings,
         *,
         on_step: Callable[[], None] | None = None,
+        on_latents: OnLatents | None = None,
     ) -> list[Tensor]:
         """Render one video per prompt: float32 [T, C, H, W] in [0, 1]; independent of how prompts are batched.
 
-        `on_step` is called after every denoising step.
+        `on_step` is called after every denoising step, `on_latents` with the batch's latents after it.
         """
         ...
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hyquant.clock import StepClock, attach_clock
 from hyquant.config import digest
-from hyquant.models.base import DeploymentShape, GuidedSettings, Record, RecordSink, RenderSettings
+from hyquant.models.base import DeploymentShape, GuidedSettings, OnLatents, Record, RecordSink, RenderSettings
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest, plain_config, tensors_digest
 from hyquant.models.hunyuan_folder import HunyuanSource, find_source, load_pipeline
@@ -114,7 +114,13 @@ class HunyuanVideo:
         return self._prompts.embed(list(prompts))
 
     def render(
-        self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, *, on_step: OnStep | None = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: RenderSettings,
+        *,
+        on_step: OnStep | None = None,
+        on_latents: OnLatents | None = None,
     ) -> list[Tensor]:
         """Render one video per prompt: float32 [T, C, H, W] in [0, 1], on the CPU.
 
@@ -124,7 +130,9 @@ class HunyuanVideo:
         self.embed(prompts)
         videos: list[Tensor] = []
         for batch_prompts, batch_seeds in batches(prompts, seeds, settings.batch_size):
-            frames = self._run(batch_prompts, batch_seeds, settings, output_type="pt", on_step=on_step)
+            frames = self._run(
+                batch_prompts, batch_seeds, settings, output_type="pt", on_step=on_step, on_latents=on_latents
+            )
             videos.extend(frames.float().cpu())
         return videos
 
@@ -168,6 +176,7 @@ class HunyuanVideo:
         *,
         output_type: str,
         on_step: OnStep | None = None,
+        on_latents: OnLatents | None = None,
     ) -> Tensor:
         self._warn_once_of_rounded_guidance(settings.guidance_scale)
         tokens, pooled, mask = pad_together(self.embed(prompts))
@@ -175,6 +184,8 @@ class HunyuanVideo:
             require_within_window(self._num_video_tokens(settings), mask)
 
         def step_end(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_latents is not None:
+                on_latents(tensors["latents"])
             if on_step is not None:
                 on_step()
             return tensors
