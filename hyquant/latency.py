@@ -112,7 +112,9 @@ class LatencyBench:
             control_loop_latency_s=control_s,
             ratio=loop_s / control_s,
             ratio_mad=median(abs(ratio - median(ratios)) for ratio in ratios),
-            ratio_interval=ratio_interval(counts, seconds, seconds[_CONTROL]),
+            ratio_interval=ratio_interval(
+                [(count, seconds[mode]) for mode, count in counts.items()], seconds[_CONTROL]
+            ),
             step_latency_s=middle,
             rounds=rounds,
             warmup=prepared.warmup,

@@ -63,4 +63,4 @@ def _kept_elements(count: int) -> Tensor:
     """Return which of a latent's elements are kept, sorted."""
     if count <= MAX_ELEMENTS:
         return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MAX_ELEMENTS].sort().values
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MAX_ELEMENTS].sort()[0]

@@ -15,7 +15,12 @@ from hyquant.values import CallValue
 
 
 class RenderSettings(FrozenModel):
-    """Clip size and sampling: height and width in pixels, frames as 4 n + 1, denoising steps, embedded guidance."""
+    """Clip size and sampling: height and width in pixels, frames as 4 n + 1, denoising steps, embedded guidance.
+
+    With `round_inputs` guidance and timesteps are rounded to bfloat16, the dtype engines run in, before the denoiser
+    sees them, whatever its own dtype: videos of models in float32 and in bfloat16 then differ by arithmetic alone. Off,
+    it is left out of what is stored, so that names in caches stay.
+    """
 
     height: Annotated[int, Field(ge=16, multiple_of=16)]
     width: Annotated[int, Field(ge=16, multiple_of=16)]
@@ -23,6 +28,7 @@ class RenderSettings(FrozenModel):
     num_steps: Annotated[int, Field(ge=1)]
     guidance_scale: float = 6.0
     batch_size: Annotated[int, Field(ge=1)] = 4
+    round_inputs: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
 
 class GuidedSettings(RenderSettings):

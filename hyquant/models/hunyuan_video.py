@@ -24,7 +24,15 @@ from hyquant.models.hunyuan_folder import HunyuanSource, find_source, load_pipel
 from hyquant.models.hunyuan_text import PromptEncoder
 from hyquant.models.names import LayerGroup, layer_groups
 from hyquant.models.npu_attention import attend_by_npu_operator_, require_within_window
-from hyquant.models.sampling import batches, draw_noise, guidance_input, is_guidance_exact, latent_size
+from hyquant.models.sampling import (
+    batches,
+    draw_noise,
+    guidance_input,
+    is_guidance_exact,
+    latent_size,
+    nearest_exact_guidance,
+    round_inputs,
+)
 
 if TYPE_CHECKING:
     from diffusers import HunyuanVideoPipeline
@@ -178,7 +186,8 @@ class HunyuanVideo:
         on_step: OnStep | None = None,
         on_latents: OnLatents | None = None,
     ) -> Tensor:
-        self._warn_once_of_rounded_guidance(settings.guidance_scale)
+        if not settings.round_inputs:
+            self._warn_once_of_rounded_guidance(settings.guidance_scale)
         tokens, pooled, mask = pad_together(self.embed(prompts))
         if self.device.type == "npu":
             require_within_window(self._num_video_tokens(settings), mask)
@@ -191,7 +200,7 @@ class HunyuanVideo:
             return tensors
 
         latents = draw_noise(seeds, self._latent_shape(settings))
-        with self._running(settings.num_steps):
+        with self._running(settings.num_steps), self._rounding(settings):
             (video,) = self._pipe(
                 prompt_embeds=tokens.to(self.device),
                 pooled_prompt_embeds=pooled.to(self.device),
@@ -239,6 +248,22 @@ class HunyuanVideo:
             self._is_running = False
 
     @contextmanager
+    def _rounding(self, settings: RenderSettings) -> Iterator[None]:
+        """Round guidance and timesteps before anything else sees them, records included, if the settings say so."""
+        if not settings.round_inputs:
+            yield
+            return
+
+        def rounded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, round_inputs(kwargs)
+
+        handle = self.denoiser.register_forward_pre_hook(rounded, with_kwargs=True, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
     def _recording(self, sink: RecordSink, prompt_index: int) -> Iterator[None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             step_index = self._step_index()
@@ -273,9 +298,10 @@ class HunyuanVideo:
             return
         self._has_warned = True
         logger.warning(
-            "guidance_scale=%g times 1000 is rounded in %s; compare only with references of the same dtype, or use 8.0",
+            "guidance_scale=%g times 1000 is rounded in %s; compare only with references of the same dtype, or use %g",
             guidance_scale,
             self.dtype,
+            nearest_exact_guidance(guidance_scale, self.dtype),
         )
 
 

@@ -18,7 +18,7 @@ from hyquant.models.base import DeploymentShape, OnLatents, Record, RecordSink, 
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest
 from hyquant.models.names import LayerGroup, layer_groups
-from hyquant.models.sampling import batches, draw_noise, guidance_input, latent_size
+from hyquant.models.sampling import batches, draw_noise, guidance_input, latent_size, round_inputs
 
 SPATIAL_RATIO = 4
 TEMPORAL_RATIO = 4
@@ -121,6 +121,7 @@ class TinyVideoModel:
         self.clock.num_steps = settings.num_steps
         for step_index, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
             inputs = self._inputs(latents, 1000.0 * sigma, text, guidance_scale=settings.guidance_scale)
+            inputs = round_inputs(inputs) if settings.round_inputs else inputs
             if on_call is not None:
                 on_call(step_index, inputs)
             velocity = self._call_at(step_index, inputs)

@@ -26,6 +26,7 @@ from search.noise_floor import NoiseFloor, noise_floor
 from search.objective import run_trial
 from search.prepare import prepare_judge, prepare_workbench
 from search.prompts import StudyPrompts
+from search.representable import guidance_note
 from search.scoring import metric_results, over_prompts
 from search.stages import Stages
 from search.study import Objective
@@ -187,3 +188,36 @@ def test_a_stored_floor_is_read_as_it_was_written():
 
     assert NoiseFloor.model_validate_json(floor.model_dump_json()) == floor
     assert "left out: b: no memory" in floor_lines(floor)[0]
+
+
+def test_a_study_whose_guidance_is_rounded_is_told_two_ways_out(study_config):
+    def with_dtype(dtype, **settings):
+        rendered = study_config.workload.settings.model_copy(update=settings)
+        workload = study_config.workload.model_copy(update={"settings": rendered})
+        model = study_config.model.model_copy(update={"dtype": dtype})
+        return study_config.model_copy(update={"model": model, "workload": workload})
+
+    note = guidance_note(with_dtype("bfloat16"))
+
+    assert "makes it 6016" in note
+    assert "take 8," in note
+    assert guidance_note(with_dtype("float32")) is None
+    assert guidance_note(with_dtype("bfloat16", guidance_scale=8.0)) is None
+    assert guidance_note(with_dtype("bfloat16", round_inputs=True)) is None
+
+
+def test_rounded_inputs_change_a_float32_video_and_its_name_in_caches_only_if_asked_for():
+    model, plain = TinyVideoModel(0), RenderSettings(height=16, width=16, num_frames=5, num_steps=3)
+    rounded = plain.model_copy(update={"round_inputs": True})
+    exact = rounded.model_copy(update={"guidance_scale": 8.0, "num_steps": 2})  # timesteps 1000 and 500
+    records = {"plain": [], "rounded": []}
+    model.capture(["a cube"], [1], plain, records["plain"].append)
+    model.capture(["a cube"], [1], rounded, records["rounded"].append)
+
+    assert "round_inputs" not in plain.model_dump()
+    assert RenderSettings.model_validate(rounded.model_dump()) == rounded
+    assert records["plain"][0].inputs["guidance"].tolist() == [6000.0]
+    assert records["rounded"][0].inputs["guidance"].tolist() == [6016.0]
+    assert [record.inputs["timestep"].item() for record in records["rounded"]] == [1000.0, 668.0, 334.0]
+    same = exact.model_copy(update={"round_inputs": False})
+    assert torch.equal(model.render(["a"], [1], exact)[0], model.render(["a"], [1], same)[0])
