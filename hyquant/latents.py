@@ -63,4 +63,6 @@ def _kept_elements(count: int) -> Tensor:
     """Return which of a latent's elements are kept, sorted."""
     if count <= MAX_ELEMENTS:
         return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MAX_ELEMENTS].sort()[0]
+    is_kept = torch.zeros(count, dtype=torch.bool)
+    is_kept[torch.randperm(count, generator=torch.Generator().manual_seed(0))[:MAX_ELEMENTS]] = True
+    return is_kept.nonzero().flatten()

@@ -59,8 +59,8 @@ def floor_lines(floor: NoiseFloor) -> list[str]:
     if floor.identical:
         lines.append(f"  the same videos bit for bit under {', '.join(floor.identical)}")
     for name, one in floor.metrics.items():
-        where = f"under {one.change}" if one.mean > 0 else "no change moves it"
-        lines.append(f"  {name}: {one.mean:.3g} (worst prompt {one.worst:.3g}, {where})")
+        at = f"{one.mean:.3g} (worst prompt {one.worst:.3g}), float scores {readable(one.score)} under {one.change}"
+        lines.append(f"  {name}: {at if one.mean > 0 else 'none, no change moves it'}")
     return lines
 
 

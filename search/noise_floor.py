@@ -44,6 +44,11 @@ class MetricFloor(FrozenModel):
         return _distances(self.values, self.perfect)
 
     @property
+    def score(self) -> float:
+        """Return what clips under the change score in the mean over prompts."""
+        return fmean(self.values)
+
+    @property
     def mean(self) -> float:
         """Return the mean floor over prompts."""
         return fmean(self.distances)
