@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 MAX_ELEMENTS = 1 << 16
 
@@ -50,7 +51,8 @@ def relative_l2(trace: Tensor, reference: Tensor) -> Tensor:
         trace: [N, E], x, a candidate's latents.
         reference: [N, E], f, the float model's from the same noise.
     """
-    return (trace - reference).norm(dim=1) / reference.norm(dim=1)
+    errors: Tensor = vector_norm(trace - reference, dim=1) / vector_norm(reference, dim=1)
+    return errors
 
 
 def mean_curve(errors: Sequence[Sequence[float]]) -> tuple[float, ...]:
