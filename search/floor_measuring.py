@@ -12,7 +12,6 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from hyquant.config import digest
-from metrics.base import Sample
 from metrics.registry import find_metric
 from metrics.score import score_samples
 from search.metric_names import has_excess
@@ -116,6 +115,5 @@ def _score(bench: Workbench, videos: list[Tensor], names: list[str]) -> dict[str
     """Return the scores of clips against the float ones on rank 0, none elsewhere."""
     if bench.embedder is None:
         return {}
-    pairs = zip(bench.prompts.search, videos, bench.references, strict=True)
     with bench.lock.computing():
-        return score_samples([Sample(*parts) for parts in pairs], names, bench.embedder)
+        return score_samples(bench.samples(videos), names, bench.embedder)

@@ -11,7 +11,7 @@ import yaml
 
 from search.answers import table_row, trials_json
 from search.importances import importances
-from search.latent_plot import save_latent_png
+from search.latent_plots import save_latent_png
 from search.overview import read_overview
 from search.plot_data import front_plot
 from search.plots import save_front_html, save_front_png, save_importances_png
