@@ -75,6 +75,8 @@ def trial_json(row: TrialRow) -> dict[str, Any]:
         "constraints": {} if result is None else result.constraints,
         "latency": None if result is None else result.latency,
         "weight_bytes": None if result is None else result.weight_bytes,
+        "num_prompts": None if result is None else result.num_prompts,
+        "stopped_by": None if result is None else result.stopped_by,
         "stage_seconds": {} if result is None else result.stage_seconds,
         "duration_s": row.duration_s,
     }
@@ -98,7 +100,8 @@ def trial_lines(row: TrialRow) -> list[str]:
     if row.config is not None:
         lines += ["config:", *(f"  {key}: {value or '-'}" for key, value in config_params(row.config).items())]
     if row.result is not None:
-        lines += ["scores over the prompts:"]
+        count = row.result.num_prompts
+        lines += ["scores over the prompts:" if count is None else f"scores over the first {count} prompts:"]
         lines += [
             f"  {name}: {readable(m.mean)} (std {m.std:.2g}, worst {readable(worse(name)(m.values))})"
             for name, m in row.result.metrics.items()

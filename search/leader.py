@@ -1,8 +1,8 @@
 """Rank 0 of a slot: asks Optuna for trials, leads the other ranks through them, tells Optuna and logs to MLflow.
 
 Trials are run with `study.optimize(n_trials=1)` in a loop, because Optuna writes heartbeats only there. A trial ends
-in one of four ways: values are returned (complete); TrialPruned after its constraints were set (infeasible);
-TrialFailed, one of our errors, which fails the trial while the study goes on; anything else is a bug, which is
+in one of four ways: values are returned (complete); TrialPruned, after its constraints were set where some are violated
+(infeasible) or without any (stopped); TrialFailed, one of our errors, which fails the trial while the study goes on; anything else is a bug, which is
 written into the trial and ends the worker.
 """
 
@@ -34,7 +34,7 @@ from search.retry import known_experiments
 from search.samplers import build_sampler, derived_seed
 from search.stages import Stages
 from search.tracking import Tracker
-from search.trials import trial_reason, trial_result, trial_state
+from search.trials import scored_front, trial_reason, trial_result, trial_state
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class Leader:
     def _evaluate(self, config: QuantConfig) -> TrialResult:
         self._bench.group.broadcast({"command": "trial", "config": config.model_dump(mode="json")})
         knew_float_scores = self._bench.is_judge_ready
-        measurement = run_trial(self._bench, config, self._stages)
+        measurement = run_trial(self._bench, config, self._stages, front=lambda: scored_front(self._study))
         if not knew_float_scores:
             scores = {name: result.model_dump(mode="json") for name, result in self._bench.float_results.items()}
             self._study.set_user_attr("float_scores", scores)

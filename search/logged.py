@@ -63,5 +63,7 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
     logged += [LoggedMetric(f"stage_s.{stage}", value) for stage, value in result.stage_seconds.items()]
     if result.peak_memory_bytes is not None:
         logged.append(LoggedMetric("peak_memory_bytes", float(result.peak_memory_bytes)))
+    if result.num_prompts is not None:
+        logged.append(LoggedMetric("prompts_rendered", float(result.num_prompts)))
     logged.append(LoggedMetric("weight_size_bytes", float(result.weight_bytes)))
     return [metric for metric in logged if math.isfinite(metric.value)]

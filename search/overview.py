@@ -151,10 +151,13 @@ def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks:
 def objective_values(result: TrialResult, metrics: tuple[str, ...]) -> dict[str, float] | None:
     """Return what a result measured for each objective, or None if one was not measured.
 
-    An infeasible trial, which Optuna is told without values, has them too.
+    An infeasible trial, which Optuna is told without values, has them too; one that ended before all of its prompts were
+    rendered has none, because means over other prompts are other quantities.
     """
     if result.values is not None:
         return dict(zip(metrics, result.values, strict=True))
+    if result.num_prompts is not None:
+        return None
     measured = {name: metric.mean for name, metric in result.metrics.items()}
     measured["weight_bytes"] = float(result.weight_bytes)
     if result.latency is not None:

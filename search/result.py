@@ -8,7 +8,7 @@ from typing import Literal
 from hyquant.config import FrozenModel, QuantConfig
 from hyquant.latency_report import LatencyReport
 
-Outcome = Literal["complete", "infeasible"]
+Outcome = Literal["complete", "infeasible", "stopped"]
 
 
 class MetricResult(FrozenModel):
@@ -26,6 +26,9 @@ class TrialResult(FrozenModel):
     exceeded (> 0 means violated). `stage_seconds` are wall times by stage: calibrate, quantize, render, score,
     compile, latency, then `wait` (for locks and other slots) and `overhead`, which is everything else since the
     slot's previous trial.
+
+    `num_prompts` is how many prompts were rendered where a trial was ended before all of them, and then `metrics` are
+    over these alone; None is all. `stopped_by` is the front member that beat a stopped trial.
     """
 
     config: QuantConfig
@@ -39,3 +42,5 @@ class TrialResult(FrozenModel):
     weight_bytes: int
     peak_memory_bytes: int | None = None
     stage_seconds: dict[str, float]
+    num_prompts: int | None = None
+    stopped_by: int | None = None

@@ -94,6 +94,16 @@ class Budget(FrozenModel):
     time_s: Annotated[float, Field(gt=0)] | None = None
 
 
+class RungsConfig(FrozenModel):
+    """When a trial may stop before all prompts are rendered: after how many, and how rarely wrongly (`search.rungs`).
+
+    A trial risks at most `alpha` of being stopped by a member of the front that is no better than it.
+    """
+
+    prompts: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1)] = (4, 8)
+    alpha: Annotated[float, Field(gt=0.0, le=0.1)] = 0.01
+
+
 class Slot(FrozenModel):
     """One long-lived group of ranks. The visible-devices variable is set to `devices`; None leaves it."""
 
@@ -146,6 +156,7 @@ class StudyConfig(FrozenModel):
     latency: LatencyConfig = LatencyConfig()
     sampler: SamplerConfig = SamplerConfig()
     budget: Budget = Budget()
+    rungs: RungsConfig | None = RungsConfig()
     certificate: CertificateConfig | None = None
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"

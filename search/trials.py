@@ -1,10 +1,10 @@
 """What a stored trial is in our words; Optuna's states, attributes and constraints read in one place.
 
     complete    COMPLETE with objective values          infeasible  PRUNED, a constraint is violated
-    stopped     PRUNED for another reason               reused      answered from the record of an equal config
+    stopped     PRUNED, a member of the front beat it   reused      answered from the record of an equal config
     failed      FAIL                                    running, waiting as in Optuna
 
-Complete and infeasible trials are *evaluated*: they cost a rendering and count towards the budget.
+Complete, infeasible and stopped trials are *evaluated*: they cost a rendering and count towards the budget.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,9 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig
 from search.result import TrialResult
+from search.rungs import Scored
+from search.scoring import measured_figures
 
 State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiting", "reused"]
 
+EVALUATED: tuple[State, ...] = ("complete", "infeasible", "stopped")
 STATES: tuple[State, ...] = ("complete", "infeasible", "stopped", "failed", "running", "waiting", "reused")
 LOST = "its worker was killed or lost; a trial with the same parameters was queued in its place"
 
@@ -68,7 +71,7 @@ def reused_from(trial: FrozenTrial) -> int | None:
 
 def is_evaluated(trial: FrozenTrial) -> bool:
     """Say whether a trial counts towards the budget."""
-    return trial_state(trial) in ("complete", "infeasible")
+    return trial_state(trial) in EVALUATED
 
 
 def count_states(trials: optuna.Study | Iterable[FrozenTrial]) -> dict[str, int]:
@@ -80,7 +83,7 @@ def count_states(trials: optuna.Study | Iterable[FrozenTrial]) -> dict[str, int]
 
 def num_evaluated(counts: dict[str, int]) -> int:
     """Return how many trials count towards the budget."""
-    return counts["complete"] + counts["infeasible"]
+    return sum(counts[state] for state in EVALUATED)
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
@@ -98,6 +101,18 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     return [
         trial for trial in complete if not any(_dominates(other, losses[trial.number]) for other in losses.values())
     ]
+
+
+def scored_front(study: optuna.Study) -> list[Scored]:
+    """Return the members of the front with all that a trial under way is held against."""
+    found = []
+    for trial in front(study):
+        result = trial_result(trial)
+        if result is not None:
+            figures = measured_figures(result.latency, result.weight_bytes, result.peak_memory_bytes or 0)
+            kind = None if result.latency is None else result.latency.kind
+            found.append(Scored(trial.number, result.metrics, figures, kind))
+    return found
 
 
 def is_simulated(trial: FrozenTrial) -> bool:
