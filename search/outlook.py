@@ -6,6 +6,7 @@ had the highest value that the metric can have. A bound that lies outside this i
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from metrics.registry import known_metrics
 from search.metric_names import DROP, WORST, worse
@@ -70,6 +71,7 @@ def lost_constraints(
     return found
 
 
+@cache  # plug-ins are looked for on every question
 def _range(base: str) -> Interval:
     """Return the lowest and highest value of a metric or of its drop; what we do not know may be anything."""
     spec = known_metrics().get(base.removesuffix(DROP))

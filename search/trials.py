@@ -16,6 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig
+from search.confirmation import confirmations
 from search.result import TrialResult
 from search.rungs import Scored
 from search.scoring import measured_figures
@@ -89,6 +90,22 @@ def num_evaluated(counts: dict[str, int]) -> int:
 def front(study: optuna.Study) -> list[FrozenTrial]:
     """Return the complete trials that no other dominates, by number; each config once.
 
+    Trials that broke a bound or failed when they were measured again are no members. Values of different seeds are not
+    compared: trials are held against each other by their first values, and those that were measured again also by the
+    values of then.
+    """
+    again = confirmations(study)
+    signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in study.directions]
+    holding = [trial for trial in competitors(study) if trial.number not in again or again[trial.number].values]
+    first = {trial.number: tuple(map(mul, signs, trial.values)) for trial in holding}
+    members = [trial for trial in holding if not _is_dominated(first[trial.number], first.values())]
+    second = {t.number: tuple(map(mul, signs, again[t.number].values or ())) for t in members if t.number in again}
+    return [t for t in members if t.number not in second or not _is_dominated(second[t.number], second.values())]
+
+
+def competitors(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the complete trials whose values are comparable.
+
     Where latency is an objective, trials whose latency is simulated compete only if there is no native one: the seconds
     of float arithmetic and those of integer kernels are not the same quantity.
     """
@@ -96,11 +113,7 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     stored = study.user_attrs.get("study_config", {}).get("objectives", ())
     if any(objective["metric"].startswith("latency") for objective in stored):
         complete = [trial for trial in complete if not is_simulated(trial)] or complete
-    signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in study.directions]
-    losses = {trial.number: tuple(map(mul, signs, trial.values)) for trial in complete}
-    return [
-        trial for trial in complete if not any(_dominates(other, losses[trial.number]) for other in losses.values())
-    ]
+    return complete
 
 
 def scored_front(study: optuna.Study) -> list[Scored]:
@@ -121,8 +134,8 @@ def is_simulated(trial: FrozenTrial) -> bool:
     return result is not None and result.latency is not None and result.latency.kind == "simulated"
 
 
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+def _is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+    return any(own != other and all(a <= b for a, b in zip(other, own, strict=True)) for other in others)
 
 
 def find_record(trials: Sequence[FrozenTrial], config_digest: str) -> FrozenTrial | None:
