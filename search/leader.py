@@ -23,6 +23,7 @@ from hyquant.config import QuantConfig
 from hyquant.distributed import Group
 from search.confirmation import Confirmation, store_confirmation
 from search.confirming import bench_for_again, measure_again, pending
+from search.earlier import enqueue_earlier
 from search.errors import TrialFailed
 from search.locks import FileLock
 from search.media import write_trial_files
@@ -77,6 +78,8 @@ class Leader:
 
     def run(self) -> str:
         """Run trials until there is a reason to stop; release the other ranks and return the reason."""
+        if self._order.slot == 0 and self._order.until_trial is None:
+            enqueue_earlier(self._study, self._bench.config, self._bench.model.fingerprint())
         self._profile()
         while (reason := self._wait_for_turn()) is None:
             self._study.sampler = self._next_sampler()

@@ -116,7 +116,8 @@ def beaten_by(
         num_looks: At how many rungs the trial may be stopped.
         alpha: The most that a trial may risk of being stopped wrongly, over all looks and members.
     """
-    seen = min((len(trial.results[o.metric].values) for o in objectives if o.metric in trial.results), default=0)
+    names = {objective.metric.removesuffix(WORST) for objective in objectives}
+    seen = min((len(trial.results[name].values) for name in names if name in trial.results), default=0)
     if seen < MIN_PROMPTS:
         return None
     comparable = [member for member in front if member.latency_kind == trial.latency_kind]

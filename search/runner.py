@@ -20,6 +20,7 @@ import optuna
 from hyquant.config import QuantConfig
 from search.confirmation import Confirmation, confirmations
 from search.confirming import pending
+from search.earlier import earlier_note
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts, counted_interrupts
 from search.locks import FileLock
@@ -230,12 +231,12 @@ def _watch(
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     ended: set[int] = set()
-    told_ceiling = False
-    told = confirmations(study)
+    told = set(_notes(study, config))
     while len(ended) < len(slots):
-        if not told_ceiling and (sentence := study.user_attrs.get("ceiling")):
-            told_ceiling = True
-            on_event(_event("note", str(sentence), study, config))
+        for sentence in _notes(study, config):
+            if sentence not in told:
+                told.add(sentence)
+                on_event(_event("note", sentence, study, config))
         for slot in slots:
             if slot.index not in ended and not slot.is_running:
                 ended.add(slot.index)
@@ -246,10 +247,6 @@ def _watch(
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
                 on_event(_event("trial", _sentence(trial, config), study, config, trial=trial.number))
-        for number, confirmation in confirmations(study).items():
-            if number not in told:
-                told[number] = confirmation
-                on_event(_event("note", _sentence_again(number, confirmation, config), study, config))
         on_event(_event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
@@ -317,6 +314,13 @@ def _sentence(trial: optuna.trial.FrozenTrial, config: StudyConfig) -> str:
     names = [objective.metric for objective in config.objectives]
     values = ", ".join(f"{name} {readable(value)}" for name, value in zip(names, trial.values or (), strict=False))
     return f"trial {trial.number} {state}" + (f": {values}" if values else "") + (f": {reason}" if reason else "")
+
+
+def _notes(study: optuna.Study, config: StudyConfig) -> list[str]:
+    """Return what workers have to tell about the study as a whole, in order."""
+    sentences = [study.user_attrs.get("ceiling"), earlier_note(study)]
+    again = [_sentence_again(number, found, config) for number, found in confirmations(study).items()]
+    return [str(sentence) for sentence in (*sentences, *again) if sentence]
 
 
 def _sentence_again(number: int, confirmation: Confirmation, config: StudyConfig) -> str:
