@@ -26,6 +26,7 @@ def table_row(row: TrialRow) -> dict[str, str]:
         **{name: readable(value) for name, value in (row.values or {}).items()},
         "latency": "" if row.result is None or row.result.latency is None else row.result.latency.kind,
         **{name.split(".")[-1]: params.get(name, "") for name in _CONFIG_COLUMNS},
+        "measured again": _again(row),
         "seconds": "" if row.duration_s is None else f"{row.duration_s:.1f}",
         "reason": row.reason or "",
     }
@@ -38,7 +39,7 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "study": overview.config.name,
         "trials": dict(overview.counts),
         "evaluated": overview.num_evaluated,
-        "budget": {"trials": budget.trials, "time_s": budget.time_s},
+        "budget": budget.model_dump(),
         "front_size": len(overview.front),
         "picks": {name: row.number for row in overview.front for name in row.picks},
         "median_trial_s": overview.time_per_trial_s,
@@ -48,7 +49,7 @@ def status_json(overview: Overview) -> dict[str, Any]:
 
 def front_json(overview: Overview) -> list[dict[str, Any]]:
     """Return the answer of `hyq-search front --json`; documented in docs/cli.md."""
-    keys = ("number", "picks", "values", "config", "config_digest", "strategy", "metrics", "latency")
+    keys = ("number", "picks", "values", "confirmed", "config", "config_digest", "strategy", "metrics", "latency")
     return [{key: row[key] for key in keys} for row in map(trial_json, overview.front)]
 
 
@@ -75,6 +76,7 @@ def trial_json(row: TrialRow) -> dict[str, Any]:
         "constraints": {} if result is None else result.constraints,
         "latency": None if result is None else result.latency,
         "weight_bytes": None if result is None else result.weight_bytes,
+        "confirmed": row.confirmation,
         "num_prompts": None if result is None else result.num_prompts,
         "stopped_by": None if result is None else result.stopped_by,
         "stage_seconds": {} if result is None else result.stage_seconds,
@@ -108,9 +110,21 @@ def trial_lines(row: TrialRow) -> list[str]:
         ]
         lines += [f"  bound on {name} is exceeded by {v:.3g}" for name, v in row.result.constraints.items() if v > 0]
         lines += _latency_lines(row.result.latency)
+        if (again := row.confirmation) is not None and again.result is not None:
+            lines += ["measured again with fresh seeds:"]
+            lines += [f"  {name}: {readable(m.mean)}" for name, m in again.result.metrics.items()]
+            lines += _latency_lines(again.result.latency)
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row.result.stage_seconds.items())
         lines.append(f"time: {stages}")
     return lines
+
+
+def _again(row: TrialRow) -> str:
+    """Return the objectives of a member that was measured again."""
+    if row.confirmation is None:
+        return ""
+    values = row.confirmation.values
+    return "not held" if values is None else ", ".join(map(readable, values))
 
 
 def _latency_lines(latency: LatencyReport | None) -> list[str]:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial
 
 from hyquant.config import QuantConfig, digest
@@ -17,8 +18,8 @@ FINGERPRINT = "model_fingerprint"
 NOTE = "earlier_presets"
 
 
-def enqueue_earlier(study: optuna.Study, config: StudyConfig, fingerprint: str) -> None:
-    """Note which model a study is about, and queue the best of earlier ones in its storage, once in its life.
+def enqueue_earlier(study: optuna.Study, config: StudyConfig, fingerprint: str, storage: BaseStorage) -> None:
+    """Note which model a study is about, and queue the best of earlier ones, once in its life.
 
     An earlier study counts if its model has the same fingerprint and its target is the same; newer studies come first,
     and of each its picks before the rest of its front. A config counts if its parameters mean the same in this space.
@@ -28,10 +29,13 @@ def enqueue_earlier(study: optuna.Study, config: StudyConfig, fingerprint: str) 
         study: The new study.
         config: Its config; `presets.earlier` is the most that is queued.
         fingerprint: Of its model.
+        storage: Where the new study and the earlier ones are.
     """
     if NOTE in study.user_attrs or study.user_attrs.get(FINGERPRINT, fingerprint) != fingerprint:
         return
-    is_new = FINGERPRINT not in study.user_attrs and not any(t.state.is_finished() for t in study.get_trials(False))
+    is_new = FINGERPRINT not in study.user_attrs and not any(
+        t.state.is_finished() for t in study.get_trials(deepcopy=False)
+    )
     study.set_user_attr(FINGERPRINT, fingerprint)
     if not is_new:
         return
@@ -40,7 +44,7 @@ def enqueue_earlier(study: optuna.Study, config: StudyConfig, fingerprint: str) 
         digest(suggest(FixedTrial(preset_params(space, p.name)), space, num_steps=num_steps)) for p in space.presets
     }
     queued: list[str] = []
-    for other, row, params in _candidates(study, config, fingerprint):
+    for other, row, params in _candidates(study.study_name, config, fingerprint, storage):
         if len(queued) == config.presets.earlier:
             break
         point = _meant(params, space, num_steps)
@@ -58,14 +62,13 @@ def earlier_note(study: optuna.Study) -> str | None:
 
 
 def _candidates(
-    study: optuna.Study, config: StudyConfig, fingerprint: str
+    own_name: str, config: StudyConfig, fingerprint: str, storage: BaseStorage
 ) -> Iterator[tuple[str, TrialRow, dict[str, object]]]:
     """Yield name, trial and parameters of what earlier studies offer and this space can hold, best first."""
-    storage = study._storage
     summaries = optuna.get_all_study_summaries(storage=storage)
-    for summary in sorted(summaries, key=lambda summary: summary.datetime_start or 0, reverse=True):
+    for summary in sorted(summaries, key=_started, reverse=True):
         attributes = summary.user_attrs
-        if summary.study_name == study.study_name or attributes.get(FINGERPRINT) != fingerprint:
+        if summary.study_name == own_name or attributes.get(FINGERPRINT) != fingerprint:
             continue
         earlier = optuna.load_study(study_name=summary.study_name, storage=storage)
         try:
@@ -80,6 +83,10 @@ def _candidates(
             params = dict(trials[row.number].params)
             if row.config is not None and _meant(params, config.valid_space, num_steps) == row.config:
                 yield summary.study_name, row, params
+
+
+def _started(summary: optuna.study.StudySummary) -> float:
+    return 0.0 if summary.datetime_start is None else summary.datetime_start.timestamp()
 
 
 def _meant(params: dict[str, object], space: SearchSpace, num_steps: int) -> QuantConfig | None:

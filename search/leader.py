@@ -38,6 +38,7 @@ from search.retry import known_experiments
 from search.samplers import build_sampler, derived_seed
 from search.stages import Stages
 from search.stall import study_stall
+from search.storage import open_storage
 from search.tracking import Tracker
 from search.trials import scored_front, trial_config, trial_reason, trial_result, trial_state
 from search.workbench import Workbench
@@ -79,7 +80,8 @@ class Leader:
     def run(self) -> str:
         """Run trials until there is a reason to stop; release the other ranks and return the reason."""
         if self._order.slot == 0 and self._order.until_trial is None:
-            enqueue_earlier(self._study, self._bench.config, self._bench.model.fingerprint())
+            storage = open_storage(self._order.store, url=self._order.url)
+            enqueue_earlier(self._study, self._bench.config, self._bench.model.fingerprint(), storage)
         self._profile()
         while (reason := self._wait_for_turn()) is None:
             self._study.sampler = self._next_sampler()

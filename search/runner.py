@@ -231,7 +231,7 @@ def _watch(
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     ended: set[int] = set()
-    told = set(_notes(study, config))
+    told = set(_notes(study, config)) - {study.user_attrs.get("ceiling")}
     while len(ended) < len(slots):
         for sentence in _notes(study, config):
             if sentence not in told:

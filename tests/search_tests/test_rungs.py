@@ -1,4 +1,4 @@
-"""When a trial may stop early: exact bounds against brute force, and the test against simulations that know the truth."""
+"""When a trial may stop: exact bounds against brute force, the test against simulations that know the truth."""
 
 import itertools
 import math
