@@ -18,6 +18,9 @@ from typing import Literal
 import optuna
 
 from hyquant.config import QuantConfig
+from search.confirmation import Confirmation, confirmations
+from search.confirming import pending
+from search.earlier import earlier_note
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts, counted_interrupts
 from search.locks import FileLock
@@ -29,6 +32,7 @@ from search.representable import guidance_note
 from search.resume import reclaim_lost_trials, require_same_study
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
+from search.stall import study_stall
 from search.storage import create_study, open_study, require_space, store_errors, stored_config, stored_prompts
 from search.study import Slot, StudyConfig
 from search.trials import count_states, front, num_evaluated, trial_reason, trial_state
@@ -38,6 +42,7 @@ from spaces.targets import left_out
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+USED_UP = "the budget is used"
 
 EventKind = Literal["created", "resumed", "note", "progress", "trial", "slot_stopped"]
 
@@ -95,12 +100,15 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
             for what, reason in left_out(config.space, config.target).items():
                 on_event(_event("note", f"left out {what}: {reason}", study, config))
             on_event(_event("note", f"queued the {added} presets of space {config.space.name}", study, config))
-        is_used_up = _is_used_up(study, config)
+        before = _why_over(study, config)
+        is_done = before is not None and not pending(study, config)
         # Without slots what remains is to tidy up, which a run that was killed at its very end has not done.
-        slots = () if is_used_up else config.slots
+        slots = () if is_done else config.slots
         _run_slots(study, config, slots, until_trial=None, on_event=on_event)
-        message = f"the budget of {config.budget.trials} evaluated trials was already used" if is_used_up else "done"
-        return _summary(study, message)
+        if is_done and before == USED_UP:
+            return _summary(study, f"the budget of {config.budget.trials} evaluated trials was already used")
+        after = _why_over(study, config)
+        return _summary(study, "done" if after in (None, USED_UP) else f"done, as {after}")
 
 
 def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | None, on_event: OnEvent) -> int:
@@ -226,11 +234,12 @@ def _watch(
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     ended: set[int] = set()
-    told_ceiling = False
+    told = set(_notes(study, config)) - {study.user_attrs.get("ceiling")}
     while len(ended) < len(slots):
-        if not told_ceiling and (sentence := study.user_attrs.get("ceiling")):
-            told_ceiling = True
-            on_event(_event("note", str(sentence), study, config))
+        for sentence in _notes(study, config):
+            if sentence not in told:
+                told.add(sentence)
+                on_event(_event("note", sentence, study, config))
         for slot in slots:
             if slot.index not in ended and not slot.is_running:
                 ended.add(slot.index)
@@ -255,11 +264,14 @@ def _tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: On
     if lost := reclaim_lost_trials(study, nameless_grace=timedelta(0)):
         on_event(_event("note", f"{_numbers(lost)} interrupted; queued again for the next run", study, config))
     store = Path(config.store)
+    tracker = Tracker(store, config.name)
     for sentence in repair(store, study):
         on_event(_event("note", f"corrected in MLflow: {sentence}", study, config))
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)
-        Tracker(store, config.name).finish_study(status, Path(name))
+        for number, confirmation in confirmations(study).items():
+            tracker.log_again(number, confirmation)
+        tracker.finish_study(status, Path(name))
 
 
 def _require_progress(
@@ -267,14 +279,18 @@ def _require_progress(
 ) -> None:
     """Refuse to call a study done whose slots all stopped before the budget was used."""
     failures = [failure for slot in slots if (failure := slot.failure())]
-    if until_trial is None and failures and not _is_used_up(study, config):
+    is_done = _why_over(study, config) is not None and not pending(study, config)
+    if until_trial is None and failures and not is_done:
         raise SearchError(f"study {config.name} stopped early: {failures[0]}")
     if until_trial is not None and failures:
         raise SearchError(f"trial {until_trial} was not run: {failures[0]}")
 
 
-def _is_used_up(study: optuna.Study, config: StudyConfig) -> bool:
-    return num_evaluated(count_states(study)) >= config.budget.trials
+def _why_over(study: optuna.Study, config: StudyConfig) -> str | None:
+    """Return why no further trial is to come, whatever the time: the budget or a stall; None if trials are to come."""
+    if num_evaluated(count_states(study)) >= config.budget.trials:
+        return USED_UP
+    return study_stall(study, config)
 
 
 def _summary(study: optuna.Study, message: str) -> RunSummary:
@@ -301,6 +317,22 @@ def _sentence(trial: optuna.trial.FrozenTrial, config: StudyConfig) -> str:
     names = [objective.metric for objective in config.objectives]
     values = ", ".join(f"{name} {readable(value)}" for name, value in zip(names, trial.values or (), strict=False))
     return f"trial {trial.number} {state}" + (f": {values}" if values else "") + (f": {reason}" if reason else "")
+
+
+def _notes(study: optuna.Study, config: StudyConfig) -> list[str]:
+    """Return what workers have to tell about the study as a whole, in order."""
+    sentences = [study.user_attrs.get("ceiling"), earlier_note(study)]
+    again = [_sentence_again(number, found, config) for number, found in confirmations(study).items()]
+    return [str(sentence) for sentence in (*sentences, *again) if sentence]
+
+
+def _sentence_again(number: int, confirmation: Confirmation, config: StudyConfig) -> str:
+    """Return one line on a member of the front that was measured again."""
+    names = [objective.metric for objective in config.objectives]
+    values = ", ".join(
+        f"{name} {readable(value)}" for name, value in zip(names, confirmation.values or (), strict=False)
+    )
+    return f"trial {number} measured again: {values}" if values else f"trial {number} {confirmation.reason}"
 
 
 def _numbers(numbers: Sequence[int]) -> str:

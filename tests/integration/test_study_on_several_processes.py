@@ -46,6 +46,7 @@ STUDY = {
     "judge": {"model": "hashing"},
     "constraints": [{"metric": "collapsed", "max": 0.5}],
     "latency": {"rounds": 3, "warmup": 1, "compile": False},
+    "confirm": None,
 }
 
 
