@@ -147,7 +147,7 @@ def test_two_ranks_climb_rungs_together_and_measure_the_front_again(make_study_f
         confirm={"members": 2},
     )
 
-    summary, study, events = run(path)
+    summary, study, _ = run(path)
 
     assert summary.evaluated == 4
     results = [trial_result(trial) for trial in study.trials if is_evaluated(trial)]
