@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial
 from search.hypervolume import Losses, hypervolume
 from search.picks import Direction, losses
 from search.study import Budget, StudyConfig
-from search.trials import competitors, is_evaluated, trial_state
+from search.trials import competitors, count_states, is_evaluated, num_evaluated, trial_state
 
+USED_UP = "the budget is used"
 _BEYOND = 0.1
 
 
@@ -48,6 +49,13 @@ def study_stall(study: optuna.Study, config: StudyConfig) -> str | None:
     comparable = {trial.number for trial in competitors(study)}
     trials = [t for t in study.get_trials(deepcopy=False) if t.number in comparable or trial_state(t) != "complete"]
     return stall_reason(trials, config.budget, [objective.direction for objective in config.objectives])
+
+
+def why_over(study: optuna.Study, config: StudyConfig) -> str | None:
+    """Return why no further trial is to come, whatever the time: the budget or a stall; None if trials are to come."""
+    if num_evaluated(count_states(study)) >= config.budget.trials:
+        return USED_UP
+    return study_stall(study, config)
 
 
 def growth(before: Sequence[Losses], now: Sequence[Losses]) -> float:

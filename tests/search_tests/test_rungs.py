@@ -186,7 +186,7 @@ def on_front(quality, ratios):
     }
 
 
-def replay(rng, num_prompts, num_trials=16):
+def replay(rng, num_prompts, num_trials=12):
     """Run one study with the rule; return the true front, the front of full trials, and who was stopped."""
     ratios, qualities, true = qualities_of_a_study(rng, num_trials, num_prompts)
     means = qualities.mean(axis=1)
