@@ -122,8 +122,8 @@ def test_a_slot_of_two_ranks_gives_the_scores_of_one_rank(make_study_file, tmp_p
         two_ranks, one_rank = trial_result(trial), run_trial(alone, trial_config(trial), Stages(Group())).result
         assert two_ranks.weight_bytes == one_rank.weight_bytes
         for name, metric in one_rank.metrics.items():
-            # Ranks have fewer threads: float sums in another order flip int8 codes that lie on a rounding edge. That moves
-            # what quantization adds by some percent, which is all that PSNR sees at 55 dB: half a decibel is 6 %.
+            # Ranks have fewer threads: float sums in another order flip int8 codes that lie on a rounding edge. That
+            # moves what quantization adds by some percent, all that PSNR sees at 55 dB: half a decibel is 6 %.
             tolerance = {"abs": 0.5} if name == "psnr_db" else {"rel": 1e-4, "abs": 1e-4}
             assert two_ranks.metrics[name].values == pytest.approx(metric.values, **tolerance), name
 
