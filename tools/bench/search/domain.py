@@ -4,14 +4,15 @@ The same layers are offered in two encodings: a switch for each unit (raw bits, 
 ordered by measured sensitivity (5 nested sets). Equal layers are equal configs, so one table serves both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from hyquant.layers import first_match
 from hyquant.models.base import DeploymentShape
 from hyquant.sensitivity.ladder import Ladder
 from hyquant.sensitivity.map import SensitivityMap, by_band
 from search.study import StudyConfig
-from spaces.space import SearchSpace, ShareRange
+from spaces.space import Preset, PresetParams, SearchSpace, ShareRange
 
 INCLUDE = ("double_blocks.*attn_*", "double_blocks.*mlp.*", "single_blocks.*.linear[12]")
 """Everything in the blocks but modulation, which sees one row per video and takes no time."""
@@ -28,6 +29,17 @@ STRATEGIES = (
     *("dynamic", "static", "timestep", "m3", "m4", "m6"),
     *("m4+static", "m4+timestep", "fa3", "m4+fa3"),
 )
+PRESETS: tuple[tuple[int, dict[str, Any]], ...] = (
+    (0, {"strategy": "timestep", "act_method": "minmax", "timestep_sep_share": 0.5}),
+    (0, {"strategy": "dynamic"}),
+    (0, {"strategy": "fa3"}),
+    *((rung, {"strategy": "m4"}) for rung in range(len(UNITS))),
+    *((rung, {"strategy": "m4+static", "act_method": "minmax"}) for rung in range(2)),
+    (0, {"strategy": "m4+fa3"}),
+)
+"""Recipes to evaluate first, as a user of a new model has them: the seed's, one smoothed recipe on every rung, and two
+combinations. Chosen before the table was measured."""
+
 METRICS = ("clip_prompt", "clip_reference", "psnr_db", "ssim", "motion_energy_ratio", "collapsed")
 NUM_STEPS = 8
 NUM_PROMPTS = 8
@@ -46,8 +58,13 @@ def tabular_study(config: StudyConfig) -> StudyConfig:
     return config.model_copy(update=update)
 
 
-def base_space(layers: Sequence[str]) -> SearchSpace:
-    """Return the space with a switch for each unit; `layers` are the canonical names of what takes part."""
+def base_space(layers: Sequence[str], order: Sequence[str] = ()) -> SearchSpace:
+    """Return the space with a switch for each unit.
+
+    Args:
+        layers: Canonical names of what takes part; none if they are not known yet.
+        order: Units by sensitivity, which presets need; there are none without it.
+    """
     ladder = Ladder(source="none", layers=tuple(layers), rungs=()) if layers else None
     return SearchSpace(
         name="tabular",
@@ -59,6 +76,15 @@ def base_space(layers: Sequence[str]) -> SearchSpace:
         exclusions="ladder",
         switches=UNITS,
         ladder=ladder,
+        presets=presets(lambda rung: {"float_rungs": 0, "switches": tuple(order[:rung])}) if order else (),
+    )
+
+
+def presets(excluding: Callable[[int], dict[str, Any]]) -> tuple[Preset, ...]:
+    """Return `PRESETS`, with the parameters that leave the units of so many rungs in float."""
+    return tuple(
+        Preset(name=f"p{index}", params=PresetParams(**params, **excluding(rung)))
+        for index, (rung, params) in enumerate(PRESETS)
     )
 
 
@@ -70,6 +96,7 @@ def ladder_space(layers: Sequence[str], order: Sequence[str]) -> SearchSpace:
         {
             **space.model_dump(),
             "switches": {},
+            "presets": [preset.model_dump() for preset in presets(lambda rung: {"float_rungs": rung})],
             "ladder": Ladder(source="units", layers=tuple(layers), rungs=rungs).model_dump(),
         }
     )

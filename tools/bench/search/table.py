@@ -70,6 +70,6 @@ def append_line(path: Path, value: FrozenModel) -> None:
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
         file.seek(0, os.SEEK_END)
-        file.write(json.dumps(value.model_dump(mode="json", exclude_defaults=True)).encode() + b"\n")
+        file.write(json.dumps(value.model_dump(mode="json")).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
