@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from search.commands import certificates, checkpoints, exports, profiling, scores, sensitivity, service, studies
+from search.commands import certificates, checkpoints, explaining, exports, profiling, scores, sensitivity, service, studies
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -29,6 +29,7 @@ for command in (
     studies.front,
     studies.show,
     studies.trial,
+    explaining.explain,
     exports.export,
     exports.verify,
     exports.render,

@@ -95,9 +95,12 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
         complete = [trial for trial in complete if not is_simulated(trial)] or complete
     signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in study.directions]
     losses = {trial.number: tuple(map(mul, signs, trial.values)) for trial in complete}
-    return [
-        trial for trial in complete if not any(_dominates(other, losses[trial.number]) for other in losses.values())
-    ]
+    return [trial for trial in complete if not is_dominated(losses[trial.number], losses.values())]
+
+
+def is_dominated(losses: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+    """Say whether another is nowhere worse and somewhere better; losses are minimized."""
+    return any(_dominates(other, losses) for other in others)
 
 
 def is_simulated(trial: FrozenTrial) -> bool:
