@@ -41,9 +41,19 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "budget": {"trials": budget.trials, "time_s": budget.time_s},
         "front_size": len(overview.front),
         "picks": {name: row.number for row in overview.front for name in row.picks},
+        "sampler": _sampler(overview),
         "median_trial_s": overview.time_per_trial_s,
         "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
     }
+
+
+def _sampler(overview: Overview) -> str:
+    """Return the sampler that draws a study's points: what `auto` stands for, where the study says that."""
+    from search.samplers import chosen_kind
+
+    config = overview.config
+    num_steps, num_trials = config.workload.settings.num_steps, config.budget.trials
+    return chosen_kind(config.sampler.kind, config.valid_space, num_steps=num_steps, num_trials=num_trials)
 
 
 def front_json(overview: Overview) -> list[dict[str, Any]]:

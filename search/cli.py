@@ -11,7 +11,18 @@ import sys
 
 import typer
 
-from search.commands import certificates, checkpoints, explaining, exports, profiling, scores, sensitivity, service, studies
+from search.commands import (
+    certificates,
+    checkpoints,
+    explaining,
+    exports,
+    planning,
+    profiling,
+    scores,
+    sensitivity,
+    service,
+    studies,
+)
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -36,6 +47,7 @@ for command in (
     certificates.certify,
     checkpoints.calibrate,
     checkpoints.quantize_checkpoint,
+    planning.plan,
     profiling.profile,
     sensitivity.sensitivity,
     scores.metrics,

@@ -10,6 +10,7 @@ from typing import Any
 
 from hyquant.config import QuantConfig
 from hyquant.layers import first_match
+from hyquant.sensitivity.map import SensitivityMap, by_band
 from search.logged import flatten
 from search.overview import Overview, TrialRow
 from spaces.space import LADDER, SearchSpace
@@ -88,6 +89,31 @@ def neighbours(row: TrialRow, overview: Overview) -> list[Neighbour]:
     fewest = min((len(neighbour.choices) for neighbour in found), default=0)
     nearest = [neighbour for neighbour in found if len(neighbour.choices) == fewest]
     return sorted(nearest, key=lambda neighbour: (sorted(neighbour.choices), neighbour.number))
+
+
+def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | None:
+    """Return how much of the measured sensitivity a config quantizes; None if it quantizes no Linear.
+
+    Sensitivities are added as squares, as errors of bands that do not interact add up. The map was measured with one
+    scheme, so this speaks of the choice of layers alone.
+    """
+    if config.linear is None:
+        return None
+    values = by_band(found)
+    quantized = {
+        (band.block, band.kind)
+        for band in found.subject.bands
+        if any(first_match(layer, config.layers.exclude) is None for layer in band.layers)
+    }
+    total = sum(value**2 for value in values.values())
+    if not quantized or not 0 < total < float("inf"):
+        return None
+    share = sum(values[band] ** 2 for band in quantized) / total
+    worst = max(quantized, key=lambda band: values[band])
+    return (
+        f"what is quantized holds {share:.0%} of the measured sensitivity, most of it {'.'.join(worst)} "
+        f"({values[worst]:.2g} of the output)"
+    )
 
 
 def _why_by_ladder(pattern: str, space: SearchSpace) -> str:

@@ -1,5 +1,6 @@
 """Optuna samplers by the kind a study file names."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -10,6 +11,8 @@ from search.retry import known_experiments
 from search.study import SamplerConfig, StudyConfig
 from spaces.points import count_points, points
 from spaces.space import SearchSpace
+
+logger = logging.getLogger(__name__)
 
 
 def _tpe(seed: int, num_startup_trials: int) -> BaseSampler:
@@ -45,9 +48,10 @@ def build_sampler(config: StudyConfig, *, slot: int, num_trials: int) -> BaseSam
     """
     seed = derived_seed(config.sampler.seed, slot, num_trials)
     num_steps = config.workload.settings.num_steps
-    return sampler_for(
-        config.sampler, config.valid_space, seed=seed, num_steps=num_steps, num_trials=config.budget.trials
-    )
+    space, num_points = config.valid_space, config.budget.trials
+    kind = chosen_kind(config.sampler.kind, space, num_steps=num_steps, num_trials=num_points)
+    logger.info("sampler kind=%s", kind)
+    return sampler_for(config.sampler, space, seed=seed, num_steps=num_steps, num_trials=num_points)
 
 
 def sampler_for(

@@ -1,19 +1,17 @@
 """Every point of a search space, found by asking `suggest` with each answer it may get.
 
-A space is finite: its shares lie on a grid and everything else is a choice. What is asked for depends on earlier answers,
-so the points are the leaves of a tree; it is walked depth first, in the order in which the space lists its choices.
+A space is finite: its shares lie on a grid and everything else is a choice. What is asked for depends on earlier
+answers, so the points are the leaves of a tree; it is walked depth first, in the order in which the space lists its
+choices.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from hyquant.config import QuantConfig
 from spaces.space import SearchSpace
 from spaces.suggest import suggest
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
 
 Params = dict[str, Any]
 
@@ -30,8 +28,8 @@ def points(space: SearchSpace, *, num_steps: int) -> Iterator[tuple[Params, Quan
     """
     answers: list[int] = []
     while True:
-        trial = _Answers(answers)
-        config = suggest(cast("BaseTrial", trial), space, num_steps=num_steps)
+        trial: Any = _Answers(answers)  # all of a trial that `suggest` asks for
+        config = suggest(trial, space, num_steps=num_steps)
         yield trial.params, config
         answers = [index for index, _ in trial.given]
         sizes = [size for _, size in trial.given]

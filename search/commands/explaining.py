@@ -11,6 +11,7 @@ from search.errors import SearchError
 
 if TYPE_CHECKING:
     from search.explain import Neighbour
+    from search.locate import StudyRef
     from search.overview import Overview, TrialRow
 
 
@@ -23,16 +24,17 @@ def explain(
     """Say which layers of a trial stay in float and why, and what each of its choices cost and bought."""
     from search.locate import locate_study, overview_of
 
-    overview = overview_of(locate_study(study, store))
+    ref = locate_study(study, store)
+    overview = overview_of(ref)
     row = overview.row(trial)
     if row is None:
         raise SearchError(f"study {overview.config.name} has no trial {trial}; see hyq-search front for those to ask")
     if row.config is None or row.values is None:
         raise SearchError(f"a trial is explained once it was measured, but trial {trial} is {row.state}; see show")
     if as_json:
-        print_json(_answer(row, overview))
+        print_json(_answer(row, overview) | {"sensitivity": _sensitivity(row, overview, ref)})
         return
-    for line in _lines(row, overview):
+    for line in _lines(row, overview, _sensitivity(row, overview, ref)):
         print_line(line)
 
 
@@ -54,14 +56,14 @@ def _answer(row: "TrialRow", overview: "Overview") -> dict[str, Any]:
     }
 
 
-def _lines(row: "TrialRow", overview: "Overview") -> Iterator[str]:
+def _lines(row: "TrialRow", overview: "Overview", sensitivity: str | None) -> Iterator[str]:
     from search.explain import float_layers, neighbours
     from search.readable import readable
     from search.stability import pick_stability, stability_sentence
     from spaces.targets import left_out
 
-    assert row.config is not None and row.values is not None, "the command has looked"
-    values = ", ".join(f"{name} {readable(value)}" for name, value in row.values.items())
+    assert row.config is not None, "the command has looked"
+    values = ", ".join(f"{name} {readable(value)}" for name, value in (row.values or {}).items())
     yield f"trial {row.number}: {row.strategy}{f', preset {row.preset}' if row.preset else ''}; {values}"
     if row.reason:
         yield f"may not win: {row.reason}"
@@ -72,6 +74,8 @@ def _lines(row: "TrialRow", overview: "Overview") -> Iterator[str]:
     kept = float_layers(row.config, overview.config.space)
     yield "in float:" if kept else "in float: nothing that the space includes"
     yield from (f"  {layers.pattern}: {layers.why}" for layers in kept)
+    if sensitivity is not None:
+        yield sensitivity
     yield from (
         f"{overview.config.target} cannot execute {what}: {reason}"
         for what, reason in left_out(overview.config.space, overview.config.target).items()
@@ -82,6 +86,23 @@ def _lines(row: "TrialRow", overview: "Overview") -> Iterator[str]:
         return
     yield "choices, against the nearest evaluated trials:"
     yield from (f"  {_sentence(neighbour)}" for neighbour in near)
+
+
+def _sensitivity(row: "TrialRow", overview: "Overview", ref: "StudyRef") -> str | None:
+    """Return what the stored sensitivity map says about a trial; None without a map."""
+    from search.explain import sensitivity_sentence
+    from search.locate import opened_study
+    from search.sensitivity import map_of_study
+    from search.storage import stored_prompts
+
+    assert row.config is not None, "the command has looked"
+    with opened_study(ref) as study:
+        prompts = stored_prompts(study)
+    try:
+        found = map_of_study(overview.config.model_copy(update={"store": str(ref.store)}), prompts)
+    except SearchError:
+        return None
+    return sensitivity_sentence(row.config, found)
 
 
 def _sentence(neighbour: "Neighbour") -> str:

@@ -74,6 +74,8 @@ def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     print_line(f"trials: {counts}")
     picks = ", ".join(f"{name} is trial {number}" for name, number in answer["picks"].items())
     print_line(f"front: {answer['front_size']} points" + (f"; {picks}" if picks else ""))
+    if overview.config.sampler.kind == "auto":
+        print_line(f"sampler: {answer['sampler']}, which auto takes for this space and budget")
     if answer["measurement_errors"]:
         numbers = ", ".join(map(str, answer["measurement_errors"]))
         print_line(f"measurement errors: trials {numbers} gain more than their ceiling; see hyq-search show")

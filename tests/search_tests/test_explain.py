@@ -3,9 +3,11 @@ from itertools import product
 import pytest
 
 from hyquant.config import M4, M6, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static
+from hyquant.sensitivity.bands import LayerBand
 from hyquant.sensitivity.ladder import Ladder
+from hyquant.sensitivity.map import SensitivityMap, SensitivityRow, Subject
 from search.cli import exit_code_of
-from search.explain import FLOAT_LAYERS, differences, float_layers, neighbours
+from search.explain import FLOAT_LAYERS, differences, float_layers, neighbours, sensitivity_sentence
 from search.overview import read_overview
 from search.picks import Point, choose_picks
 from search.result import MetricResult
@@ -49,7 +51,8 @@ def test_a_layer_is_in_float_for_its_rung_or_its_switch(small_study):
         one.why
         for one in float_layers(
             QuantConfig(
-                linear=W8A8Dynamic(), layers=LayerSelection(exclude=small_study.space.exclusions["seed"])  # type: ignore[index]
+                linear=W8A8Dynamic(),
+                layers=LayerSelection(exclude=small_study.space.exclusions["seed"]),  # type: ignore[index]
             ),
             small_study.space,
         )
@@ -71,7 +74,9 @@ def test_neighbours_differ_in_the_fewest_choices_and_say_what_they_gained(filled
     for neighbour in found:
         other = overview.row(neighbour.number)
         assert len(neighbour.choices) == fewest
-        assert neighbour.gains["latency_ratio"] == pytest.approx(row.values["latency_ratio"] - other.values["latency_ratio"])
+        assert neighbour.gains["latency_ratio"] == pytest.approx(
+            row.values["latency_ratio"] - other.values["latency_ratio"]
+        )
 
 
 def test_stability_equals_the_share_of_all_resamples_of_two_prompts(filled_study, make_result):
@@ -88,13 +93,18 @@ def test_stability_equals_the_share_of_all_resamples_of_two_prompts(filled_study
     expected: dict[int, float] = {}
     for chosen in product(range(2), repeat=2):
         points = [
-            Point(r.number, (sum(r.result.metrics["clip_reference"].values[i] for i in chosen) / 2, r.values["latency_ratio"]))
+            Point(
+                r.number,
+                (sum(r.result.metrics["clip_reference"].values[i] for i in chosen) / 2, r.values["latency_ratio"]),
+            )
             for r in rows
         ]
         front = [
             p
             for p in points
-            if not any(o.values != p.values and o.values[0] >= p.values[0] and o.values[1] <= p.values[1] for o in points)
+            if not any(
+                o.values != p.values and o.values[0] >= p.values[0] and o.values[1] <= p.values[1] for o in points
+            )
         ]
         number = choose_picks(front, names, directions, (1.0, 1.0))["balanced"]
         expected[number] = expected.get(number, 0.0) + 0.25
@@ -109,3 +119,20 @@ def test_the_command_explains_a_pick_and_refuses_what_was_not_measured(stored_st
     assert "against the nearest evaluated trials" in capsys.readouterr().out
     assert exit_code_of(["explain", "demo", "13", "--store", str(stored_store)]) == 1
     assert "failed" in capsys.readouterr().err
+
+
+def test_the_quantized_share_of_sensitivity_is_that_of_the_squares():
+    """Bands of 0.3 and 0.4: with the first in float 0.16 of 0.25 is quantized."""
+    errors = {"linear1": 0.3, "linear2": 0.4}
+    block = "single_blocks.0"
+    bands = tuple(LayerBand(block=block, kind=kind, layers=(f"{block}.{kind}",)) for kind in errors)
+    rows = tuple(
+        SensitivityRow(block=block, kind=kind, first_step=0, last_step=3, relative_l2=error)
+        for kind, error in errors.items()
+    )
+    found = SensitivityMap.model_construct(subject=Subject.model_construct(bands=bands, num_steps=4), rows=rows)
+    config = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=("*linear1",)))
+    sentence = sensitivity_sentence(config, found)
+
+    assert "64%" in sentence
+    assert "single_blocks.0.linear2" in sentence
