@@ -3,8 +3,8 @@ import random
 import pytest
 
 from hyquant.config import LayerSelection, QuantConfig, W8A8Dynamic, digest
-from tools.bench.search.table import About, Row, append_line, read_table
-from tools.bench.search.volume import area
+from tools.bench.tabular.table import About, Row, append_line, read_table
+from tools.bench.tabular.volume import area
 
 
 def test_area_is_what_random_points_hit():

@@ -1,9 +1,9 @@
 """Replay samplers on the table of the tabular benchmark, with the code that a study suggests points with.
 
-    python -m tools.bench.search.replay --json docs/benchmarks/search.json
+    python -m tools.bench.tabular.replay --json docs/benchmarks/search.json
 
 For each way to search: how many trials, and how many seconds of trials, until 95 % of the whole table's area is reached
-(see `tools.bench.search.volume`), and the area after 20 trials; medians over seeds. The baseline is the sampler that
+(see `tools.bench.tabular.volume`), and the area after 20 trials; medians over seeds. The baseline is the sampler that
 Optuna takes for several objectives if none is named, on raw bits, without presets, paying for repeated points.
 """
 
@@ -28,10 +28,10 @@ from search.samplers import sampler_for
 from search.study import SamplerConfig
 from spaces.space import SearchSpace
 from spaces.suggest import preset_params, suggest
-from tools.bench.search.domain import NUM_STEPS, base_space, ladder_space
-from tools.bench.search.table import TABLE, Row, Table, read_table
-from tools.bench.search.volume import area, areas_over_time, is_feasible, loss, reference_point
 from tools.bench.tables import markdown, write_json
+from tools.bench.tabular.domain import NUM_STEPS, base_space, ladder_space
+from tools.bench.tabular.table import TABLE, Row, Table, read_table
+from tools.bench.tabular.volume import area, areas_over_time, is_feasible, loss, reference_point
 
 KINDS = ("tpe", "gp", "nsga2", "random", "grid", "auto")
 GOAL = 0.95

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import log10
 from statistics import mean
 
-from tools.bench.search.table import Row, Table
+from tools.bench.tabular.table import Row, Table
 
 RESOLUTION = 1e-7
 """Of a cosine in float32; videos that differ by less are equal."""

@@ -1,6 +1,6 @@
 """Evaluate every config of the tabular benchmark's space, and append each to its table.
 
-    OMP_NUM_THREADS=1 python -m tools.bench.search.evaluate studies/mini.yaml
+    OMP_NUM_THREADS=1 python -m tools.bench.tabular.evaluate studies/mini.yaml
 
 Run it again to go on where it was stopped. Times are processor time of this process on one thread, which a busy machine
 changes little, and the float control is timed in turns with each config. Nothing is compiled.
@@ -34,9 +34,9 @@ from search.stages import Stages
 from search.study_file import load_study
 from search.workbench import Workbench, split_pairs
 from spaces.points import points
-from tools.bench.search.domain import base_space, order_of_units, tabular_study
-from tools.bench.search.table import TABLE, About, Row, append_line, read_table
 from tools.bench.tables import environment
+from tools.bench.tabular.domain import base_space, order_of_units, tabular_study
+from tools.bench.tabular.table import TABLE, About, Row, append_line, read_table
 
 ROUNDS = 5
 T = TypeVar("T")
