@@ -2,8 +2,8 @@
 
     python -m tools.bench.tabular.objectives
 
-The table's prompts are split into two halves in every way. With one half the whole table is evaluated, its front against
-latency is found and the balanced pick is made as a study makes it; the other half judges the pick.
+The table's prompts are split into two halves in every way. With one half the whole table is evaluated, its front
+against latency is found and the balanced pick is made as a study makes it; the other half judges the pick.
 """
 
 import argparse

@@ -26,6 +26,7 @@ from search.pace import next_draw
 from search.retry import known_experiments
 from search.samplers import sampler_for
 from search.study import SamplerConfig
+from spaces.points import points
 from spaces.space import SearchSpace
 from spaces.suggest import preset_params, suggest
 from tools.bench.tables import markdown, write_json
@@ -128,6 +129,14 @@ def summary(way: Way, table: Table, *, num_seeds: int, num_trials: int) -> dict[
     }
 
 
+def ladder_share(table: Table) -> float:
+    """Return how much of the table's area the points of the ladder have; more than that no search on it can reach."""
+    space = ladder_space(table.about.layers, table.about.order)
+    inside = {digest(config) for _, config in points(space, num_steps=NUM_STEPS)}
+    rows, worst = list(filter(is_feasible, table.rows)), reference_point(table)
+    return area((loss(row) for row in rows if row.digest in inside), worst) / area(map(loss, rows), worst)
+
+
 def ways(table: Table) -> list[Way]:
     """Return the baseline, then every sampler on both encodings, without and with presets."""
     layers, order = table.about.layers, table.about.order
@@ -161,8 +170,16 @@ def main() -> None:
                 rows.append(summary(way, table, num_seeds=args.seeds, num_trials=args.trials))
             print({key: value for key, value in rows[-1].items() if key != "curve"}, file=sys.stderr, flush=True)
     print(markdown([{key: value for key, value in row.items() if key != "curve"} for row in rows]))
+    share = ladder_share(table)
+    print(f"the ladder's own points have {share:.1%} of the area")
     if args.json:
-        write_json(args.json, rows, configs=len(table.rows), seeds=args.seeds, trials=args.trials)
+        about = {
+            "configs": len(table.rows),
+            "seeds": args.seeds,
+            "trials": args.trials,
+            "ladder_share": round(share, 4),
+        }
+        write_json(args.json, rows, **about)
 
 
 if __name__ == "__main__":
