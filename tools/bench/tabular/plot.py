@@ -24,7 +24,11 @@ def main() -> None:
         baseline = rows[0]
         panel.plot(_trials(baseline), baseline["curve"], color="black", linestyle=":", label=baseline["sampler"])
         for row in rows[1:]:
-            if (row["exclusions"], row["presets"]) == (encoding, presets) and row["sampler"] in COLOURS and "curve" in row:
+            if (
+                (row["exclusions"], row["presets"]) == (encoding, presets)
+                and row["sampler"] in COLOURS
+                and "curve" in row
+            ):
                 panel.plot(_trials(row), row["curve"], color=COLOURS[row["sampler"]], label=row["sampler"])
         panel.axhline(0.95, color="#cccccc", linewidth=1, zorder=0)
         panel.set(title=title, xlabel="trials that were paid for", xlim=(1, 40), ylim=(0.3, 1.01))
