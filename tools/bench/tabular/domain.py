@@ -38,8 +38,10 @@ PRESETS: tuple[tuple[int, dict[str, Any]], ...] = (
     (0, {"strategy": "m6"}),
     *((rung, {"strategy": "m4+fa3"}) for rung in range(2)),
 )
-"""Recipes to evaluate first: the seed's, one smoothed recipe on every rung, the other smoothings and quantized attention
-at the bottom. After a first replay `m3`, `m6` and a second `m4+fa3` replaced two static recipes; docs/evaluation.md says it."""
+"""Recipes to evaluate first: the seed's, one smoothed recipe on every rung, and others at the bottom.
+
+After a first replay `m3`, `m6` and a second `m4+fa3` replaced two static recipes; docs/evaluation.md says so.
+"""
 
 METRICS = ("clip_prompt", "clip_reference", "psnr_db", "ssim", "motion_energy_ratio", "collapsed")
 NUM_STEPS = 8
