@@ -76,10 +76,10 @@ def sampler_for(
 def chosen_kind(kind: str, space: SearchSpace, *, num_steps: int, num_trials: int) -> str:
     """Return which sampler a kind stands for: itself, or what `auto` takes for this space and number of trials.
 
-    Grid where the budget covers the space: then every point is evaluated, and no other sampler can do better. Else TPE:
+    Grid where the budget covers the space: every point is evaluated, and no other sampler can do better. Else TPE:
     on the tabular benchmark (docs/evaluation.md), with ladder and presets, it needed 18 trials to 95 % of the area;
-    random points needed 29, NSGA-II 31.5, grid 40. GP is level with it or behind after 20 trials on the ladder, and takes
-    about 50 times as long to choose a point.
+    random points needed 29, NSGA-II 31.5, grid 40. GP is level with it or behind after 20 trials on the ladder, and
+    takes about 50 times as long to choose a point.
     """
     if kind != "auto":
         return kind
