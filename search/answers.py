@@ -45,6 +45,7 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "budget": budget.model_dump(),
         "front_size": len(overview.front),
         "picks": {name: row.number for row in overview.front for name in row.picks},
+        "sampler": _sampler(overview),
         "median_trial_s": overview.time_per_trial_s,
         "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
         "noise_floor": None if overview.floor is None else plain(overview.floor),
@@ -63,6 +64,15 @@ def floor_lines(floor: NoiseFloor) -> list[str]:
         at = f"{one.mean:.3g} (worst prompt {one.worst:.3g}), float scores {readable(one.score)} under {one.change}"
         lines.append(f"  {name}: {at if one.mean > 0 else 'none, no change moves it'}")
     return lines
+
+
+def _sampler(overview: Overview) -> str:
+    """Return the sampler that draws a study's points: what `auto` stands for, where the study says that."""
+    from search.samplers import chosen_kind
+
+    config = overview.config
+    num_steps, num_trials = config.workload.settings.num_steps, config.budget.trials
+    return chosen_kind(config.sampler.kind, config.valid_space, num_steps=num_steps, num_trials=num_trials)
 
 
 def front_json(overview: Overview) -> list[dict[str, Any]]:

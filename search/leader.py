@@ -77,7 +77,7 @@ class Leader:
         self._cycle_started = time.perf_counter()
         self._stages = Stages(bench.group)
         num_trials = len(study.get_trials(deepcopy=False))
-        self._sampler = build_sampler(bench.config.sampler, slot=order.slot, num_trials=num_trials)
+        self._sampler = build_sampler(bench.config, slot=order.slot, num_trials=num_trials)
 
     def run(self) -> str:
         """Run trials until there is a reason to stop; release the other ranks and return the reason."""

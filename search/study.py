@@ -81,9 +81,12 @@ class Constraint(FrozenModel):
 
 
 class SamplerConfig(FrozenModel):
-    """The Optuna sampler: multivariate TPE by default."""
+    """How points are chosen: multivariate TPE by default.
 
-    kind: Literal["tpe", "gp", "nsga2", "random"] = "tpe"
+    `grid` tries every point of the space once, in random order; `auto` picks by budget and size of the space.
+    """
+
+    kind: Literal["auto", "tpe", "gp", "nsga2", "random", "grid"] = "tpe"
     seed: int = 0
     num_startup_trials: Annotated[int, Field(ge=0)] = 8
 

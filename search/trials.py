@@ -98,9 +98,9 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in study.directions]
     holding = [trial for trial in competitors(study) if trial.number not in again or again[trial.number].values]
     first = {trial.number: tuple(map(mul, signs, trial.values)) for trial in holding}
-    members = [trial for trial in holding if not _is_dominated(first[trial.number], first.values())]
+    members = [trial for trial in holding if not is_dominated(first[trial.number], first.values())]
     second = {t.number: tuple(map(mul, signs, again[t.number].values or ())) for t in members if t.number in again}
-    return [t for t in members if t.number not in second or not _is_dominated(second[t.number], second.values())]
+    return [t for t in members if t.number not in second or not is_dominated(second[t.number], second.values())]
 
 
 def competitors(study: optuna.Study) -> list[FrozenTrial]:
@@ -134,7 +134,8 @@ def is_simulated(trial: FrozenTrial) -> bool:
     return result is not None and result.latency is not None and result.latency.kind == "simulated"
 
 
-def _is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+def is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+    """Say whether another is nowhere worse and somewhere better; losses are minimized."""
     return any(own != other and all(a <= b for a, b in zip(other, own, strict=True)) for other in others)
 
 
