@@ -146,7 +146,7 @@ class LatencyConfig(FrozenModel):
 
 
 DEFAULT_OBJECTIVES = (
-    Objective(metric="clip_reference", direction="maximize"),
+    Objective(metric="clip_reference_excess", direction="minimize"),
     Objective(metric="latency_ratio", direction="minimize"),
 )
 
