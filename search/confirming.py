@@ -34,7 +34,9 @@ def pending(study: optuna.Study, config: StudyConfig) -> list[int]:
 def bench_for_again(bench: Workbench) -> Workbench:
     """Return a bench with the same prompts and fresh seeds, on which every trial sees all prompts.
 
-    Its float videos are rendered by the first trial that needs them; everything else is shared with `bench`.
+    Its float videos are rendered by the first trial that needs them; everything else is shared with `bench`, the noise
+    floor of each prompt too where it is known: it is the same for all members, so measuring it on the fresh seeds would
+    cost renderings and change no pick.
     """
     confirm, workload = bench.config.confirm, bench.config.workload
     assert confirm is not None, "a study that measures nothing again needs no bench for it"
@@ -46,7 +48,7 @@ def bench_for_again(bench: Workbench) -> Workbench:
         pairs=[(prompt, first + index) for index, prompt in enumerate(prompts)],
         references=[],
         float_results={},
-        floor=None,
+        floor=None if bench.floor is None else bench.floor.at([*range(len(bench.prompts.search))] * confirm.seeds),
         is_judge_ready=False,
     )
 

@@ -5,6 +5,8 @@
     float renders    = prompts * clip
     trial            = prompts * clip + latency       scores, quantizing and compiling come on top
     latency          = rounds * (control + candidate) steps at the deployment shape; two candidate modes at most
+    noise floor      = prompts * clip, for each neutral change that can be made; known from the store afterwards
+    measured again   = for each member of the front, fresh seeds * prompts * clip + latency; once for float
     certificate      = 2 * prompts * seeds * clip     on one process
 
 A candidate is taken to be as slow as float. Ranks share the prompts of a phase; slots work on trials at the same time.
@@ -20,7 +22,10 @@ import numpy as np
 
 from hyquant.latency import LatencyBench
 from hyquant.models.base import RenderSettings, VideoModel
+from metrics.registry import find_metric
 from metrics.statistics.sample_sizes import POWER, power_below
+from search.metric_names import has_excess
+from search.neutral_changes import CHANGES
 from search.study import StudyConfig
 
 _SHORT, _LONG = 1, 3
@@ -65,7 +70,11 @@ def measure_costs(model: VideoModel, config: StudyConfig, prompt: str) -> StepCo
 
 
 def phases(config: StudyConfig, costs: StepCosts) -> tuple[Phase, ...]:
-    """Return the phases of a study in their order; the certificate is left out where the study has none."""
+    """Return the phases of a study in their order; the certificate is left out where the study has none.
+
+    The budget, the neutral changes and the members of the front are counted in full: what ends sooner, cannot be made
+    or is in the store already takes less.
+    """
     workload, ranks, num_slots = config.workload, config.slots[0].ranks, len(config.slots)
     steps_s = workload.settings.num_steps * costs.step_s
     clip_s = costs.overhead_s + steps_s
@@ -75,9 +84,14 @@ def phases(config: StudyConfig, costs: StepCosts) -> tuple[Phase, ...]:
     found = [
         Phase("calibration", 2 * math.ceil(workload.num_calibration_prompts / ranks) * steps_s, 1),
         Phase("float renders", render_s, 1),
+        Phase("noise floor", render_s, len(CHANGES) if _has_floor(config) else 0),
         Phase("trial: renders", render_s, math.ceil(config.budget.trials / num_slots)),
         Phase("trial: latency", latency_s, config.budget.trials),
     ]
+    if config.confirm is not None:
+        again_s = config.confirm.seeds * render_s
+        found.append(Phase("measured again", again_s + latency_s, config.confirm.members))
+        found.append(Phase("measured again: float", again_s, 1))
     if config.certificate is not None:
         settings = config.certificate.settings or workload.settings
         pixels = math.prod((settings.height, settings.width, settings.num_frames))
@@ -148,3 +162,7 @@ def _render_s(model: VideoModel, prompt: str, settings: RenderSettings, num_step
     started = time.perf_counter()
     model.render([prompt], [0], settings.model_copy(update={"num_steps": num_steps}))
     return time.perf_counter() - started
+
+
+def _has_floor(config: StudyConfig) -> bool:
+    return any(has_excess(find_metric(name)) for name in config.metrics)

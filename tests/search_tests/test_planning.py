@@ -6,20 +6,27 @@ import pytest
 from search.cli import exit_code_of
 from search.margins import CertificateConfig
 from search.planning import StepCosts, half_width, phases, shown_margin
-from search.study import Slot
+from search.study import ConfirmConfig, Slot
 
 COSTS = StepCosts(step_s=2.0, overhead_s=10.0, deployment_step_s=5.0)
 
 
 def test_phases_of_a_study_worked_out_by_hand(small_study):
-    """1 calibration and 2 search prompts of 4 steps, 4 trials, 3 rounds after 1 of warm-up."""
+    """1 calibration and 2 search prompts of 4 steps, 4 trials, 3 rounds after 1 of warm-up, 2 members again."""
     certificate = CertificateConfig(prompts="mini:heldout", num_prompts=3, seeds_per_prompt=2)
-    found = {phase.name: phase for phase in phases(small_study.model_copy(update={"certificate": certificate}), COSTS)}
+    again = ConfirmConfig(members=2, seeds=3)
+    found = {
+        phase.name: phase
+        for phase in phases(small_study.model_copy(update={"certificate": certificate, "confirm": again}), COSTS)
+    }
 
     assert found["calibration"].total_s == 2 * 1 * 4 * 2
     assert found["float renders"].total_s == 2 * (10 + 4 * 2)
     assert (found["trial: renders"].seconds, found["trial: renders"].times) == (36, 4)
     assert found["trial: latency"].total_s == 4 * (3 + 1) * 3 * 5
+    assert found["noise floor"].total_s == 3 * 2 * 18
+    assert found["measured again"].total_s == 2 * (3 * 2 * 18 + 60)
+    assert found["measured again: float"].total_s == 3 * 2 * 18
     assert found["certificate"].total_s == 2 * 6 * 18
 
 
