@@ -33,7 +33,7 @@ from metrics.statistics.verdict import combined
 from search.certificate import Certificate, Pair, Software, export_digests
 from search.errors import SearchError
 from search.locks import HostLock
-from search.margin_verdicts import PairedScores, margin_verdicts
+from search.margin_verdicts import PairedScores, margin_verdicts, most_of
 from search.margins import CertificateConfig, Margin
 from search.study import JudgeConfig, StudyConfig
 
@@ -130,7 +130,7 @@ def certify_export(
     return judged(
         Certificate(
             verdict="INCONCLUSIVE",
-            further_pairs=None,
+            new_prompts=None,
             metrics=(),
             alpha=certificate.alpha,
             study=config.name,
@@ -177,13 +177,12 @@ def judged(unjudged: Certificate, margins: Sequence[Margin], scores: Scores) -> 
     ]
     verdicts = margin_verdicts(paired, [pair.prompt for pair in unjudged.pairs], alpha=unjudged.alpha)
     verdict = combined(metric.verdict for metric in verdicts)
-    open_ones = [metric.further_pairs for metric in verdicts if metric.verdict == "INCONCLUSIVE"]
-    known = [number for number in open_ones if number is not None]
+    needed = most_of(metric.new_prompts for metric in verdicts if metric.verdict == "INCONCLUSIVE")
     return unjudged.model_copy(
         update={
             "verdict": verdict,
             "metrics": verdicts,
-            "further_pairs": max(known) if verdict == "INCONCLUSIVE" and len(known) == len(open_ones) else None,
+            "new_prompts": needed if verdict == "INCONCLUSIVE" else None,
         }
     )
 

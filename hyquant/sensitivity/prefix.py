@@ -2,8 +2,8 @@
 
 What runs before the first quantized block is the same in every probe. So those blocks give back what they gave in
 float, and only the ones behind them run. Of each stack (`double_blocks`) the output of the last block is held and all
-of its earlier blocks return that: in a chain of blocks nobody else sees what they return. `is_chain` tells on one record,
-bit by bit, whether a denoiser is such a chain wherever it is to be cut.
+of its earlier blocks return that: in a chain of blocks nobody else sees what they return. `is_chain` tells on one
+record, bit by bit, whether a denoiser is such a chain wherever it is to be cut.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

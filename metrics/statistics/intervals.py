@@ -1,6 +1,7 @@
 """How far is a mean over a few prompts from the mean over all of them? A bootstrap interval, clustered by prompt."""
 
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ def mean_interval(
     Resampled means of a few values vary too little; the level is raised so that intervals of normal values are as wide
     as Student's.
 
-    Of a single cluster, or of clusters with one mean, the interval is that mean: nothing varies.
+    Of a single cluster, or of clusters with one mean, the interval is that mean: nothing varies. So it is where clusters
+    differ by so little that BCa has no finite ends.
 
     Args:
         values: [P], one per pair of prompt and seed; finite.
@@ -50,21 +52,26 @@ def mean_interval(
     Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69 (2015), on expanded
     percentiles.
     """
-    from scipy.stats import bootstrap  # takes half a second to import
+    from scipy.stats import DegenerateDataWarning, bootstrap  # takes half a second to import
 
     means_K = cluster_means(values, clusters)
     mean = float(means_K.mean())
     if np.ptp(means_K) == 0.0:
         return Interval(mean=mean, low=mean, high=mean, level=level)
-    drawn = bootstrap(
-        (means_K,),
-        np.mean,
-        n_resamples=num_resamples,
-        confidence_level=_expanded(level, len(means_K)),
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean=mean, low=float(drawn.low), high=float(drawn.high), level=level)
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # ends that are not finite are looked for below
+        drawn = bootstrap(
+            (means_K,),
+            np.mean,
+            n_resamples=num_resamples,
+            confidence_level=_expanded(level, len(means_K)),
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    low, high = float(drawn.low), float(drawn.high)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Interval(mean=mean, low=mean, high=mean, level=level)
+    return Interval(mean=mean, low=low, high=high, level=level)
 
 
 def _expanded(level: float, num: int) -> float:

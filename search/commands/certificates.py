@@ -12,7 +12,7 @@ from search.console import print_json, print_line, print_table, remark
 
 if TYPE_CHECKING:
     from search.margin_verdicts import MetricVerdict
-    from search.repeating import Move
+    from search.moves import Move
 
 _PROGRESS_S = 5.0
 
