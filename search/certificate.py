@@ -31,7 +31,7 @@ class Pair(FrozenModel):
 
 
 class Software(FrozenModel):
-    """What the clips were rendered and judged with."""
+    """What the clips were rendered and judged with: versions, kind of device and kernels; the driver is not known."""
 
     packages: dict[str, str]
     device: str

@@ -25,17 +25,18 @@ from metrics.statistics.verdict import Verdict
 from search.certificate import Certificate, binding_problems
 from search.certifying import (
     OnProgress,
-    Scores,
     Subject,
     candidate_key,
     float_key,
-    judged,
     load_judge,
     now,
+    require_weights,
     score_pairs,
     software_of,
 )
+from search.clip_space import require_room, writing_to
 from search.errors import SearchError
+from search.judging import Scores, judged
 from search.metric_names import has_drop
 from search.moves import Move, PairMoves, judged_moves
 from search.rendering import load_float_model
@@ -70,19 +71,23 @@ def repeat_certificate(
     Args:
         old: The certificate of the export.
         export: Folder of the export.
-        store: Where float clips were kept when it was certified.
+        store: Where clips were kept when it was certified; those of today are kept there too until they are judged.
         device: "auto", or a device as torch writes it.
         on_progress: Told what is being done, one line at a time.
 
     Raises:
         HyquantError: If the model or the export cannot be loaded.
-        SearchError: If the export is not the one that was certified, or clips cannot be scored.
+        MetricError: If the weights of a metric are missing.
+        SearchError: If the export is not the one that was certified, the store has no room for clips, or they cannot be
+            scored.
     """
     if problem := next(binding_problems(export, old), None):
         raise SearchError(f"only what was certified can be repeated, but {problem}")
-    model = load_float_model(export, device=device)
     names = [metric.metric for metric in old.metrics]
-    with tempfile.TemporaryDirectory(prefix="hyq-certify-") as folder:
+    require_weights(names)
+    require_room(store, old.settings, 2 * len(old.pairs))
+    model = load_float_model(export, device=device)
+    with writing_to(store), tempfile.TemporaryDirectory(prefix=".again-", dir=store) as folder:
         subject = Subject(
             model=model,
             export=export,

@@ -67,11 +67,17 @@ def capture_in_memory(
 
 
 def reference_videos(
-    model: VideoModel, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, store: Store
+    model: VideoModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: RenderSettings,
+    store: Store,
+    *,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Tensor]:
     """Return the float denoiser's videos, float32 [T, C, H, W] in [0, 1], rendering those that the store lacks.
 
-    The denoiser must be in float.
+    The denoiser must be in float. `on_step` is called after every denoising step.
 
     Raises:
         ConfigError: If a prompt cannot be rendered with these settings.
@@ -81,7 +87,7 @@ def reference_videos(
     videos = {key: entry.tensors["video"] for key, entry in found.items() if entry is not None}
     missing = {key: (prompt, seed) for key, prompt, seed in zip(keys, prompts, seeds, strict=True) if key not in videos}
     rendered = model.render(
-        [prompt for prompt, _ in missing.values()], [seed for _, seed in missing.values()], settings
+        [prompt for prompt, _ in missing.values()], [seed for _, seed in missing.values()], settings, on_step=on_step
     )
     for (key, (prompt, seed)), video in zip(missing.items(), rendered, strict=True):
         store.put(key, {"video": video}, {"prompt": prompt, "seed": seed})

@@ -35,8 +35,8 @@ def mean_interval(
     Resampled means of a few values vary too little; the level is raised so that intervals of normal values are as wide
     as Student's.
 
-    Of a single cluster, or of clusters with one mean, the interval is that mean: nothing varies. So it is where clusters
-    differ by so little that BCa has no finite ends.
+    Of a single cluster, or of clusters with one mean, the interval is that mean: nothing varies. So it is where BCa has
+    no finite ends.
 
     Args:
         values: [P], one per pair of prompt and seed; finite.

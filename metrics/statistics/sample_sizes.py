@@ -65,8 +65,8 @@ def clusters_to_pass(
 def clusters_to_pass_share(share: float, limit: float, *, alpha: float = 0.05, power: float = POWER) -> int | None:
     """Return the smallest number of prompts at which a share of flagged ones is shown to be below a limit.
 
-    Of n prompts the test passes with at most k flagged ones, the largest k with P(flagged <= k; n, limit) <= alpha; n is
-    enough if P(flagged <= k; n, share) >= power, by the binomial law.
+    Of n prompts the test passes with at most k flagged ones, the largest k with P(flagged <= k; n, limit) <= alpha; n
+    is enough if P(flagged <= k; n, share) >= power, by the binomial law.
 
     Args:
         share: The true share of flagged prompts, in [0, 1].

@@ -9,7 +9,7 @@ from hyquant.export import ModelInfo
 from hyquant.models.base import RenderSettings
 from search.certificate import Certificate, Pair, Software
 from search.certificate_page import certificate_page, used_share
-from search.certifying import Scores, judged
+from search.judging import Scores, judged
 from search.margins import Margin
 from search.study import JudgeConfig
 
