@@ -22,6 +22,7 @@ from hyquant.clock import StepClock
 from hyquant.compiling import can_compile, compile_blocks_
 from hyquant.config import W8A8Timestep
 from hyquant.devices import resolve_device
+from hyquant.latency_interval import ratio_interval
 from hyquant.latency_report import KernelKind, LatencyReport
 from hyquant.models.base import DeploymentShape, VideoModel
 from hyquant.modules.swap import attention_kinds, restore_, structural_twin, swapped
@@ -111,6 +112,9 @@ class LatencyBench:
             control_loop_latency_s=control_s,
             ratio=loop_s / control_s,
             ratio_mad=median(abs(ratio - median(ratios)) for ratio in ratios),
+            ratio_interval=ratio_interval(
+                [(count, seconds[mode]) for mode, count in counts.items()], seconds[_CONTROL]
+            ),
             step_latency_s=middle,
             rounds=rounds,
             warmup=prepared.warmup,

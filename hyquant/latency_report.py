@@ -23,6 +23,8 @@ class LatencyReport(FrozenModel):
         control_loop_latency_s: The float loop.
         ratio: Candidate / control; below 1 is faster.
         ratio_mad: Median absolute deviation of the ratios of single rounds.
+        ratio_interval: Low and high end of the 95 % bootstrap interval of `ratio` over rounds; None in old reports
+            and if nothing was timed.
         step_latency_s: Median of one step by mode, the float control under "control".
         rounds, warmup: How many rounds were measured, and run before without being counted.
         shape: Height x width x frames, batch and steps.
@@ -49,6 +51,7 @@ class LatencyReport(FrozenModel):
     kernels: tuple[str, ...] = ()
     ceiling: float | None = None
     profile_step_s: float | None = None
+    ratio_interval: tuple[float, float] | None = None
 
     @property
     def measurement_error(self) -> str | None:

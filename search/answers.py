@@ -3,11 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from hyquant.latency_report import LatencyReport
+from hyquant.latents import mean_curve
 from search.logged import config_params
-from search.metric_names import worse
+from search.metric_names import LATENT_L2, worse
+from search.noise_floor import NoiseFloor
 from search.overview import Overview, TrialRow
 from search.plain import plain
-from search.readable import readable
+from search.readable import readable, with_interval
+from search.result import TrialResult
 
 if TYPE_CHECKING:
     from hyquant.export import VerifyReport
@@ -23,7 +26,7 @@ def table_row(row: TrialRow) -> dict[str, str]:
         "state": row.state,
         "front": ", ".join(row.picks) or ("yes" if row.is_on_front else ""),
         "strategy": row.strategy or "",
-        **{name: readable(value) for name, value in (row.values or {}).items()},
+        **{name: with_interval(value, row.interval(name)) for name, value in (row.values or {}).items()},
         "latency": "" if row.result is None or row.result.latency is None else row.result.latency.kind,
         **{name.split(".")[-1]: params.get(name, "") for name in _CONFIG_COLUMNS},
         "seconds": "" if row.duration_s is None else f"{row.duration_s:.1f}",
@@ -43,12 +46,27 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "picks": {name: row.number for row in overview.front for name in row.picks},
         "median_trial_s": overview.time_per_trial_s,
         "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
+        "noise_floor": None if overview.floor is None else plain(overview.floor),
     }
+
+
+def floor_lines(floor: NoiseFloor) -> list[str]:
+    """Return what a study's noise floor is, as lines for people."""
+    left_out = f"; left out: {'; '.join(floor.left_out)}" if floor.left_out else ""
+    lines = [f"noise floor, of float under {', '.join(floor.changes)}{left_out}"]
+    if floor.is_perfect:
+        return [*lines, "  none: every neutral change gives the same videos bit for bit on this machine"]
+    if floor.identical:
+        lines.append(f"  the same videos bit for bit under {', '.join(floor.identical)}")
+    for name, one in floor.metrics.items():
+        at = f"{one.mean:.3g} (worst prompt {one.worst:.3g}), float scores {readable(one.score)} under {one.change}"
+        lines.append(f"  {name}: {at if one.mean > 0 else 'none, no change moves it'}")
+    return lines
 
 
 def front_json(overview: Overview) -> list[dict[str, Any]]:
     """Return the answer of `hyq-search front --json`; documented in docs/cli.md."""
-    keys = ("number", "picks", "values", "config", "config_digest", "strategy", "metrics", "latency")
+    keys = ("number", "picks", "values", "intervals", "config", "config_digest", "strategy", "metrics", "latency")
     return [{key: row[key] for key in keys} for row in map(trial_json, overview.front)]
 
 
@@ -67,6 +85,7 @@ def trial_json(row: TrialRow) -> dict[str, Any]:
         "picks": list(row.picks),
         "on_front": row.is_on_front,
         "values": row.values,
+        "intervals": {name: row.interval(name) for name in row.values or ()},
         "strategy": row.strategy,
         "preset": row.preset,
         "config": row.config,
@@ -75,6 +94,8 @@ def trial_json(row: TrialRow) -> dict[str, Any]:
         "constraints": {} if result is None else result.constraints,
         "latency": None if result is None else result.latency,
         "weight_bytes": None if result is None else result.weight_bytes,
+        "peak_memory_bytes": None if result is None else result.peak_memory_bytes,
+        "latent_l2": [] if result is None else mean_curve(result.latent_l2),
         "stage_seconds": {} if result is None else result.stage_seconds,
         "duration_s": row.duration_s,
     }
@@ -87,7 +108,7 @@ def report_json(report: "VerifyReport") -> dict[str, Any]:
     return answer
 
 
-def trial_lines(row: TrialRow) -> list[str]:
+def trial_lines(row: TrialRow, floor: NoiseFloor | None = None) -> list[str]:
     """Return what there is to know about one trial, as lines for people."""
     offered = f", offered as {' and '.join(row.picks)}" if row.picks else ""
     lines = [f"trial {row.number}: {row.state}{', on the front' if row.is_on_front else ''}{offered}"]
@@ -100,14 +121,31 @@ def trial_lines(row: TrialRow) -> list[str]:
     if row.result is not None:
         lines += ["scores over the prompts:"]
         lines += [
-            f"  {name}: {readable(m.mean)} (std {m.std:.2g}, worst {readable(worse(name)(m.values))})"
+            f"  {name}: {with_interval(m.mean, m.interval)} (std {m.std:.2g}, worst {readable(worse(name)(m.values))})"
             for name, m in row.result.metrics.items()
         ]
         lines += [f"  bound on {name} is exceeded by {v:.3g}" for name, v in row.result.constraints.items() if v > 0]
         lines += _latency_lines(row.result.latency)
+        lines += _latent_lines(row)
+        lines.append(_memory_line(row.result))
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row.result.stage_seconds.items())
         lines.append(f"time: {stages}")
+    if row.result is not None and floor is not None:
+        lines += floor_lines(floor)
     return lines
+
+
+def _latent_lines(row: TrialRow) -> list[str]:
+    curve = () if row.result is None else mean_curve(row.result.latent_l2)
+    if not curve:
+        return []
+    last = with_interval(curve[-1], row.interval(LATENT_L2))
+    return [f"latents: relative L2 error {last} after the last of {len(curve)} steps, {curve[0]:.3g} after the first"]
+
+
+def _memory_line(result: TrialResult) -> str:
+    peak = "not measured" if result.peak_memory_bytes is None else f"{result.peak_memory_bytes / 2**20:.4g} MiB"
+    return f"memory: weights {result.weight_bytes / 2**20:.4g} MiB, peak {peak}"
 
 
 def _latency_lines(latency: LatencyReport | None) -> list[str]:
@@ -120,7 +158,7 @@ def _latency_lines(latency: LatencyReport | None) -> list[str]:
             f"  predicted for {latency.device}, {latency.shape}; nothing was timed",
         ]
     lines = [
-        f"latency: {latency.ratio:.3f} of float (MAD {latency.ratio_mad:.2g}), "
+        f"latency: {with_interval(latency.ratio, latency.ratio_interval)} of float (MAD {latency.ratio_mad:.2g}), "
         f"{latency.loop_latency_s:.3g} s against {latency.control_loop_latency_s:.3g} s a clip",
         f"  {latency.conditions}, {latency.shape}; {latency.rounds} rounds after {latency.warmup} of warm-up",
     ]

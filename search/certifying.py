@@ -7,7 +7,7 @@ memory.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,12 +20,12 @@ from hyquant.config import digest
 from hyquant.devices.runtime import runtime_versions
 from hyquant.errors import ConfigError
 from hyquant.export import load_quantized, model_info, read_manifest
-from hyquant.export.manifest import software_versions
 from hyquant.export.reader import require_same_denoiser
 from hyquant.latency import describe_device, kernels_of
 from hyquant.models import load_model
 from hyquant.models.base import RenderSettings, VideoModel
 from hyquant.quantize import restore_
+from hyquant.software import software_versions
 from metrics.base import Sample
 from metrics.embedders import Embedder, load_embedder
 from metrics.registry import find_metric
@@ -58,6 +58,7 @@ class Subject:
         judge: Embeds videos and prompts.
         clips: Where clips are kept by content: float ones to be scored against, both to be compared with later ones.
         lock: Lets measurements elsewhere on the host pass between denoising steps.
+        software: What clips in the store were rendered with; None for this process's own.
     """
 
     model: VideoModel
@@ -67,6 +68,7 @@ class Subject:
     judge: Embedder
     clips: Store
     lock: HostLock = field(default_factory=HostLock)
+    software: Mapping[str, str] | None = None
 
     def batches(self) -> Iterator[tuple[list[str], list[int]]]:
         """Yield prompts and seeds of one batch after the other."""
@@ -248,7 +250,7 @@ def _score_floats(subject: Subject, names: Sequence[str], on_progress: OnProgres
 
 def float_key(subject: Subject, prompt: str, seed: int) -> str:
     """Return the key of a float clip in a store, which trials use too."""
-    return cache_key("video", subject.model, prompt, seed, subject.settings)
+    return cache_key("video", subject.model, prompt, seed, subject.settings, software=subject.software)
 
 
 def candidate_key(subject: Subject, prompt: str, seed: int) -> str:

@@ -22,6 +22,7 @@ from hyquant.config import QuantConfig
 from hyquant.distributed import Group
 from search.errors import TrialFailed
 from search.locks import FileLock
+from search.logged import floor_metrics
 from search.media import write_trial_files
 from search.objective import Evidence, run_trial
 from search.order import SlotState, WorkOrder, mlflow_lock_path, slot_folder, write_state
@@ -63,6 +64,7 @@ class Leader:
         self._restart_count = restart_count
         self._tracker = Tracker(order.store, order.study)
         self._is_tracking = False
+        self._has_told_of_float = False
         self._evidence: Evidence | None = None
         self._sign_of_life = time.monotonic()
         self._cycle_started = time.perf_counter()
@@ -131,14 +133,24 @@ class Leader:
 
     def _evaluate(self, config: QuantConfig) -> TrialResult:
         self._bench.group.broadcast({"command": "trial", "config": config.model_dump(mode="json")})
-        knew_float_scores = self._bench.is_judge_ready
         measurement = run_trial(self._bench, config, self._stages)
-        if not knew_float_scores:
-            scores = {name: result.model_dump(mode="json") for name, result in self._bench.float_results.items()}
-            self._study.set_user_attr("float_scores", scores)
+        self._tell_of_float()
         assert measurement is not None, "rank 0 measures"
         self._evidence = measurement.evidence
         return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
+
+    def _tell_of_float(self) -> None:
+        """Write into the study what the float videos score, and the noise floor, once; the floor into MLflow too."""
+        if self._has_told_of_float:
+            return
+        self._has_told_of_float = True
+        scores = {name: result.model_dump(mode="json") for name, result in self._bench.float_results.items()}
+        self._study.set_user_attr("float_scores", scores)
+        floor = self._bench.floor
+        if floor is not None:
+            self._study.set_user_attr("noise_floor", floor.model_dump(mode="json"))
+            self._may_track(wait=True)
+            self._tracker.log_study(floor_metrics(floor))
 
     def _close_cycle(self) -> dict[str, float]:
         """Return the stage times since the end of the previous measurement, and as overhead what no stage took."""

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hyquant.config import QuantConfig
+from hyquant.latents import mean_curve
 from search.metric_names import WORST, worse
+from search.noise_floor import NoiseFloor
 from search.result import TrialResult
 from spaces.strategy import strategy_of
 
@@ -38,6 +40,15 @@ def config_params(config: QuantConfig) -> dict[str, str]:
     return {"strategy": strategy_of(config), **dict(flatten(config.model_dump(mode="json")))}
 
 
+def floor_metrics(floor: NoiseFloor) -> list[LoggedMetric]:
+    """Return a study's noise floor: per metric the mean, the worst prompt, and every prompt's as a step."""
+    logged: list[LoggedMetric] = []
+    for name, one in floor.metrics.items():
+        logged += [LoggedMetric(f"noise_floor.{name}", one.mean), LoggedMetric(f"noise_floor.{name}{WORST}", one.worst)]
+        logged += [LoggedMetric(f"noise_floor.{name}_by_prompt", v, step) for step, v in enumerate(one.distances)]
+    return logged
+
+
 def result_metrics(result: TrialResult) -> list[LoggedMetric]:
     """Return every number of a result: means, spreads, per-prompt values as steps, latencies, constraints, stages.
 
@@ -47,6 +58,7 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
     for name, metric in result.metrics.items():
         logged += [LoggedMetric(f"{name}_mean", metric.mean), LoggedMetric(f"{name}_std", metric.std)]
         logged += [LoggedMetric(f"{name}{WORST}", worse(name)(metric.values))]
+        logged += _ends(name, metric.interval)
         logged += [LoggedMetric(f"{name}_by_prompt", value, step) for step, value in enumerate(metric.values)]
     if result.latency is not None:
         latency = result.latency
@@ -55,6 +67,7 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
             LoggedMetric("latency_ratio_mad", latency.ratio_mad),
             LoggedMetric("loop_latency_s", latency.loop_latency_s),
             LoggedMetric("control_loop_latency_s", latency.control_loop_latency_s),
+            *_ends("latency_ratio", latency.ratio_interval),
         ]
         if latency.ceiling is not None:
             logged.append(LoggedMetric("speedup_ceiling", latency.ceiling))
@@ -63,5 +76,13 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
     logged += [LoggedMetric(f"stage_s.{stage}", value) for stage, value in result.stage_seconds.items()]
     if result.peak_memory_bytes is not None:
         logged.append(LoggedMetric("peak_memory_bytes", float(result.peak_memory_bytes)))
+    curve = mean_curve(result.latent_l2)
+    logged += [LoggedMetric("latent_l2_by_step", error, step) for step, error in enumerate(curve)]
+    logged += [LoggedMetric("latent_l2", error) for error in curve[-1:]]
     logged.append(LoggedMetric("weight_size_bytes", float(result.weight_bytes)))
     return [metric for metric in logged if math.isfinite(metric.value)]
+
+
+def _ends(name: str, interval: tuple[float, float] | None) -> list[LoggedMetric]:
+    ends = () if interval is None else zip(("low", "high"), interval, strict=True)
+    return [LoggedMetric(f"{name}_{end}", value) for end, value in ends]

@@ -2,9 +2,11 @@
 
 clip_prompt, psnr_db, ...       metrics.registry; per prompt
 clip_prompt_drop, ...           how much worse than the float video of the same prompt; for metrics without reference
-clip_prompt_worst, ...          the value of the worst prompt, of every metric and every drop
+clip_reference_excess, ...      how much farther from the float video than the noise floor; for metrics with reference
+clip_prompt_worst, ...          the value of the worst prompt, of every metric, drop and excess
 latency_ratio, latency_s        loop latency over the float control's, and in seconds
 weight_bytes, peak_memory_bytes
+latent_l2                       relative L2 error of the final latents against float's, mean over prompts
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +18,21 @@ from search.margin_verdicts import FLAG_UNIT, allowed_share
 from search.margins import Margin
 from search.study import StudyConfig
 
-MEASURED = ("latency_ratio", "latency_s", "weight_bytes", "peak_memory_bytes")
+LATENT_L2 = "latent_l2"
+MEASURED = ("latency_ratio", "latency_s", "weight_bytes", "peak_memory_bytes", LATENT_L2)
 DROP = "_drop"
+EXCESS = "_excess"
 WORST = "_worst"
 
 
 def has_drop(spec: MetricSpec) -> bool:
     """Say whether a float video alone has a value of this metric, so that a candidate can fall behind it."""
     return "reference" not in spec.needs
+
+
+def has_excess(spec: MetricSpec) -> bool:
+    """Say whether a metric compares with the float video, so that it has a noise floor and an excess over it."""
+    return "reference" in spec.needs
 
 
 def unknown_metrics(config: StudyConfig) -> list[str]:
@@ -51,16 +60,17 @@ def unknown_metrics(config: StudyConfig) -> list[str]:
 def computed_figures(metric_names: tuple[str, ...]) -> tuple[str, ...]:
     """Return every figure a trial has if it computes these metrics."""
     drops = [f"{name}{DROP}" for name in metric_names if has_drop(find_metric(name))]
-    worst = [f"{name}{WORST}" for name in (*metric_names, *drops)]
-    return (*metric_names, *drops, *worst, *MEASURED)
+    excesses = [f"{name}{EXCESS}" for name in metric_names if has_excess(find_metric(name))]
+    worst = [f"{name}{WORST}" for name in (*metric_names, *drops, *excesses)]
+    return (*metric_names, *drops, *excesses, *worst, *MEASURED)
 
 
 def worse(name: str) -> Callable[[Iterable[float]], float]:
-    """Return what picks the worst of several values of a metric, or of its drop: the smallest or the largest.
+    """Return what picks the worst of several values of a metric, or of its drop or excess: the smallest or the largest.
 
     Of a ratio or another metric with two bad sides that is the one on which damage usually lies.
     """
-    return max if name.endswith(DROP) or find_metric(name).direction == "minimize" else min
+    return max if name.endswith((DROP, EXCESS)) or find_metric(name).direction == "minimize" else min
 
 
 def _margin_problems(margin: Margin) -> Iterator[str]:
@@ -84,7 +94,7 @@ def _margin_problems(margin: Margin) -> Iterator[str]:
 
 
 def _hint(name: str, figures: tuple[str, ...]) -> str:
-    base = name.removesuffix(WORST).removesuffix(DROP)
+    base = name.removesuffix(WORST).removesuffix(DROP).removesuffix(EXCESS)
     if name not in figures and base in known_metrics():
         return f"{name!r} needs {base!r} in metrics; add it there"
     return f"must be one of {', '.join(figures)}, but got {name!r}{did_you_mean(name, figures)}"

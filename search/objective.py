@@ -6,8 +6,6 @@ kept.
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from hyquant.calibration.calibrate import quantize_calibrated_
 from hyquant.config import QuantConfig, digest
 from hyquant.latency import PreparedSteps
@@ -19,12 +17,23 @@ from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
 from metrics.score import score_samples
 from search.calibrated import calibrate_for
+from search.floor_measuring import prepare_floor
+from search.latents import render_compared
 from search.prepare import prepare_judge
 from search.profiling import predicted_latency
 from search.result import MetricResult, TrialResult
-from search.scoring import Judgement, explained, judge, measured_figures, metric_results, objective_values
+from search.scoring import (
+    Judgement,
+    explained,
+    finite_curves,
+    judge,
+    latent_figure,
+    measured_figures,
+    metric_results,
+    objective_values,
+)
 from search.stages import Stages
-from search.workbench import Workbench, gather_videos, split_pairs
+from search.workbench import Workbench, gather_videos
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,21 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     """
     denoiser, is_first = bench.model.denoiser, bench.group.rank == 0
     prepare_judge(bench, stages)
+    prepare_floor(bench, stages)
     plan = stages.run("quantize", lambda: _plan(bench, config))
     found = calibrate_for(bench, plan, stages)
     bench.device.reset_memory_peak(bench.group.local_rank)
     try:
         report = stages.run("quantize", lambda: quantize_calibrated_(denoiser, plan, found, bench.model.clock))
-        own_videos = stages.run("render", lambda: _render_shard(bench))
+        own = stages.run("render", lambda: render_compared(bench, bench.search))
         with stages.timed("render"):
-            videos = gather_videos(bench, own_videos)
+            videos, latent_l2 = gather_videos(bench, own.videos), gather_videos(bench, own.latent_l2)
         samples = bench.samples(videos) if is_first else []
+        curves = finite_curves(latent_l2)
         metrics = stages.run("score", lambda: _score(bench, samples))
-        may_win = stages.run("score", lambda: judge(metrics, bench.config.constraints, {}).is_feasible)
+        may_win = stages.run(
+            "score", lambda: judge(metrics, bench.config.constraints, latent_figure(curves)).is_feasible
+        )
         is_timed = bench.group.broadcast(may_win)
         latency = _measure_latency(bench, plan, stages) if is_timed else None
     finally:
@@ -75,9 +88,10 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     if not is_first:
         return None
     figures = measured_figures(latency, report.weight_bytes, bench.device.memory_peak_bytes(bench.group.local_rank))
+    figures |= latent_figure(curves)
     judgement = judge(metrics, bench.config.constraints, figures)
     judgement = replace(judgement, reason=explained(judgement.reason, samples))
-    result = _conclude(bench, config, judgement, latency, figures)
+    result = _conclude(bench, config, judgement, latency, figures, curves)
     return Measurement(result=result, evidence=Evidence(plan=plan, report=report, samples=samples))
 
 
@@ -94,19 +108,12 @@ def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
     )
 
 
-def _render_shard(bench: Workbench) -> list[Tensor]:
-    prompts, seeds = split_pairs(bench.search)
-    settings = bench.config.workload.settings
-    with bench.lock.computing():
-        return bench.model.render(prompts, seeds, settings, on_step=bench.lock.let_measurements_pass)
-
-
 def _score(bench: Workbench, samples: list[Sample]) -> dict[str, MetricResult]:
     if bench.embedder is None:
         return {}
     with bench.lock.computing():
         scores = score_samples(samples, bench.config.metrics, bench.embedder)
-    return metric_results(scores, bench.float_results)
+    return metric_results(scores, bench.float_results, bench.floor)
 
 
 def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyReport | None:
@@ -146,6 +153,7 @@ def _conclude(
     judgement: Judgement,
     latency: LatencyReport | None,
     figures: dict[str, float],
+    latent_l2: tuple[tuple[float, ...], ...],
 ) -> TrialResult:
     """Put a trial's outcome together; objective values exist only if no bound is violated."""
     is_complete = judgement.is_feasible
@@ -161,4 +169,5 @@ def _conclude(
         weight_bytes=int(figures["weight_bytes"]),
         peak_memory_bytes=int(figures["peak_memory_bytes"]),
         stage_seconds={},
+        latent_l2=latent_l2,
     )

@@ -8,10 +8,14 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
+from metrics.statistics.intervals import mean_interval
 from search.control import control_values
+from search.metric_names import LATENT_L2
+from search.noise_floor import NoiseFloor
 from search.picks import Point, choose_picks, picks_of
 from search.result import TrialResult
-from search.storage import float_scores, stored_config
+from search.scoring import latent_figure, over_prompts
+from search.storage import float_scores, stored_config, stored_floor
 from search.study import StudyConfig
 from search.trials import (
     State,
@@ -56,6 +60,21 @@ class TrialRow:
     is_on_front: bool
     picks: tuple[str, ...]
 
+    def interval(self, objective: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of a figure, None if it has none: the worst prompt, bytes, results of old."""
+        if self.result is None:
+            return None
+        latency = self.result.latency
+        if latency is not None and latency.ratio_interval is not None and objective.startswith("latency"):
+            low, high = latency.ratio_interval
+            scale = 1.0 if objective == "latency_ratio" else latency.control_loop_latency_s
+            return low * scale, high * scale
+        if objective == LATENT_L2 and self.result.latent_l2:
+            found = mean_interval([curve[-1] for curve in self.result.latent_l2], range(len(self.result.latent_l2)))
+            return found.low, found.high
+        metric = self.result.metrics.get(objective)
+        return None if metric is None else metric.interval
+
     @property
     def measurement_error(self) -> str | None:
         """Return why its latency cannot be right, if it gains more than its ceiling."""
@@ -72,12 +91,14 @@ class Overview:
         rows: All trials by number.
         counts: How many trials are in each state.
         float_scores: Means of the float videos' metrics by name; empty until they are measured.
+        floor: The noise floor, None until it is measured.
     """
 
     config: StudyConfig
     rows: tuple[TrialRow, ...]
     counts: Mapping[str, int]
     float_scores: Mapping[str, float]
+    floor: NoiseFloor | None = None
 
     @property
     def front(self) -> tuple[TrialRow, ...]:
@@ -119,15 +140,15 @@ def read_overview(study: optuna.Study) -> Overview:
     metrics = tuple(objective.metric for objective in config.objectives)
     directions = tuple(objective.direction for objective in config.objectives)
     winners = front(study)
-    scores = float_scores(study)
+    scores, floor = float_scores(study), stored_floor(study)
     points = [Point(trial.number, tuple(trial.values)) for trial in winners]
-    picks = choose_picks(points, metrics, directions, control_values(metrics, scores))
+    picks = choose_picks(points, metrics, directions, control_values(metrics, scores, floor))
     on_front = {trial.number for trial in winners}
     trials = study.get_trials(deepcopy=False)
     rows = tuple(
         _row(trial, metrics, trial.number in on_front, tuple(picks_of(trial.number, picks))) for trial in trials
     )
-    return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=scores)
+    return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=scores, floor=floor)
 
 
 def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks: tuple[str, ...]) -> TrialRow:
@@ -155,8 +176,9 @@ def objective_values(result: TrialResult, metrics: tuple[str, ...]) -> dict[str,
     """
     if result.values is not None:
         return dict(zip(metrics, result.values, strict=True))
-    measured = {name: metric.mean for name, metric in result.metrics.items()}
+    measured = over_prompts(result.metrics)
     measured["weight_bytes"] = float(result.weight_bytes)
+    measured |= latent_figure(result.latent_l2)
     if result.latency is not None:
         measured |= {"latency_ratio": result.latency.ratio, "latency_s": result.latency.loop_latency_s}
     return {name: measured[name] for name in metrics} if all(name in measured for name in metrics) else None

@@ -7,6 +7,7 @@ from typing import Literal
 
 from metrics.registry import METRICS
 from search.control import control_values
+from search.metric_names import DROP, EXCESS, WORST
 from search.overview import Overview, TrialRow
 from spaces.strategy import ATTENTIONS, SCHEMES, SMOOTHINGS, parts_of
 
@@ -32,6 +33,7 @@ _MEASURED_UNITS = {
     "latency_s": "s per clip",
     "weight_bytes": "bytes",
     "peak_memory_bytes": "bytes",
+    "latent_l2": "relative error",
 }
 _MARGIN = 0.12
 _SMALLEST_GAP = 1e-7
@@ -65,12 +67,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class PlotPoint:
-    """One evaluated trial; `x` and `y` lie inside the axes' ranges, `is_clamped` tells if it really lies outside."""
+    """One evaluated trial; `x` and `y` lie inside the axes' ranges, `is_clamped` tells if it really lies outside.
+
+    The intervals are what is drawn as error bars, lower end first; None if there is none.
+    """
 
     row: TrialRow
     x: float
     y: float
     is_clamped: bool
+    x_interval: Range | None = None
+    y_interval: Range | None = None
 
     @property
     def strategy(self) -> str:
@@ -134,23 +141,34 @@ def front_plot(overview: Overview) -> FrontPlot:
     speed = next((o for o in objectives if o.metric.startswith("latency")), objectives[-1])
     quality = next((o for o in objectives if o is not speed), objectives[0])
     x_metric = None if speed is quality else speed.metric
-    is_gap = _is_similarity(quality.metric) and quality.direction == "maximize"
+    is_excess = quality.metric.endswith(EXCESS) and _is_similarity(quality.metric.removesuffix(EXCESS))
+    is_similarity = _is_similarity(quality.metric) and quality.direction == "maximize"
+    is_gap = is_similarity or (is_excess and quality.direction == "minimize")
     rows = [row for row in overview.rows if row.values is not None and row.state in ("complete", "infeasible")]
 
     def height(value: float) -> float:
-        return max(1.0 - value, _SMALLEST_GAP) if is_gap else value
+        gap = value if is_excess else 1.0 - value
+        return max(gap, _SMALLEST_GAP) if is_gap else value
 
     def place(row: TrialRow) -> tuple[float, float]:
         values = row.values or {}
         return (float(row.number) if x_metric is None else values[x_metric]), height(values[quality.metric])
 
-    float_x, float_y = control_values((x_metric or "", quality.metric), overview.float_scores)
+    float_x, float_y = control_values((x_metric or "", quality.metric), overview.float_scores, overview.floor)
     float_y = None if is_gap else float_y
     shown = [place(row) for row in rows if row.state == "complete"] or [place(row) for row in rows]
+
+    def bars(row: TrialRow) -> tuple[Range | None, Range | None]:
+        y_ends = row.interval(quality.metric)
+        return (
+            None if x_metric is None else row.interval(x_metric),
+            None if y_ends is None else (min(map(height, y_ends)), max(map(height, y_ends))),
+        )
+
     x_range = _spread([x for x, _ in shown] + [v for v in (float_x,) if v is not None])
     y_values = [y for _, y in shown] + [v for v in (float_y,) if v is not None]
     y_range = _log_spread(y_values)[::-1] if is_gap else _spread(y_values)
-    points = tuple(_point(row, place(row), x_range, y_range) for row in rows)
+    points = tuple(_point(row, place(row), x_range, y_range, bars(row)) for row in rows)
     shape = overview.config.deployment
     title = (
         f"{overview.config.name}: {overview.num_evaluated} evaluated trials, {len(overview.front)} on the front\n"
@@ -168,13 +186,14 @@ def front_plot(overview: Overview) -> FrontPlot:
 
 
 def gap_label(metric: str) -> str:
-    """Return the label of an axis that shows how far a similarity is from 1."""
-    return f"1 - {metric.replace('_', ' ')}, log scale, up is better"
+    """Return the label of an axis that shows how far a similarity is from 1, or beyond the noise floor."""
+    name = metric.replace("_", " ")
+    return f"{name if metric.endswith(EXCESS) else f'1 - {name}'}, log scale, up is better"
 
 
 def axis_label(metric: str, direction: str) -> str:
     """Return an objective's name with its unit and which way is better."""
-    spec = METRICS.get(metric)
+    spec = METRICS.get(metric.removesuffix(WORST).removesuffix(DROP).removesuffix(EXCESS))
     unit = spec.unit if spec is not None else _MEASURED_UNITS.get(metric)
     name = metric.replace("_", " ")
     return f"{name}{f' [{unit}]' if unit else ''}, {'lower' if direction == 'minimize' else 'higher'} is better"
@@ -201,7 +220,13 @@ def _is_similarity(metric: str) -> bool:
     return spec is not None and spec.range[1] == 1.0 and "reference" in spec.needs
 
 
-def _point(row: TrialRow, at: tuple[float, float], x_range: Range, y_range: Range) -> PlotPoint:
+def _point(
+    row: TrialRow,
+    at: tuple[float, float],
+    x_range: Range,
+    y_range: Range,
+    bars: tuple[Range | None, Range | None],
+) -> PlotPoint:
     x = min(max(at[0], min(x_range)), max(x_range))
     y = min(max(at[1], min(y_range)), max(y_range))
-    return PlotPoint(row=row, x=x, y=y, is_clamped=(x, y) != at)
+    return PlotPoint(row=row, x=x, y=y, is_clamped=(x, y) != at, x_interval=bars[0], y_interval=bars[1])

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search.logged import config_params
 from search.overview import TrialRow
 from search.plot_data import FrontPlot, PlotPoint, Shape, look
-from search.readable import readable
+from search.readable import with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +40,7 @@ def save_front_png(path: Path, plot: FrontPlot) -> None:
     axes.set_ylim(plot.y.range)
     _draw_control(axes, plot)
     _draw_front_line(axes, plot)
+    _draw_bars(axes, plot)
     _draw_points(axes, plot)
     _draw_picks(axes, plot)
     axes.set_xlabel(plot.x.label)
@@ -107,7 +108,7 @@ def save_front_html(path: Path, plot: FrontPlot) -> None:
 def hover_text(row: TrialRow) -> str:
     """Return what the page shows of a trial: number, picks, values with spread, and its config."""
     lines = [f"<b>trial {row.number}</b>" + (f" - {', '.join(row.picks)}" if row.picks else "")]
-    lines += [f"{name} {readable(value)}" for name, value in (row.values or {}).items()]
+    lines += [f"{name} {with_interval(value, row.interval(name))}" for name, value in (row.values or {}).items()]
     if row.result is not None and row.result.latency is not None:
         latency = row.result.latency
         lines.append(f"loop latency {latency.loop_latency_s:.3g} s, float {latency.control_loop_latency_s:.3g} s")
@@ -152,9 +153,24 @@ def _html_trace(strategy: str, points: list[PlotPoint], is_feasible: bool) -> di
             "size": [13 if p.row.is_on_front else 8 for p in points],
             "line": {"color": _FRONT_COLOUR, "width": [1.5 if p.row.is_on_front else 0 for p in points]},
         },
+        "error_x": _html_bars([(p.x, p.x_interval) for p in points]),
+        "error_y": _html_bars([(p.y, p.y_interval) for p in points]),
         "hovertext": [hover_text(p.row) for p in points],
         "hoverinfo": "text",
         "cliponaxis": False,
+    }
+
+
+def _html_bars(points: list[tuple[float, tuple[float, float] | None]]) -> dict[str, object]:
+    """Return 95 % intervals as plotly's error bars: lengths above and below each point."""
+    ends = [(at, at) if interval is None else interval for at, interval in points]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - at) for (at, _), (_, high) in zip(points, ends, strict=True)],
+        "arrayminus": [max(0.0, at - low) for (at, _), (low, _) in zip(points, ends, strict=True)],
+        "thickness": 0.8,
+        "width": 0,
     }
 
 
@@ -170,6 +186,16 @@ def _draw_front_line(axes: "Axes", plot: FrontPlot) -> None:
     how = "steps-post" if plot.x.is_lower_better else "steps-pre"
     xs, ys = [p.x for p in plot.front], [p.y for p in plot.front]
     axes.plot(xs, ys, drawstyle=how, color=_FRONT_COLOUR, linewidth=1.2, zorder=2, label="front")
+
+
+def _draw_bars(axes: "Axes", plot: FrontPlot) -> None:
+    """Draw the 95 % intervals of the front's points; those of all points would hide them."""
+    style: dict[str, Any] = {"color": _FRONT_COLOUR, "linewidth": 0.8, "alpha": 0.6, "zorder": 2}
+    for point in plot.front:
+        if point.x_interval is not None:
+            axes.hlines(point.y, *point.x_interval, **style)
+        if point.y_interval is not None:
+            axes.vlines(point.x, *point.y_interval, **style)
 
 
 def _draw_points(axes: "Axes", plot: FrontPlot) -> None:

@@ -5,6 +5,12 @@ import math
 _SMALLEST_GAP = 1e-9
 
 
+def with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    """Return a number with its interval, if it has one: "0.83 [0.81, 0.85]"."""
+    ends = "" if interval is None else f" [{', '.join(map(readable, interval))}]"
+    return f"{readable(value)}{ends}"
+
+
 def readable(value: float) -> str:
     """Return a number in four digits; just below 1, with two digits of its distance to 1, as similarities need it.
 

@@ -14,6 +14,7 @@ with a reference are not known.
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hyquant.calibration.store import Store
@@ -117,8 +118,8 @@ def repeat_certificate(
 def _moves(old: Certificate, subject: Subject, kept: Store, scores: Scores) -> dict[str, PairMoves]:
     """Return the moves of all clips by metric."""
     paired = [metric.metric for metric in old.metrics if not has_drop(find_metric(metric.metric))]
-    candidate = _scored_against_old(subject, kept, candidate_key, paired)
-    floats = _scored_against_old(subject, kept, float_key, paired)
+    candidate = _scored_against_old(old, subject, kept, candidate_key, paired)
+    floats = _scored_against_old(old, subject, kept, float_key, paired)
     found: dict[str, PairMoves] = {}
     for metric in old.metrics:
         name, own = metric.metric, metric.float_values
@@ -133,13 +134,14 @@ def _moves(old: Certificate, subject: Subject, kept: Store, scores: Scores) -> d
 
 
 def _scored_against_old(
-    subject: Subject, kept: Store, key_of: Callable[[Subject, str, int], str], names: Sequence[str]
+    old: Certificate, subject: Subject, kept: Store, key_of: Callable[[Subject, str, int], str], names: Sequence[str]
 ) -> dict[str, list[float]] | None:
     """Return what today's clips score with the old ones as their references, None if an old one is gone."""
     scores = {name: list[float]() for name in names}
+    as_before = replace(subject, software=_software_before(old))
     for pair in subject.pairs:
-        key = key_of(subject, pair.prompt, pair.seed)
-        today, before = subject.clips.get(key), kept.get(key)
+        today = subject.clips.get(key_of(subject, pair.prompt, pair.seed))
+        before = kept.get(key_of(as_before, pair.prompt, pair.seed))
         if before is None:
             return None
         assert today is not None, "it was rendered a moment ago"
@@ -147,6 +149,16 @@ def _scored_against_old(
         for name, values in score_samples([sample], names, subject.judge).items():
             scores[name] += values
     return scores
+
+
+def _software_before(old: Certificate) -> dict[str, str]:
+    """Return what a certificate's clips were rendered with, as `rendering_software` has it."""
+    packages = old.software.packages
+    return {
+        "torch": packages.get("torch", ""),
+        "diffusers": packages.get("diffusers", ""),
+        "device": old.software.device.split(",")[0],
+    }
 
 
 def _distances(ones: Sequence[float], others: Sequence[float]) -> list[float]:

@@ -11,6 +11,7 @@ import yaml
 
 from search.answers import table_row, trials_json
 from search.importances import importances
+from search.latent_plots import save_latent_png
 from search.overview import read_overview
 from search.plot_data import front_plot
 from search.plots import save_front_html, save_front_png, save_importances_png
@@ -20,7 +21,8 @@ from search.study import StudyConfig
 def write_study_report(folder: Path, config: StudyConfig, study: optuna.Study) -> None:
     """Write a study's report into a folder, which is made if need be.
 
-    front.png, front.html, importances.json and .png (from ten complete trials on), trials.csv, .md, .json, study.yaml.
+    front.png, front.html, latent_l2.png, importances.json and .png (from ten complete trials on), trials.csv, .md and
+    .json, study.yaml.
 
     Raises:
         StoreError: If the study was not made by hyq-search.
@@ -31,6 +33,7 @@ def write_study_report(folder: Path, config: StudyConfig, study: optuna.Study) -
     plot = front_plot(overview)
     save_front_png(folder / "front.png", plot)
     save_front_html(folder / "front.html", plot)
+    save_latent_png(folder / "latent_l2.png", overview)
     if shares:
         (folder / "importances.json").write_text(json.dumps(shares, indent=2) + "\n", encoding="utf-8")
         save_importances_png(folder / "importances.png", shares)

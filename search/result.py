@@ -12,11 +12,15 @@ Outcome = Literal["complete", "infeasible"]
 
 
 class MetricResult(FrozenModel):
-    """One metric over the search prompts: per-prompt values, mean and standard deviation."""
+    """One metric over the search prompts: per-prompt values, mean and standard deviation.
+
+    `interval` is the 95 % bootstrap interval of the mean over prompts, BCa; None in results of old.
+    """
 
     values: tuple[float, ...]
     mean: float
     std: float
+    interval: tuple[float, float] | None = None
 
 
 class TrialResult(FrozenModel):
@@ -25,7 +29,8 @@ class TrialResult(FrozenModel):
     `values` are the objective values in the study's order; `constraints` holds, by metric, how far the bound is
     exceeded (> 0 means violated). `stage_seconds` are wall times by stage: calibrate, quantize, render, score,
     compile, latency, then `wait` (for locks and other slots) and `overhead`, which is everything else since the
-    slot's previous trial.
+    slot's previous trial. `latent_l2` is the relative L2 error of the latents against float's by prompt and step,
+    [P][N]; empty where it is not finite, and in results of old.
     """
 
     config: QuantConfig
@@ -39,3 +44,4 @@ class TrialResult(FrozenModel):
     weight_bytes: int
     peak_memory_bytes: int | None = None
     stage_seconds: dict[str, float]
+    latent_l2: tuple[tuple[float, ...], ...] = ()

@@ -25,6 +25,7 @@ from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.readable import readable
+from search.representable import guidance_note
 from search.resume import reclaim_lost_trials, require_same_study
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
@@ -142,6 +143,8 @@ def _opened(
             study, is_new = create_study(store, config, prompts, url=config.storage)
             if is_new:
                 on_event(_event("created", f"created study {config.name} in {store}", study, config))
+                if note := guidance_note(config):
+                    on_event(_event("note", note, study, config))
             else:
                 require_same_study(study, config, prompts)
                 _take_up(study, config, on_event)

@@ -8,13 +8,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hyquant.latency_report import LatencyReport
+from hyquant.latents import mean_curve
 from metrics.base import Sample
 from metrics.collapsed import describe_collapses
 from metrics.registry import find_metric
 from metrics.score import summarize
+from metrics.statistics.intervals import mean_interval
 from search.errors import TrialFailed
-from search.metric_names import DROP, WORST, has_drop, worse
+from search.metric_names import DROP, EXCESS, LATENT_L2, WORST, has_drop, worse
+from search.noise_floor import NoiseFloor
 from search.result import MetricResult
 from search.study import Constraint, Objective
 
@@ -40,13 +45,14 @@ class Judgement:
 
 
 def metric_results(
-    scores: Mapping[str, Sequence[float]], float_results: Mapping[str, MetricResult]
+    scores: Mapping[str, Sequence[float]], float_results: Mapping[str, MetricResult], floor: NoiseFloor | None = None
 ) -> dict[str, MetricResult]:
-    """Return every metric with mean and deviation over prompts, and how much it dropped against the float videos.
+    """Return every metric over the prompts, its drop against the float videos, and its excess over the floor.
 
     Args:
         scores: Values per prompt by metric.
         float_results: The same of the float videos, in the same prompt order, for metrics that need no reference.
+        floor: The noise floor of the metrics that need one, in the same prompt order.
     """
     results = {name: _result(values) for name, values in scores.items()}
     for name, values in scores.items():
@@ -54,6 +60,8 @@ def metric_results(
             sign = 1.0 if find_metric(name).direction == "maximize" else -1.0
             pairs = zip(float_results[name].values, values, strict=True)
             results[f"{name}{DROP}"] = _result([sign * (reference - value) for reference, value in pairs])
+        if floor is not None and name in floor.metrics:
+            results[f"{name}{EXCESS}"] = _result(floor.metrics[name].excess(values))
     return results
 
 
@@ -100,6 +108,17 @@ def measured_figures(latency: LatencyReport | None, weight_bytes: int, peak_memo
     return figures
 
 
+def finite_curves(errors: Sequence[Tensor]) -> tuple[tuple[float, ...], ...]:
+    """Return latent errors as numbers by prompt and step, [P][N]; none if one is not finite."""
+    curves = tuple(tuple(map(float, curve)) for curve in errors)
+    return curves if all(math.isfinite(error) for curve in curves for error in curve) else ()
+
+
+def latent_figure(curves: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Return the mean relative L2 error of the final latents over prompts, under `latent_l2`; nothing if unknown."""
+    return {LATENT_L2: mean_curve(curves)[-1]} if curves else {}
+
+
 def over_prompts(results: Mapping[str, MetricResult]) -> dict[str, float]:
     """Return each metric's mean over the prompts under its name, and the value of its worst prompt under `NAME_worst`.
 
@@ -125,7 +144,10 @@ def _result(values: Sequence[float]) -> MetricResult:
     summary = summarize(values) if all(map(math.isfinite, values)) else None
     if summary is None:
         return MetricResult(values=tuple(values), mean=math.nan, std=math.nan)
-    return MetricResult(values=tuple(values), mean=summary.mean, std=summary.std)
+    interval = mean_interval(values, range(len(values)))
+    return MetricResult(
+        values=tuple(values), mean=summary.mean, std=summary.std, interval=(interval.low, interval.high)
+    )
 
 
 def _sentence(bound: Constraint, value: float) -> str:

@@ -6,6 +6,7 @@ the read keeps two workers from popping the same waiting trial. Optuna waits for
 
     study.user_attrs    study_config, prompts    what the study is; workers read it from here
                         float_scores             metrics of the float videos, by name, once measured
+                        noise_floor              how far float itself moves under neutral changes, once measured
                         presets_enqueued         True once the space's presets are in the queue
 """
 
@@ -23,6 +24,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from search.errors import StoreError
+from search.noise_floor import NoiseFloor
 from search.prompts import StudyPrompts
 from search.result import MetricResult
 from search.retry import known_experiments, queue_again
@@ -124,6 +126,12 @@ def float_results(study: optuna.Study) -> dict[str, MetricResult]:
 def float_scores(study: optuna.Study) -> dict[str, float]:
     """Return the means of the metrics of the float videos by name; empty until a worker has measured them."""
     return {name: result.mean for name, result in float_results(study).items()}
+
+
+def stored_floor(study: optuna.Study) -> NoiseFloor | None:
+    """Return a study's noise floor; None until a worker has measured it."""
+    found = study.user_attrs.get("noise_floor")
+    return None if found is None else NoiseFloor.model_validate(found)
 
 
 def open_storage(store: Path, *, create: bool = False, url: str | None = None) -> RDBStorage:

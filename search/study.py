@@ -59,7 +59,8 @@ class Objective(FrozenModel):
 class Constraint(FrozenModel):
     """A bound on a metric's mean over prompts; a trial outside it may not win.
 
-    `{metric}_drop` is how much worse the metric is than on the float videos of the same prompts (above 0 is worse).
+    `{metric}_drop` is how much worse the metric is than on the float videos of the same prompts (above 0 is worse), and
+    `{metric}_excess` how much farther from them than the noise floor (0 is as near as float under a neutral change).
     """
 
     metric: str

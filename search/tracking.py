@@ -199,6 +199,15 @@ class Tracker:
         """
         self._guarded(lambda: self.write_trial(number, state, result, reason=reason, files=files))
 
+    def log_study(self, metrics: Sequence[LoggedMetric]) -> None:
+        """Log numbers of the study itself to its parent run; doing it twice changes nothing."""
+
+        def log() -> None:
+            _, parent_id = self._study_ids()
+            self._log_batches(parent_id, metrics, {}, {}, 0)
+
+        self._guarded(log)
+
     def finish_study(self, status: str, files: Path | None) -> None:
         """End the parent run as "FINISHED", "KILLED" or "FAILED" and log the study's report files."""
 

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from hyquant.attention.stats import HeadStats
-from hyquant.calibration.capture import capture_records, reference_videos
+from hyquant.calibration.capture import capture_records, reference_clips
 from hyquant.calibration.observe import observe
 from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.records import StoredRecords
@@ -37,6 +37,7 @@ from metrics.registry import find_metric
 from metrics.score import score_samples
 from search.locks import HostLock
 from search.metric_names import has_drop
+from search.noise_floor import NoiseFloor
 from search.prompts import StudyPrompts
 from search.result import MetricResult
 from search.scoring import metric_results
@@ -76,9 +77,11 @@ class Workbench:
         scales: Searched smoothing scales by their key in the cache; see `search.scales`.
         head_stats: Statistics of q, k and v by their key in the cache; see `search.attention`.
         references: Float videos of all search prompts on rank 0; none elsewhere.
+        float_traces: Latents of this rank's float videos by prompt and seed, [N, E] each; see `hyquant.latents`.
         latency_bench: Times quantizations at the deployment shape on rank 0; None elsewhere.
         embedder: The judge on rank 0; None elsewhere.
         float_results: Metrics of the float videos that need no reference, on rank 0.
+        floor: The noise floor of the metrics that need a reference; None if there are none.
         is_judge_ready: Whether float videos and judge are there.
         profile: Where the time of the float denoiser goes, on rank 0; None elsewhere, or if nothing is timed.
     """
@@ -96,9 +99,11 @@ class Workbench:
     scales: dict[str, Tensor] = field(default_factory=dict)
     head_stats: dict[str, dict[str, HeadStats]] = field(default_factory=dict)
     references: list[Tensor] = field(default_factory=list)
+    float_traces: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     latency_bench: LatencyBench | None = None
     embedder: Embedder | None = None
     float_results: dict[str, MetricResult] = field(default_factory=dict)
+    floor: NoiseFloor | None = None
     is_judge_ready: bool = False
     profile: DenoiserProfile | None = None
 
@@ -242,7 +247,10 @@ def render_references(bench: Workbench) -> list[Tensor]:
     with bench.lock.computing():
         for start in range(0, len(bench.search), settings.batch_size):
             prompts, seeds = split_pairs(bench.search[start : start + settings.batch_size])
-            videos += reference_videos(bench.model, prompts, seeds, settings, bench.cache)
+            clips = reference_clips(bench.model, prompts, seeds, settings, bench.cache)
+            videos += [clip.video for clip in clips]
+            for prompt, seed, clip in zip(prompts, seeds, clips, strict=True):
+                bench.float_traces[prompt, seed] = clip.latents
             bench.lock.let_measurements_pass()
     return videos
 

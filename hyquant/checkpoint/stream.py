@@ -22,12 +22,13 @@ from hyquant.checkpoint.source import FloatCheckpoint, open_checkpoint
 from hyquant.config import QuantConfig, Target, digest
 from hyquant.errors import CalibrationError
 from hyquant.export.layout import model_quant_type
-from hyquant.export.manifest import ExportManifest, FileInfo, Layout, ModelInfo, software_versions
+from hyquant.export.manifest import ExportManifest, FileInfo, Layout, ModelInfo
 from hyquant.export.names import MANIFEST_NAME, default_names
 from hyquant.export.resumable import Attempt, resumable_folder
 from hyquant.export.tensor_file import TensorFile, size_of
 from hyquant.export.writer import is_export_file, require_writable, write_descriptions
 from hyquant.models.fingerprint import TensorsDigest, plain_config
+from hyquant.software import software_versions
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,6 @@
 """What an export says about itself: `hyq_manifest.json`, a frozen value beside the engine's two files."""
 
-import platform
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -130,17 +128,6 @@ def notes(plan: QuantPlan) -> tuple[str, ...]:
         "code must call self.fa_quant(q, k, v, layout=...), on an Ascend 950.",
     }
     return tuple(text for scheme, text in texts.items() if scheme in schemes)
-
-
-def software_versions() -> dict[str, str]:
-    """Return the versions of what shaped the export."""
-    found = {"python": platform.python_version()}
-    for package in ("hyq-search", "torch", "safetensors", "diffusers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def read_manifest(folder: str | Path) -> ExportManifest:

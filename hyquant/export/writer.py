@@ -27,7 +27,6 @@ from hyquant.export.manifest import (
     layer_counts,
     notes,
     read_manifest,
-    software_versions,
     static_steps,
 )
 from hyquant.export.names import (
@@ -45,6 +44,7 @@ from hyquant.export.snippets import mindie_loader
 from hyquant.export.tensor_file import write_tensor_file
 from hyquant.plan import QuantPlan
 from hyquant.quantize import attention_tensors, quantized_tensors
+from hyquant.software import software_versions
 from hyquant.targets import target_problem
 
 logger = logging.getLogger(__name__)

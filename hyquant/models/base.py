@@ -15,7 +15,12 @@ from hyquant.values import CallValue
 
 
 class RenderSettings(FrozenModel):
-    """Clip size and sampling: height and width in pixels, frames as 4 n + 1, denoising steps, embedded guidance."""
+    """Clip size and sampling: height and width in pixels, frames as 4 n + 1, denoising steps, embedded guidance.
+
+    With `round_inputs` guidance and timesteps are rounded to bfloat16, the dtype engines run in, before the denoiser
+    sees them, whatever its own dtype: videos of models in float32 and in bfloat16 then differ by arithmetic alone. Off,
+    it is left out of what is stored, so that names in caches stay.
+    """
 
     height: Annotated[int, Field(ge=16, multiple_of=16)]
     width: Annotated[int, Field(ge=16, multiple_of=16)]
@@ -23,6 +28,7 @@ class RenderSettings(FrozenModel):
     num_steps: Annotated[int, Field(ge=1)]
     guidance_scale: float = 6.0
     batch_size: Annotated[int, Field(ge=1)] = 4
+    round_inputs: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
 
 class GuidedSettings(RenderSettings):
@@ -55,6 +61,9 @@ class Record:
     inputs: Mapping[str, CallValue]
     args: tuple[CallValue, ...] = ()
 
+
+OnLatents = Callable[[Tensor], None]
+"""Takes the latents of a batch, [B, C, T, H, W], after a denoising step."""
 
 RecordSink = Callable[[Record], None]
 """Takes records one by one as a model runs."""
@@ -90,10 +99,11 @@ class VideoModel(Protocol):
         settings: RenderSettings,
         *,
         on_step: Callable[[], None] | None = None,
+        on_latents: OnLatents | None = None,
     ) -> list[Tensor]:
         """Render one video per prompt: float32 [T, C, H, W] in [0, 1]; independent of how prompts are batched.
 
-        `on_step` is called after every denoising step.
+        `on_step` is called after every denoising step, `on_latents` with the batch's latents after it.
         """
         ...
 

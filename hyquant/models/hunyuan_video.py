@@ -17,14 +17,22 @@ from torch import Tensor, nn
 
 from hyquant.clock import StepClock, attach_clock
 from hyquant.config import digest
-from hyquant.models.base import DeploymentShape, GuidedSettings, Record, RecordSink, RenderSettings
+from hyquant.models.base import DeploymentShape, GuidedSettings, OnLatents, Record, RecordSink, RenderSettings
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest, plain_config, tensors_digest
 from hyquant.models.hunyuan_folder import HunyuanSource, find_source, load_pipeline
 from hyquant.models.hunyuan_text import PromptEncoder
 from hyquant.models.names import LayerGroup, layer_groups
 from hyquant.models.npu_attention import attend_by_npu_operator_, require_within_window
-from hyquant.models.sampling import batches, draw_noise, guidance_input, is_guidance_exact, latent_size
+from hyquant.models.sampling import (
+    batches,
+    draw_noise,
+    guidance_input,
+    is_guidance_exact,
+    latent_size,
+    nearest_exact_guidance,
+    round_inputs,
+)
 
 if TYPE_CHECKING:
     from diffusers import HunyuanVideoPipeline
@@ -114,7 +122,13 @@ class HunyuanVideo:
         return self._prompts.embed(list(prompts))
 
     def render(
-        self, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, *, on_step: OnStep | None = None
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        settings: RenderSettings,
+        *,
+        on_step: OnStep | None = None,
+        on_latents: OnLatents | None = None,
     ) -> list[Tensor]:
         """Render one video per prompt: float32 [T, C, H, W] in [0, 1], on the CPU.
 
@@ -124,7 +138,9 @@ class HunyuanVideo:
         self.embed(prompts)
         videos: list[Tensor] = []
         for batch_prompts, batch_seeds in batches(prompts, seeds, settings.batch_size):
-            frames = self._run(batch_prompts, batch_seeds, settings, output_type="pt", on_step=on_step)
+            frames = self._run(
+                batch_prompts, batch_seeds, settings, output_type="pt", on_step=on_step, on_latents=on_latents
+            )
             videos.extend(frames.float().cpu())
         return videos
 
@@ -168,19 +184,23 @@ class HunyuanVideo:
         *,
         output_type: str,
         on_step: OnStep | None = None,
+        on_latents: OnLatents | None = None,
     ) -> Tensor:
-        self._warn_once_of_rounded_guidance(settings.guidance_scale)
+        if not settings.round_inputs:
+            self._warn_once_of_rounded_guidance(settings.guidance_scale)
         tokens, pooled, mask = pad_together(self.embed(prompts))
         if self.device.type == "npu":
             require_within_window(self._num_video_tokens(settings), mask)
 
         def step_end(pipe: object, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_latents is not None:
+                on_latents(tensors["latents"])
             if on_step is not None:
                 on_step()
             return tensors
 
         latents = draw_noise(seeds, self._latent_shape(settings))
-        with self._running(settings.num_steps):
+        with self._running(settings.num_steps), self._rounding(settings):
             (video,) = self._pipe(
                 prompt_embeds=tokens.to(self.device),
                 pooled_prompt_embeds=pooled.to(self.device),
@@ -228,6 +248,22 @@ class HunyuanVideo:
             self._is_running = False
 
     @contextmanager
+    def _rounding(self, settings: RenderSettings) -> Iterator[None]:
+        """Round guidance and timesteps before anything else sees them, records included, if the settings say so."""
+        if not settings.round_inputs:
+            yield
+            return
+
+        def rounded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, round_inputs(kwargs)
+
+        handle = self.denoiser.register_forward_pre_hook(rounded, with_kwargs=True, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
     def _recording(self, sink: RecordSink, prompt_index: int) -> Iterator[None]:
         def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             step_index = self._step_index()
@@ -262,9 +298,10 @@ class HunyuanVideo:
             return
         self._has_warned = True
         logger.warning(
-            "guidance_scale=%g times 1000 is rounded in %s; compare only with references of the same dtype, or use 8.0",
+            "guidance_scale=%g times 1000 is rounded in %s; compare only with references of the same dtype, or use %g",
             guidance_scale,
             self.dtype,
+            nearest_exact_guidance(guidance_scale, self.dtype),
         )
 
 

@@ -3,12 +3,15 @@
 Noise belongs to a seed alone, not to a batch or a rank, so that a video does not depend on what it is rendered with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyquant.errors import ConfigError
+
+_ROUNDED = ("guidance", "timestep")
 
 
 def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
@@ -47,6 +50,32 @@ def batches(prompts: Sequence[str], seeds: Sequence[int], size: int) -> Iterator
 def guidance_input(guidance_scale: float, batch_size: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the embedded-guidance input [batch_size]: guidance_scale * 1000, computed in the denoiser's dtype."""
     return torch.tensor([guidance_scale] * batch_size, dtype=dtype, device=device) * 1000.0
+
+
+def round_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a denoiser's keyword inputs with guidance and timestep rounded to bfloat16, each in its own dtype."""
+    return {
+        name: value.to(torch.bfloat16).to(value.dtype) if name in _ROUNDED and value is not None else value
+        for name, value in inputs.items()
+    }
+
+
+def nearest_exact_guidance(guidance_scale: float, dtype: torch.dtype) -> float:
+    """Return the guidance scale next to this one, the larger of two, that `dtype` holds together with its thousandfold.
+
+    1000 is 125 times 8 and takes 7 bits, so of bfloat16's 8 only powers of two are left: 8.0 for 6.0.
+
+    Raises:
+        ConfigError: If none is among the 512 neighbours, or the dtype has not 16 bits.
+    """
+    if dtype.itemsize != 2:
+        raise ConfigError(f"guidance is looked for among values of 16 bits, but got {dtype}; every guidance fits there")
+    at = int(torch.tensor(guidance_scale, dtype=dtype).view(torch.int16))
+    near = torch.arange(at - 256, at + 257, dtype=torch.int16).view(dtype)
+    exact = near[(near * 1000.0).double() == near.double() * 1000.0].tolist()
+    if not exact:
+        raise ConfigError(f"no guidance near {guidance_scale:g} is exact in {dtype}; give another one")
+    return float(min(exact, key=lambda value: (abs(value - guidance_scale), -value)))
 
 
 def is_guidance_exact(guidance_scale: float, dtype: torch.dtype) -> bool:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from hyquant.clock import StepClock, attach_clock
 from hyquant.errors import ConfigError
-from hyquant.models.base import DeploymentShape, Record, RecordSink, RenderSettings
+from hyquant.models.base import DeploymentShape, OnLatents, Record, RecordSink, RenderSettings
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest
 from hyquant.models.names import LayerGroup, layer_groups
-from hyquant.models.sampling import batches, draw_noise, guidance_input, latent_size
+from hyquant.models.sampling import batches, draw_noise, guidance_input, latent_size, round_inputs
 
 SPATIAL_RATIO = 4
 TEMPORAL_RATIO = 4
@@ -78,11 +78,12 @@ class TinyVideoModel:
         settings: RenderSettings,
         *,
         on_step: Callable[[], None] | None = None,
+        on_latents: OnLatents | None = None,
     ) -> list[Tensor]:
         """Render one video per prompt: float32 [T, C, H, W] in [0, 1]."""
         videos: list[Tensor] = []
         for batch_prompts, batch_seeds in batches(prompts, seeds, settings.batch_size):
-            latents = self._denoise(batch_prompts, batch_seeds, settings, on_step=on_step)
+            latents = self._denoise(batch_prompts, batch_seeds, settings, on_step=on_step, on_latents=on_latents)
             videos.extend(decode(latents).cpu())
         return videos
 
@@ -110,6 +111,7 @@ class TinyVideoModel:
         settings: RenderSettings,
         *,
         on_step: Callable[[], None] | None = None,
+        on_latents: OnLatents | None = None,
         on_call: Callable[[int, dict[str, Tensor]], None] | None = None,
     ) -> Tensor:
         """Integrate dx/dsigma = v from noise (sigma 1) to latents (sigma 0) with Euler steps."""
@@ -119,10 +121,13 @@ class TinyVideoModel:
         self.clock.num_steps = settings.num_steps
         for step_index, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
             inputs = self._inputs(latents, 1000.0 * sigma, text, guidance_scale=settings.guidance_scale)
+            inputs = round_inputs(inputs) if settings.round_inputs else inputs
             if on_call is not None:
                 on_call(step_index, inputs)
             velocity = self._call_at(step_index, inputs)
             latents = latents + (next_sigma - sigma) * velocity.float()
+            if on_latents is not None:
+                on_latents(latents)
             if on_step is not None:
                 on_step()
         return latents

@@ -10,6 +10,7 @@ import numpy as np
 from metrics.statistics.clusters import cluster_means
 
 NUM_RESAMPLES = 9999
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def mean_interval(
     as Student's.
 
     Of a single cluster, or of clusters with one mean, the interval is that mean: nothing varies. So it is where BCa has
-    no finite ends.
+    no finite ends. Of two it is the two: resampling knows nothing beyond them.
 
     Args:
         values: [P], one per pair of prompt and seed; finite.
@@ -56,8 +57,10 @@ def mean_interval(
 
     means_K = cluster_means(values, clusters)
     mean = float(means_K.mean())
-    if np.ptp(means_K) == 0.0:
+    if np.ptp(means_K) <= _ROUNDING * max(1.0, abs(mean)):
         return Interval(mean=mean, low=mean, high=mean, level=level)
+    if len(means_K) == 2:
+        return Interval(mean=mean, low=float(means_K.min()), high=float(means_K.max()), level=level)
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # ends that are not finite are looked for below
         drawn = bootstrap(

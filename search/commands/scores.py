@@ -23,6 +23,7 @@ def metrics(as_json: AsJson = False) -> None:
     print_table([_row(spec) for spec in specs])
     print_line("A trial's value is the mean over its prompts; NAME_worst is the value of its worst prompt.")
     print_line("NAME_drop is how much worse than the float video; metrics that read no reference have it.")
+    print_line("NAME_excess is how far from the float video beyond its noise floor; metrics with a reference have it.")
     for reason in missing.values():
         if reason is not None:
             print_line(f"not usable here: {reason}")

@@ -61,7 +61,7 @@ def trial(
 
 def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     """Say how far a study is."""
-    from search.answers import status_json
+    from search.answers import floor_lines, status_json
     from search.locate import locate_study, overview_of
 
     overview = overview_of(locate_study(study, store))
@@ -74,6 +74,8 @@ def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     print_line(f"trials: {counts}")
     picks = ", ".join(f"{name} is trial {number}" for name, number in answer["picks"].items())
     print_line(f"front: {answer['front_size']} points" + (f"; {picks}" if picks else ""))
+    for line in floor_lines(overview.floor) if overview.floor is not None else ():
+        print_line(line)
     if answer["measurement_errors"]:
         numbers = ", ".join(map(str, answer["measurement_errors"]))
         print_line(f"measurement errors: trials {numbers} gain more than their ceiling; see hyq-search show")
@@ -117,5 +119,5 @@ def _show(study: str, number: int, store: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(trial_json(row))
         return
-    for line in trial_lines(row):
+    for line in trial_lines(row, overview.floor):
         print_line(line)

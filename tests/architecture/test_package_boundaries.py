@@ -19,7 +19,7 @@ IMPORTERS = {
     "cv2": ("metrics/warping_error.py",),
     "diffusers": ("hyquant/models/",),
     "huggingface_hub": ("metrics/published.py",),
-    "matplotlib": ("search/plots.py", "search/sensitivity_plots.py"),
+    "matplotlib": ("search/plots.py", "search/sensitivity_plots.py", "search/latent_plots.py"),
     "mlflow": ("search/tracking.py",),
     "open_clip": ("metrics/embedders.py",),
     "optuna": ("search/", "spaces/suggest.py"),

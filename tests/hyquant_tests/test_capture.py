@@ -134,9 +134,7 @@ def test_reference_videos_are_rendered_once(model, tmp_path, monkeypatch):
     store = Store(tmp_path)
     rendered = model.render(PROMPTS, [1, 2], SETTINGS)
     first = reference_videos(model, PROMPTS, [1, 2], SETTINGS, store)
-    monkeypatch.setattr(
-        model, "render", lambda prompts, *_, **__: [] if not prompts else pytest.fail("was rendered again")
-    )
+    monkeypatch.setattr(model, "render", lambda prompts, *_, **__: [] if not prompts else pytest.fail("again"))
     second = reference_videos(model, PROMPTS, [1, 2], SETTINGS, store)
 
     for video, once, twice in zip(rendered, first, second, strict=True):

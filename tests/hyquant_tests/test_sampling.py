@@ -7,7 +7,15 @@ from torch import nn
 from hyquant.errors import ConfigError
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest, denoiser_part, tensors_digest
-from hyquant.models.sampling import batches, draw_noise, guidance_input, is_guidance_exact, latent_size
+from hyquant.models.sampling import (
+    batches,
+    draw_noise,
+    guidance_input,
+    is_guidance_exact,
+    latent_size,
+    nearest_exact_guidance,
+    round_inputs,
+)
 
 
 def test_noise_belongs_to_its_seed_alone():
@@ -117,3 +125,29 @@ def test_the_denoisers_digest_is_the_first_half_of_a_fingerprint():
     layer = nn.Linear(2, 2)
 
     assert denoiser_part(f"{denoiser_digest(layer)}-0123") == denoiser_digest(layer)
+
+
+@pytest.mark.parametrize(
+    ("guidance_scale", "dtype", "expected"),
+    [(6.0, torch.bfloat16, 8.0), (5.0, torch.bfloat16, 4.0), (6.0, torch.float16, 6.0), (1.9, torch.bfloat16, 2.0)],
+)
+def test_the_nearest_exact_guidance_is_exact_and_nothing_nearer_is(guidance_scale, dtype, expected):
+    assert nearest_exact_guidance(guidance_scale, dtype) == expected
+    assert is_guidance_exact(expected, dtype)
+    between = [value for value in torch.linspace(guidance_scale, expected, 99).to(dtype).tolist() if value != expected]
+    assert not any(is_guidance_exact(value, dtype) for value in between)
+
+
+def test_rounded_inputs_are_guidance_and_timestep_alone():
+    inputs = {
+        "guidance": torch.tensor([6000.0]),
+        "timestep": torch.tensor([513.0]),
+        "hidden_states": torch.tensor(513.0),
+    }
+
+    rounded = round_inputs(inputs)
+
+    assert rounded["guidance"].tolist() == [6016.0]
+    assert rounded["timestep"].tolist() == [512.0]
+    assert rounded["hidden_states"] is inputs["hidden_states"]
+    assert rounded["guidance"].dtype == torch.float32

@@ -197,3 +197,11 @@ def test_a_verdict_needs_evidence_for_either_side():
     assert combined(["PASS", "PASS"]) == "PASS"
     assert combined(["PASS", "INCONCLUSIVE"]) == "INCONCLUSIVE"
     assert combined(["PASS", "INCONCLUSIVE", "FAIL"]) == "FAIL"
+
+
+def test_the_interval_of_two_clusters_is_their_range_and_of_roundings_a_point():
+    two = mean_interval([1.0, 3.0], ["a", "b"])
+    rounded = mean_interval([1.0, 1.0 + 2e-16, 1.0], range(3))
+
+    assert (two.low, two.mean, two.high) == (1.0, 2.0, 3.0)
+    assert rounded.low == rounded.mean == rounded.high

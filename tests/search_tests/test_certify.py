@@ -150,6 +150,24 @@ def test_a_certificate_is_repeated_without_the_study_and_nothing_has_moved(expor
     assert answer["changed_software"] == []
 
 
+def test_clips_of_other_software_serve_as_those_of_then_and_not_as_those_of_today(
+    export, study, tmp_path, certify, monkeypatch
+):
+    store = tmp_path / "store"
+    study.write_text(yaml.safe_dump({**STUDY, "store": str(store)}))
+    with monkeypatch.context() as older:
+        for module in ("hyquant.calibration.capture", "search.certifying"):
+            older.setattr(f"{module}.software_versions", lambda: {"torch": "0.1", "diffusers": "0.2"})
+        certify(export, "--study", study)
+    clips_of_then = set(store.rglob("*.safetensors"))
+    _, again, _ = certify(export, "--again", "--store", store)
+    certify(export, "--study", study, "--overwrite")
+
+    assert {(move["metric"], move["floor"]) for move in again["moves"]} >= {("psnr_db", 0.0)}
+    assert any(change.startswith("torch 0.1 -> ") for change in again["changed_software"])
+    assert len(set(store.rglob("*.safetensors")) - clips_of_then) == len(clips_of_then) == 2 * 2 * NUM_PROMPTS
+
+
 def test_a_certificate_whose_clips_moved_more_than_float_is_exit_code_3(export, study, store, certify, monkeypatch):
     """New software is played by weights whose scales have changed while the certificate is told that they have not."""
     certify(export, "--study", study)
