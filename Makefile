@@ -20,9 +20,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-study: $(STAMP) ## Search the shipped mini model, export the winner to exports/mini, verify and certify it.
+study: $(STAMP) ## Probe and search the shipped mini model, export the winner to exports/mini, verify and certify it.
+	$(BIN)/hyq-search plan studies/mini.yaml
+	$(BIN)/hyq-search sensitivity studies/mini.yaml
 	$(BIN)/hyq-search run studies/mini.yaml
 	$(BIN)/hyq-search front studies/mini.yaml
+	$(BIN)/hyq-search explain studies/mini.yaml balanced
 	$(BIN)/hyq-search export studies/mini.yaml --pick balanced --out exports/mini --overwrite
 	$(BIN)/hyq-search verify exports/mini
 	$(BIN)/hyq-search certify exports/mini --study studies/mini.yaml

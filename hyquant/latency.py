@@ -213,10 +213,11 @@ def _is_native(denoiser: nn.Module) -> bool:
 
 
 def kernels_of(denoiser: nn.Module) -> tuple[str, ...]:
-    """Return the names of the kernels that the quantized Linears of a denoiser run on; none if it is in float."""
+    """Return the names of the kernels that quantized Linears and attentions run on, sorted; none if it is in float."""
     state = swapped(denoiser)
     linears = () if state is None else state.quantized.values()
-    return tuple(sorted({linear.fused.kernel_name for linear in linears}))
+    names = {linear.fused.kernel_name for linear in linears}
+    return tuple(sorted(names | {f"{kind} attention" for kind in attention_kinds(denoiser).values()}))
 
 
 def describe_device(device: torch.device) -> str:

@@ -32,7 +32,8 @@ class LatencyReport(FrozenModel):
             nothing ran, and rounds and warmup are 0 then.
         compiled: Whether both sides ran compiled.
         device: Torch's device type, with the number of CPU threads.
-        kernels: Names of the kernels that quantized Linears ran on, sorted; empty in float and in old reports.
+        kernels: Names of the kernels that quantized Linears ran on, and "native attention" or "simulated attention"
+            where that is quantized; sorted, empty in float and in old reports.
         ceiling: The most that control / candidate can be by the float denoiser's profile; None if that is unknown.
         profile_step_s: Seconds of a float step in that profile; the control's tells how far the machine has drifted.
     """

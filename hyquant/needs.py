@@ -1,6 +1,6 @@
 """What must be known of activations before a plan can be carried out."""
 
-from hyquant.config import StoredRange
+from hyquant.config import M3, StoredRange
 from hyquant.observers import OBSERVERS
 from hyquant.plan import QuantPlan
 from hyquant.schemes import SCHEMES
@@ -37,3 +37,9 @@ def needs_search(plan: QuantPlan) -> bool:
     """Return whether smoothing scales must be searched first (`hyquant.smoothing.search.search_scales`)."""
     config = plan.config.smoothing
     return config is not None and bool(plan.smoothed) and SMOOTHINGS[config.kind].is_searched(config)
+
+
+def searches_first_record(plan: QuantPlan) -> bool:
+    """Return whether a search of smoothing scales looks at the first record of all ranks only."""
+    config = plan.config.smoothing
+    return needs_search(plan) and isinstance(config, M3) and config.records == "first"

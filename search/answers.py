@@ -29,6 +29,7 @@ def table_row(row: TrialRow) -> dict[str, str]:
         **{name: with_interval(value, row.interval(name)) for name, value in (row.values or {}).items()},
         "latency": "" if row.result is None or row.result.latency is None else row.result.latency.kind,
         **{name.split(".")[-1]: params.get(name, "") for name in _CONFIG_COLUMNS},
+        "measured again": _again(row),
         "seconds": "" if row.duration_s is None else f"{row.duration_s:.1f}",
         "reason": row.reason or "",
     }
@@ -41,9 +42,10 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "study": overview.config.name,
         "trials": dict(overview.counts),
         "evaluated": overview.num_evaluated,
-        "budget": {"trials": budget.trials, "time_s": budget.time_s},
+        "budget": budget.model_dump(),
         "front_size": len(overview.front),
         "picks": {name: row.number for row in overview.front for name in row.picks},
+        "sampler": _sampler(overview),
         "median_trial_s": overview.time_per_trial_s,
         "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
         "noise_floor": None if overview.floor is None else plain(overview.floor),
@@ -64,9 +66,29 @@ def floor_lines(floor: NoiseFloor) -> list[str]:
     return lines
 
 
+def _sampler(overview: Overview) -> str:
+    """Return the sampler that draws a study's points: what `auto` stands for, where the study says that."""
+    from search.samplers import chosen_kind
+
+    config = overview.config
+    num_steps, num_trials = config.workload.settings.num_steps, config.budget.trials
+    return chosen_kind(config.sampler.kind, config.valid_space, num_steps=num_steps, num_trials=num_trials)
+
+
 def front_json(overview: Overview) -> list[dict[str, Any]]:
     """Return the answer of `hyq-search front --json`; documented in docs/cli.md."""
-    keys = ("number", "picks", "values", "intervals", "config", "config_digest", "strategy", "metrics", "latency")
+    keys = (
+        "number",
+        "picks",
+        "values",
+        "intervals",
+        "confirmed",
+        "config",
+        "config_digest",
+        "strategy",
+        "metrics",
+        "latency",
+    )
     return [{key: row[key] for key in keys} for row in map(trial_json, overview.front)]
 
 
@@ -96,6 +118,9 @@ def trial_json(row: TrialRow) -> dict[str, Any]:
         "weight_bytes": None if result is None else result.weight_bytes,
         "peak_memory_bytes": None if result is None else result.peak_memory_bytes,
         "latent_l2": [] if result is None else mean_curve(result.latent_l2),
+        "confirmed": row.confirmation,
+        "num_prompts": None if result is None else result.num_prompts,
+        "stopped_by": None if result is None else result.stopped_by,
         "stage_seconds": {} if result is None else result.stage_seconds,
         "duration_s": row.duration_s,
     }
@@ -119,7 +144,8 @@ def trial_lines(row: TrialRow, floor: NoiseFloor | None = None) -> list[str]:
     if row.config is not None:
         lines += ["config:", *(f"  {key}: {value or '-'}" for key, value in config_params(row.config).items())]
     if row.result is not None:
-        lines += ["scores over the prompts:"]
+        count = row.result.num_prompts
+        lines += ["scores over the prompts:" if count is None else f"scores over the first {count} prompts:"]
         lines += [
             f"  {name}: {with_interval(m.mean, m.interval)} (std {m.std:.2g}, worst {readable(worse(name)(m.values))})"
             for name, m in row.result.metrics.items()
@@ -128,6 +154,10 @@ def trial_lines(row: TrialRow, floor: NoiseFloor | None = None) -> list[str]:
         lines += _latency_lines(row.result.latency)
         lines += _latent_lines(row)
         lines.append(_memory_line(row.result))
+        if (again := row.confirmation) is not None and again.result is not None:
+            lines += ["measured again with fresh seeds:"]
+            lines += [f"  {name}: {readable(m.mean)}" for name, m in again.result.metrics.items()]
+            lines += _latency_lines(again.result.latency)
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row.result.stage_seconds.items())
         lines.append(f"time: {stages}")
     if row.result is not None and floor is not None:
@@ -146,6 +176,14 @@ def _latent_lines(row: TrialRow) -> list[str]:
 def _memory_line(result: TrialResult) -> str:
     peak = "not measured" if result.peak_memory_bytes is None else f"{result.peak_memory_bytes / 2**20:.4g} MiB"
     return f"memory: weights {result.weight_bytes / 2**20:.4g} MiB, peak {peak}"
+
+
+def _again(row: TrialRow) -> str:
+    """Return the objectives of a member that was measured again."""
+    if row.confirmation is None:
+        return ""
+    values = row.confirmation.values
+    return "not held" if values is None else ", ".join(map(readable, values))
 
 
 def _latency_lines(latency: LatencyReport | None) -> list[str]:

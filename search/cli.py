@@ -11,7 +11,18 @@ import sys
 
 import typer
 
-from search.commands import certificates, checkpoints, exports, profiling, scores, sensitivity, service, studies
+from search.commands import (
+    certificates,
+    checkpoints,
+    explaining,
+    exports,
+    planning,
+    profiling,
+    scores,
+    sensitivity,
+    service,
+    studies,
+)
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -29,12 +40,14 @@ for command in (
     studies.front,
     studies.show,
     studies.trial,
+    explaining.explain,
     exports.export,
     exports.verify,
     exports.render,
     certificates.certify,
     checkpoints.calibrate,
     checkpoints.quantize_checkpoint,
+    planning.plan,
     profiling.profile,
     sensitivity.sensitivity,
     scores.metrics,

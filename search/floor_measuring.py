@@ -18,7 +18,7 @@ from search.metric_names import has_excess
 from search.neutral_changes import CHANGES, NeutralChange, render_changed
 from search.noise_floor import NoiseFloor, noise_floor
 from search.stages import Stages
-from search.workbench import Workbench, gather_videos, search_seeds
+from search.workbench import Workbench, gather_videos
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ def floor_key(bench: Workbench) -> str:
         "dtype": str(model.dtype),
         "device": str(model.device.type),
         "torch": torch.__version__,
-        "prompts": list(bench.prompts.search),
-        "seeds": list(search_seeds(workload.seed, len(bench.prompts.search))),
+        "pairs": [list(pair) for pair in bench.pairs],
         "settings": workload.settings.model_dump(mode="json"),
         "ranks": bench.group.world_size,
         "judge": bench.config.judge.model_dump(mode="json"),
@@ -108,7 +107,7 @@ def _concluded(
 def _render(bench: Workbench, change: NeutralChange) -> list[Tensor]:
     with bench.lock.computing():
         settings, step_aside = bench.config.workload.settings, bench.lock.let_measurements_pass
-        return render_changed(bench.model, change, bench.search, settings, on_step=step_aside)
+        return render_changed(bench.model, change, bench.own_pairs(), settings, on_step=step_aside)
 
 
 def _score(bench: Workbench, videos: list[Tensor], names: list[str]) -> dict[str, list[float]]:

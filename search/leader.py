@@ -1,32 +1,36 @@
 """Rank 0 of a slot: asks Optuna for trials, leads the other ranks through them, tells Optuna and logs to MLflow.
 
 Trials are run with `study.optimize(n_trials=1)` in a loop, because Optuna writes heartbeats only there. A trial ends
-in one of four ways: values are returned (complete); TrialPruned after its constraints were set (infeasible);
-TrialFailed, one of our errors, which fails the trial while the study goes on; anything else is a bug, which is
-written into the trial and ends the worker.
+in one of four ways: values are returned (complete); TrialPruned, after the constraints that it violates were set
+(infeasible) or with none violated (stopped); TrialFailed, one of our errors, which fails the trial while the study goes
+on; anything else is a bug, which is written into the trial and ends the worker. When the budget is used, the members of
+the front are measured again.
 """
 
 import logging
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 from optuna.samplers import RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig
 from hyquant.distributed import Group
+from search.confirmation import Confirmation, store_confirmation
+from search.confirming import bench_for_again, measure_again, pending
+from search.earlier import enqueue_earlier
 from search.errors import TrialFailed
 from search.locks import FileLock
 from search.logged import floor_metrics
 from search.media import write_trial_files
 from search.objective import Evidence, run_trial
 from search.order import SlotState, WorkOrder, mlflow_lock_path, slot_folder, write_state
-from search.pace import must_wait, next_draw, stop_reason
+from search.pace import must_wait, next_draw, stop_reason, trouble
 from search.processes import this_worker
 from search.profiling import ceiling_sentence, stored_profile
 from search.proposal import choose_config, claim
@@ -34,8 +38,10 @@ from search.result import TrialResult
 from search.retry import known_experiments
 from search.samplers import build_sampler, derived_seed
 from search.stages import Stages
+from search.stall import study_stall
+from search.storage import open_storage
 from search.tracking import Tracker
-from search.trials import trial_reason, trial_result, trial_state
+from search.trials import scored_front, trial_config, trial_reason, trial_result, trial_state
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -66,24 +72,63 @@ class Leader:
         self._is_tracking = False
         self._has_told_of_float = False
         self._evidence: Evidence | None = None
+        self._again: Workbench | None = None
         self._sign_of_life = time.monotonic()
         self._cycle_started = time.perf_counter()
         self._stages = Stages(bench.group)
         num_trials = len(study.get_trials(deepcopy=False))
-        self._sampler = build_sampler(bench.config.sampler, slot=order.slot, num_trials=num_trials)
+        self._sampler = build_sampler(bench.config, slot=order.slot, num_trials=num_trials)
 
     def run(self) -> str:
         """Run trials until there is a reason to stop; release the other ranks and return the reason."""
+        if self._order.slot == 0 and self._order.until_trial is None:
+            storage = open_storage(self._order.store, url=self._order.url)
+            enqueue_earlier(self._study, self._bench.config, self._bench.model.fingerprint(), storage)
         self._profile()
         while (reason := self._wait_for_turn()) is None:
             self._study.sampler = self._next_sampler()
             self._study.optimize(self._objective, n_trials=1, catch=(TrialFailed,), callbacks=[self._finish])
+        if self._order.until_trial is None and trouble(self._study.get_trials(deepcopy=False), self._order) is None:
+            self._confirm_front()
         self._bench.group.broadcast({"command": "stop"})
         return reason
 
+    def _confirm_front(self) -> None:
+        """Measure the members of the front again that no slot has in hand; each is stored before the next begins."""
+        while TrialState.RUNNING in {trial.state for trial in self._study.get_trials(deepcopy=False)}:
+            self._rest()  # another slot's trial may still join the front
+        while (claimed := self._claim_member()) is not None:
+            number, lock = claimed
+            try:
+                store_confirmation(self._study, number, self._measure_again(number))
+            finally:
+                lock.release()
+            self._write_sign_of_life()
+
+    def _claim_member(self) -> tuple[int, FileLock] | None:
+        """Return a member that is to be measured again, with a lock that keeps other slots of this host from it."""
+        for number in pending(self._study, self._bench.config):
+            lock = FileLock(self._order.store / "locks" / f"{self._order.study}.confirm-{number}.lock")
+            if lock.acquire(blocking=False):
+                if number in pending(self._study, self._bench.config):
+                    return number, lock
+                lock.release()
+        return None
+
+    def _measure_again(self, number: int) -> Confirmation:
+        config = trial_config(self._study.get_trials(deepcopy=False)[number])
+        assert config is not None, "a member of the front has a config"
+        self._bench.group.broadcast({"command": "again", "config": config.model_dump(mode="json")})
+        self._again = self._again or bench_for_again(self._bench)
+        confirmation = measure_again(self._again, config, Stages(self._bench.group, lambda: self._bench.lock.waited_s))
+        assert confirmation is not None, "rank 0 measures"
+        logger.info("measured again number=%d reason=%s", number, confirmation.reason)
+        return confirmation
+
     def _profile(self) -> None:
         """Look where the float denoiser's time goes, unless no trial is to come; without it trials have no ceiling."""
-        if stop_reason(self._study.get_trials(deepcopy=False), self._bench.config.budget, self._order, now=time.time()):
+        trials, config = self._study.get_trials(deepcopy=False), self._bench.config
+        if self._reason_to_stop(trials) is not None and not pending(self._study, config):
             return
         try:
             profile = Stages(Group()).run("profile", lambda: stored_profile(self._bench))
@@ -99,13 +144,23 @@ class Leader:
         budget = self._bench.config.budget
         while True:
             trials = self._study.get_trials(deepcopy=False)
-            reason = stop_reason(trials, budget, self._order, now=time.time())
+            reason = self._reason_to_stop(trials)
             if reason is not None or not must_wait(trials, budget, self._order):
                 return reason
-            with known_experiments():
-                optuna.storages.fail_stale_trials(self._study)
-            self._keep_alive()
-            time.sleep(_POLL_S)
+            self._rest()
+
+    def _rest(self) -> None:
+        """Wait a moment for other workers, and give up on those that are gone."""
+        with known_experiments():
+            optuna.storages.fail_stale_trials(self._study)
+        self._keep_alive()
+        time.sleep(_POLL_S)
+
+    def _reason_to_stop(self, trials: Sequence[FrozenTrial]) -> str | None:
+        reason = stop_reason(trials, self._bench.config.budget, self._order, now=time.time())
+        if reason is not None or self._order.until_trial is not None:
+            return reason
+        return study_stall(self._study, self._bench.config)
 
     def _next_sampler(self) -> optuna.samplers.BaseSampler:
         trials = self._study.get_trials(deepcopy=False)
@@ -133,7 +188,7 @@ class Leader:
 
     def _evaluate(self, config: QuantConfig) -> TrialResult:
         self._bench.group.broadcast({"command": "trial", "config": config.model_dump(mode="json")})
-        measurement = run_trial(self._bench, config, self._stages)
+        measurement = run_trial(self._bench, config, self._stages, front=lambda: scored_front(self._study))
         self._tell_of_float()
         assert measurement is not None, "rank 0 measures"
         self._evidence = measurement.evidence
@@ -201,9 +256,12 @@ class Leader:
             files = folder if result is not None else None
             self._tracker.finish_trial(trial.number, state, result, reason=trial_reason(trial), files=files)
         self._evidence = None
+        self._write_sign_of_life()
+        logger.info("trial number=%d state=%s reason=%s", trial.number, state, trial_reason(trial))
+
+    def _write_sign_of_life(self) -> None:
         state_folder = slot_folder(self._order.store, self._order.study, self._order.slot)
         write_state(state_folder, SlotState(restarts_at_last_finish=self._restart_count))
-        logger.info("trial number=%d state=%s reason=%s", trial.number, state, trial_reason(trial))
 
     def _claim_lock(self) -> Path:
         return self._order.store / "locks" / f"{self._order.study}.claim.lock"

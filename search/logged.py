@@ -79,6 +79,8 @@ def result_metrics(result: TrialResult) -> list[LoggedMetric]:
     curve = mean_curve(result.latent_l2)
     logged += [LoggedMetric("latent_l2_by_step", error, step) for step, error in enumerate(curve)]
     logged += [LoggedMetric("latent_l2", error) for error in curve[-1:]]
+    if result.num_prompts is not None:
+        logged.append(LoggedMetric("prompts_rendered", float(result.num_prompts)))
     logged.append(LoggedMetric("weight_size_bytes", float(result.weight_bytes)))
     return [metric for metric in logged if math.isfinite(metric.value)]
 

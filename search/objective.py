@@ -4,36 +4,26 @@ What does not depend on a trial (statistics, float videos, the judge) is made by
 kept.
 """
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from hyquant.calibration.calibrate import quantize_calibrated_
 from hyquant.config import QuantConfig, digest
-from hyquant.latency import PreparedSteps
-from hyquant.latency_report import LatencyReport
 from hyquant.models.attentions import attention_blocks
 from hyquant.plan import QuantPlan, build_plan
-from hyquant.profile import ceiling, quantized_names
 from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
-from metrics.score import score_samples
 from search.calibrated import calibrate_for
+from search.climb import Climb, Front, climb
 from search.floor_measuring import prepare_floor
-from search.latents import render_compared
 from search.prepare import prepare_judge
-from search.profiling import predicted_latency
-from search.result import MetricResult, TrialResult
-from search.scoring import (
-    Judgement,
-    explained,
-    finite_curves,
-    judge,
-    latent_figure,
-    measured_figures,
-    metric_results,
-    objective_values,
-)
+from search.result import MetricResult, Outcome, TrialResult
+from search.rungs import Defeat
+from search.scoring import Judgement, bound_in_words, explained, judge, objective_values
 from search.stages import Stages
-from search.workbench import Workbench, gather_videos
+from search.study import Constraint
+from search.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -53,8 +43,14 @@ class Measurement:
     evidence: Evidence
 
 
-def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurement | None:
+def run_trial(bench: Workbench, config: QuantConfig, stages: Stages, *, front: Front = tuple) -> Measurement | None:
     """Evaluate one config; every rank of the group calls it with the same config. The float weights are restored.
+
+    Args:
+        bench: This rank's warm state.
+        config: What to evaluate.
+        stages: Where times and failures are kept.
+        front: The members of the front at the moment, for a study with rungs; asked on rank 0 alone.
 
     Returns:
         The measurement on rank 0; None on other ranks.
@@ -72,27 +68,13 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages) -> Measurem
     bench.device.reset_memory_peak(bench.group.local_rank)
     try:
         report = stages.run("quantize", lambda: quantize_calibrated_(denoiser, plan, found, bench.model.clock))
-        own = stages.run("render", lambda: render_compared(bench, bench.search))
-        with stages.timed("render"):
-            videos, latent_l2 = gather_videos(bench, own.videos), gather_videos(bench, own.latent_l2)
-        samples = bench.samples(videos) if is_first else []
-        curves = finite_curves(latent_l2)
-        metrics = stages.run("score", lambda: _score(bench, samples))
-        may_win = stages.run(
-            "score", lambda: judge(metrics, bench.config.constraints, latent_figure(curves)).is_feasible
-        )
-        is_timed = bench.group.broadcast(may_win)
-        latency = _measure_latency(bench, plan, stages) if is_timed else None
+        trial = climb(bench, plan, report, stages, front)
     finally:
         restore_(denoiser)
     if not is_first:
         return None
-    figures = measured_figures(latency, report.weight_bytes, bench.device.memory_peak_bytes(bench.group.local_rank))
-    figures |= latent_figure(curves)
-    judgement = judge(metrics, bench.config.constraints, figures)
-    judgement = replace(judgement, reason=explained(judgement.reason, samples))
-    result = _conclude(bench, config, judgement, latency, figures, curves)
-    return Measurement(result=result, evidence=Evidence(plan=plan, report=report, samples=samples))
+    evidence = Evidence(plan=plan, report=report, samples=trial.samples)
+    return Measurement(result=_conclude(bench, config, trial), evidence=evidence)
 
 
 def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
@@ -108,66 +90,56 @@ def _plan(bench: Workbench, config: QuantConfig) -> QuantPlan:
     )
 
 
-def _score(bench: Workbench, samples: list[Sample]) -> dict[str, MetricResult]:
-    if bench.embedder is None:
-        return {}
-    with bench.lock.computing():
-        scores = score_samples(samples, bench.config.metrics, bench.embedder)
-    return metric_results(scores, bench.float_results, bench.floor)
-
-
-def _measure_latency(bench: Workbench, plan: QuantPlan, stages: Stages) -> LatencyReport | None:
-    """Compile and time the quantized denoiser on rank 0, alone on the host: the other ranks wait, other slots pause.
-
-    A study with a device profile gets a prediction instead.
-    """
-    device = bench.config.latency.device_profile
-    if device is not None:
-        timed = bench.latency_bench
-        return stages.run("latency", lambda: None if timed is None else predicted_latency(timed, plan, device))
-    prepared = stages.run("compile", lambda: _prepare_latency(bench, plan))
-    return stages.run("latency", lambda: _time(bench, prepared))
-
-
-def _prepare_latency(bench: Workbench, plan: QuantPlan) -> PreparedSteps | None:
-    if bench.latency_bench is None:
-        return None
-    with bench.lock.computing():
-        return bench.latency_bench.prepare(plan, warmup=bench.config.latency.warmup)
-
-
-def _time(bench: Workbench, prepared: PreparedSteps | None) -> LatencyReport | None:
-    if bench.latency_bench is None or prepared is None:
-        return None
-    with bench.lock.measuring():
-        report = bench.latency_bench.measure(prepared, rounds=bench.config.latency.rounds)
-    if bench.profile is None:
-        return report
-    found = ceiling(bench.profile, quantized_names(prepared.plan))
-    return report.model_copy(update={"ceiling": found, "profile_step_s": bench.profile.step_s})
-
-
-def _conclude(
-    bench: Workbench,
-    config: QuantConfig,
-    judgement: Judgement,
-    latency: LatencyReport | None,
-    figures: dict[str, float],
-    latent_l2: tuple[tuple[float, ...], ...],
-) -> TrialResult:
-    """Put a trial's outcome together; objective values exist only if no bound is violated."""
-    is_complete = judgement.is_feasible
+def _conclude(bench: Workbench, config: QuantConfig, trial: Climb) -> TrialResult:
+    """Put a trial's outcome together; objective values exist only if it saw every prompt and no bound is violated."""
+    metrics, figures = trial.metrics(bench), trial.figures(bench)
+    num_done, num_prompts = len(trial.samples), len(bench.pairs)
+    is_partial = num_done < num_prompts
+    outcome: Outcome
+    if is_partial:
+        outcome = "infeasible" if trial.lost else "stopped"
+        judgement = ended_early(metrics, trial.lost, trial.defeat, num_prompts)
+    else:
+        judgement = judge(metrics, bench.config.constraints, figures)
+        outcome = "complete" if judgement.is_feasible else "infeasible"
+    is_complete = outcome == "complete"
+    reason = judgement.reason if outcome == "stopped" else explained(judgement.reason, trial.samples)
     return TrialResult(
         config=config,
         config_digest=digest(config),
-        outcome="complete" if is_complete else "infeasible",
+        outcome=outcome,
         values=objective_values(bench.config.objectives, judgement.metrics, figures) if is_complete else None,
         metrics=judgement.metrics,
-        latency=latency,
+        latency=trial.latency,
         constraints=judgement.constraints,
-        reason=judgement.reason,
+        reason=reason,
         weight_bytes=int(figures["weight_bytes"]),
         peak_memory_bytes=int(figures["peak_memory_bytes"]),
         stage_seconds={},
-        latent_l2=latent_l2,
+        latent_l2=trial.latent_l2,
+        num_prompts=num_done if is_partial else None,
+        stopped_by=None if trial.defeat is None else trial.defeat.number,
+    )
+
+
+def ended_early(
+    metrics: Mapping[str, MetricResult], lost: Mapping[Constraint, float], defeat: Defeat | None, num_prompts: int
+) -> Judgement:
+    """Return what a trial amounts to that ended before all of its prompts were rendered.
+
+    Bounds that are not decided yet are left out of its constraints: a sampler is told what is known, and no guess.
+
+    Args:
+        metrics: Metrics over the prompts so far.
+        lost: Bounds that cannot be met any more, each with the best value that is left.
+        defeat: Which member of the front beat it; None if bounds ended it.
+        num_prompts: How many prompts there would have been.
+    """
+    num_done = max((len(result.values) for result in metrics.values()), default=0)
+    sentences = [bound_in_words(bound, value, "is at best") for bound, value in lost.items()]
+    why = "; ".join(sentences) or ("" if defeat is None else defeat.in_words())
+    return Judgement(
+        metrics={name: result for name, result in metrics.items() if math.isfinite(result.mean)},
+        constraints={bound.metric: bound.violation(value) for bound, value in lost.items()},
+        reason=f"{why}; {num_done} of {num_prompts} prompts were rendered",
     )

@@ -1,6 +1,6 @@
 """A study as one frozen value: what every table, plot and JSON answer is made from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
 from metrics.statistics.intervals import mean_interval
+from search.confirmation import Confirmation, confirmations
 from search.control import control_values
 from search.metric_names import LATENT_L2
 from search.noise_floor import NoiseFloor
@@ -46,6 +47,7 @@ class TrialRow:
         duration_s: Wall time so far or in all; None before it started.
         is_on_front: Whether no other trial dominates it.
         picks: Under which names it is offered: safe, balanced, fast.
+        confirmation: What measuring it again with fresh seeds has shown; None if that was not done.
     """
 
     number: int
@@ -59,6 +61,7 @@ class TrialRow:
     duration_s: float | None
     is_on_front: bool
     picks: tuple[str, ...]
+    confirmation: Confirmation | None = None
 
     def interval(self, objective: str) -> tuple[float, float] | None:
         """Return the 95 % interval of a figure, None if it has none: the worst prompt, bytes, results of old."""
@@ -141,17 +144,36 @@ def read_overview(study: optuna.Study) -> Overview:
     directions = tuple(objective.direction for objective in config.objectives)
     winners = front(study)
     scores, floor = float_scores(study), stored_floor(study)
-    points = [Point(trial.number, tuple(trial.values)) for trial in winners]
-    picks = choose_picks(points, metrics, directions, control_values(metrics, scores, floor))
+    again = confirmations(study)
+    candidates, float_means = _candidates(winners, again, scores)
+    picks = choose_picks(candidates, metrics, directions, control_values(metrics, float_means, floor))
     on_front = {trial.number for trial in winners}
     trials = study.get_trials(deepcopy=False)
     rows = tuple(
-        _row(trial, metrics, trial.number in on_front, tuple(picks_of(trial.number, picks))) for trial in trials
+        _row(trial, metrics, trial.number in on_front, tuple(picks_of(trial.number, picks)), again.get(trial.number))
+        for trial in trials
     )
     return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=scores, floor=floor)
 
 
-def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks: tuple[str, ...]) -> TrialRow:
+def _candidates(
+    winners: Sequence[FrozenTrial], again: Mapping[int, Confirmation], scores: Mapping[str, float]
+) -> tuple[list[Point], Mapping[str, float]]:
+    """Return the points to pick from and the float model's scores: of fresh seeds, if any member was measured again."""
+    second = [(trial.number, again[trial.number]) for trial in winners if trial.number in again]
+    confirmed = [Point(number, found.values) for number, found in second if found.values is not None]
+    if confirmed:
+        return confirmed, second[0][1].float_scores
+    return [Point(trial.number, tuple(trial.values)) for trial in winners], scores
+
+
+def _row(
+    trial: FrozenTrial,
+    metrics: tuple[str, ...],
+    is_on_front: bool,
+    picks: tuple[str, ...],
+    confirmation: Confirmation | None,
+) -> TrialRow:
     config = trial_config(trial)
     result = trial_result(trial)
     return TrialRow(
@@ -161,21 +183,25 @@ def _row(trial: FrozenTrial, metrics: tuple[str, ...], is_on_front: bool, picks:
         config=config,
         result=result,
         values=None if result is None else objective_values(result, metrics),
-        reason=trial_reason(trial),
+        reason=trial_reason(trial) or (None if confirmation is None else confirmation.reason),
         preset=trial.user_attrs.get("preset"),
         duration_s=_duration_s(trial),
         is_on_front=is_on_front,
         picks=picks,
+        confirmation=confirmation,
     )
 
 
 def objective_values(result: TrialResult, metrics: tuple[str, ...]) -> dict[str, float] | None:
     """Return what a result measured for each objective, or None if one was not measured.
 
-    An infeasible trial, which Optuna is told without values, has them too.
+    An infeasible trial, which Optuna is told without values, has them too; one that ended before all of its prompts
+    were rendered has none, because means over other prompts are other quantities.
     """
     if result.values is not None:
         return dict(zip(metrics, result.values, strict=True))
+    if result.num_prompts is not None:
+        return None
     measured = over_prompts(result.metrics)
     measured["weight_bytes"] = float(result.weight_bytes)
     measured |= latent_figure(result.latent_l2)

@@ -66,7 +66,7 @@ class RunProgress(AbstractContextManager["RunProgress"]):
 
     def __call__(self, event: "RunEvent") -> None:
         """Show one event."""
-        evaluated = event.counts.get("complete", 0) + event.counts.get("infeasible", 0)
+        evaluated = sum(event.counts.get(state, 0) for state in ("complete", "infeasible", "stopped"))
         if self._evaluated is not None and evaluated > self._evaluated:
             self._finished_s += [self._clock()] * (evaluated - self._evaluated)
         self._evaluated = evaluated

@@ -7,6 +7,7 @@ import optuna
 from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import init_group
+from search.confirming import bench_for_again, measure_again
 from search.errors import SearchError, TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
@@ -50,8 +51,12 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
 
 def follow(bench: Workbench) -> None:
     """Do what rank 0 says: evaluate configs until it says stop."""
+    again: Workbench | None = None
     while (message := bench.group.broadcast()) != {"command": "stop"}:
         assert isinstance(message, dict)
+        if message["command"] == "again":
+            again = again or bench_for_again(bench)
+            measure_again(again, QuantConfig.model_validate(message["config"]), Stages(bench.group))
         if message["command"] == "trial":
             config = QuantConfig.model_validate(message["config"])
             try:

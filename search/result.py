@@ -8,7 +8,7 @@ from typing import Literal
 from hyquant.config import FrozenModel, QuantConfig
 from hyquant.latency_report import LatencyReport
 
-Outcome = Literal["complete", "infeasible"]
+Outcome = Literal["complete", "infeasible", "stopped"]
 
 
 class MetricResult(FrozenModel):
@@ -29,8 +29,12 @@ class TrialResult(FrozenModel):
     `values` are the objective values in the study's order; `constraints` holds, by metric, how far the bound is
     exceeded (> 0 means violated). `stage_seconds` are wall times by stage: calibrate, quantize, render, score,
     compile, latency, then `wait` (for locks and other slots) and `overhead`, which is everything else since the
-    slot's previous trial. `latent_l2` is the relative L2 error of the latents against float's by prompt and step,
-    [P][N]; empty where it is not finite, and in results of old.
+    slot's previous trial.
+
+    `num_prompts` is how many prompts were rendered where a trial was ended before all of them, and then `metrics` are
+    over these alone; None is all. `stopped_by` is the front member that beat a stopped trial. `latent_l2` is the
+    relative L2 error of the latents against float's by prompt and step, [P][N]; empty where it is not finite, and in
+    results of old.
     """
 
     config: QuantConfig
@@ -45,3 +49,5 @@ class TrialResult(FrozenModel):
     peak_memory_bytes: int | None = None
     stage_seconds: dict[str, float]
     latent_l2: tuple[tuple[float, ...], ...] = ()
+    num_prompts: int | None = None
+    stopped_by: int | None = None

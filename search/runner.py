@@ -18,20 +18,23 @@ from typing import Literal
 import optuna
 
 from hyquant.config import QuantConfig
+from search.confirmation import confirmations
+from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts, counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
-from search.readable import readable
 from search.representable import guidance_note
 from search.resume import reclaim_lost_trials, require_same_study
+from search.run_sentences import numbers_in_words, study_notes, trial_sentence
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
+from search.stall import USED_UP, why_over
 from search.storage import create_study, open_study, require_space, store_errors, stored_config, stored_prompts
 from search.study import Slot, StudyConfig
-from search.trials import count_states, front, num_evaluated, trial_reason, trial_state
+from search.trials import count_states, front, num_evaluated
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
 
@@ -95,12 +98,15 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
             for what, reason in left_out(config.space, config.target).items():
                 on_event(_event("note", f"left out {what}: {reason}", study, config))
             on_event(_event("note", f"queued the {added} presets of space {config.space.name}", study, config))
-        is_used_up = _is_used_up(study, config)
+        before = why_over(study, config)
+        is_done = before is not None and not pending(study, config)
         # Without slots what remains is to tidy up, which a run that was killed at its very end has not done.
-        slots = () if is_used_up else config.slots
+        slots = () if is_done else config.slots
         _run_slots(study, config, slots, until_trial=None, on_event=on_event)
-        message = f"the budget of {config.budget.trials} evaluated trials was already used" if is_used_up else "done"
-        return _summary(study, message)
+        if is_done and before == USED_UP:
+            return _summary(study, f"the budget of {config.budget.trials} evaluated trials was already used")
+        after = why_over(study, config)
+        return _summary(study, "done" if after in (None, USED_UP) else f"done, as {after}")
 
 
 def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | None, on_event: OnEvent) -> int:
@@ -172,7 +178,7 @@ def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> Non
     evaluated = num_evaluated(count_states(study))
     message = f"resumed study {config.name} with {evaluated} of {config.budget.trials} trials evaluated"
     if lost:
-        message += f"; {_numbers(lost)} lost with a worker, queued again"
+        message += f"; {numbers_in_words(lost)} lost with a worker, queued again"
     on_event(_event("resumed", message, study, config))
 
 
@@ -226,11 +232,12 @@ def _watch(
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     ended: set[int] = set()
-    told_ceiling = False
+    told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
     while len(ended) < len(slots):
-        if not told_ceiling and (sentence := study.user_attrs.get("ceiling")):
-            told_ceiling = True
-            on_event(_event("note", str(sentence), study, config))
+        for sentence in study_notes(study, config):
+            if sentence not in told:
+                told.add(sentence)
+                on_event(_event("note", sentence, study, config))
         for slot in slots:
             if slot.index not in ended and not slot.is_running:
                 ended.add(slot.index)
@@ -240,7 +247,7 @@ def _watch(
         for trial in study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
-                on_event(_event("trial", _sentence(trial, config), study, config, trial=trial.number))
+                on_event(_event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
         on_event(_event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
@@ -253,13 +260,16 @@ def _tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: On
     from search.tracking import Tracker
 
     if lost := reclaim_lost_trials(study, nameless_grace=timedelta(0)):
-        on_event(_event("note", f"{_numbers(lost)} interrupted; queued again for the next run", study, config))
+        on_event(_event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
     store = Path(config.store)
+    tracker = Tracker(store, config.name)
     for sentence in repair(store, study):
         on_event(_event("note", f"corrected in MLflow: {sentence}", study, config))
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)
-        Tracker(store, config.name).finish_study(status, Path(name))
+        for number, confirmation in confirmations(study).items():
+            tracker.log_again(number, confirmation)
+        tracker.finish_study(status, Path(name))
 
 
 def _require_progress(
@@ -267,14 +277,11 @@ def _require_progress(
 ) -> None:
     """Refuse to call a study done whose slots all stopped before the budget was used."""
     failures = [failure for slot in slots if (failure := slot.failure())]
-    if until_trial is None and failures and not _is_used_up(study, config):
+    is_done = why_over(study, config) is not None and not pending(study, config)
+    if until_trial is None and failures and not is_done:
         raise SearchError(f"study {config.name} stopped early: {failures[0]}")
     if until_trial is not None and failures:
         raise SearchError(f"trial {until_trial} was not run: {failures[0]}")
-
-
-def _is_used_up(study: optuna.Study, config: StudyConfig) -> bool:
-    return num_evaluated(count_states(study)) >= config.budget.trials
 
 
 def _summary(study: optuna.Study, message: str) -> RunSummary:
@@ -293,15 +300,3 @@ def _event(
 ) -> RunEvent:
     counts = count_states(study)
     return RunEvent(kind=kind, message=message, counts=counts, budget=config.budget.trials, trial=trial)
-
-
-def _sentence(trial: optuna.trial.FrozenTrial, config: StudyConfig) -> str:
-    """Return one line on a finished trial."""
-    state, reason = trial_state(trial), trial_reason(trial)
-    names = [objective.metric for objective in config.objectives]
-    values = ", ".join(f"{name} {readable(value)}" for name, value in zip(names, trial.values or (), strict=False))
-    return f"trial {trial.number} {state}" + (f": {values}" if values else "") + (f": {reason}" if reason else "")
-
-
-def _numbers(numbers: Sequence[int]) -> str:
-    return f"trial{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} {'were' if len(numbers) > 1 else 'was'}"

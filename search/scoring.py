@@ -90,7 +90,7 @@ def judge(
     return Judgement(
         metrics={name: result for name, result in results.items() if name in finite},
         constraints=violations,
-        reason="; ".join(_sentence(bound, finite[bound.metric]) for bound in violated) or None,
+        reason="; ".join(bound_in_words(bound, finite[bound.metric]) for bound in violated) or None,
     )
 
 
@@ -140,6 +140,13 @@ def objective_values(
     return tuple(values[objective.metric] for objective in objectives)
 
 
+def bound_in_words(bound: Constraint, value: float, verb: str = "is") -> str:
+    """Return what a bound asks for and what a trial has instead."""
+    limits = [("at least", bound.min), ("at most", bound.max)]
+    allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+    return f"{bound.metric} must be {allowed}, but {verb} {value:.4g}"
+
+
 def _result(values: Sequence[float]) -> MetricResult:
     summary = summarize(values) if all(map(math.isfinite, values)) else None
     if summary is None:
@@ -148,9 +155,3 @@ def _result(values: Sequence[float]) -> MetricResult:
     return MetricResult(
         values=tuple(values), mean=summary.mean, std=summary.std, interval=(interval.low, interval.high)
     )
-
-
-def _sentence(bound: Constraint, value: float) -> str:
-    limits = [("at least", bound.min), ("at most", bound.max)]
-    allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
-    return f"{bound.metric} must be {allowed}, but is {value:.4g}"

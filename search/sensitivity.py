@@ -111,7 +111,7 @@ def with_measured_ladder(config: StudyConfig, prompts: StudyPrompts) -> StudyCon
     """
     if config.space.exclusions != LADDER or config.space.ladder is not None:
         return config
-    found = _map_of(config, prompts)
+    found = map_of_study(config, prompts)
     return config.model_copy(update={"space": with_ladder(config.space, ladder(found))})
 
 
@@ -127,7 +127,12 @@ def probed_part(config: StudyConfig, prompts: StudyPrompts) -> JsonValue:
     }
 
 
-def _map_of(config: StudyConfig, prompts: StudyPrompts) -> SensitivityMap:
+def map_of_study(config: StudyConfig, prompts: StudyPrompts) -> SensitivityMap:
+    """Return the stored map of a study.
+
+    Raises:
+        SearchError: If no map was measured, or it was measured on something else.
+    """
     way_out = "run hyq-search sensitivity first"
     try:
         about = MapOfStudy.model_validate_json(_pointer(config).read_bytes())

@@ -8,6 +8,8 @@ the read keeps two workers from popping the same waiting trial. Optuna waits for
                         float_scores             metrics of the float videos, by name, once measured
                         noise_floor              how far float itself moves under neutral changes, once measured
                         presets_enqueued         True once the space's presets are in the queue
+                        model_fingerprint        which model it is about; earlier_presets: what of others was queued
+                        confirmed:NUMBER         a member of the front measured again
 """
 
 import os

@@ -1,8 +1,8 @@
 """What a study is: space, workload, judge, objectives, constraints, budget and slots, as one frozen value.
 
 A study file is YAML, read once by `search.study_file.load_study`; everything inside the program is typed.
-`StudyConfig.identity()` is the part that may not change between runs of one study: all but budget, slots, where it is
-stored, and what its exports are certified by.
+`StudyConfig.identity()` is the part that may not change between runs of one study: all but when trials and the study
+stop, what is measured again, slots, where it is stored, and what its exports are certified by.
 """
 
 from typing import Annotated, Any, Literal
@@ -81,18 +81,48 @@ class Constraint(FrozenModel):
 
 
 class SamplerConfig(FrozenModel):
-    """The Optuna sampler: multivariate TPE by default."""
+    """How points are chosen: multivariate TPE by default.
 
-    kind: Literal["tpe", "gp", "nsga2", "random"] = "tpe"
+    `grid` tries every point of the space once, in random order; `auto` picks by budget and size of the space.
+    """
+
+    kind: Literal["auto", "tpe", "gp", "nsga2", "random", "grid"] = "tpe"
     seed: int = 0
     num_startup_trials: Annotated[int, Field(ge=0)] = 8
 
 
 class Budget(FrozenModel):
-    """When to stop: evaluated trials (complete and infeasible, not reused) and optionally seconds of one run."""
+    """When to stop: evaluated trials (complete, infeasible and stopped, not reused), optionally seconds of one run, and
+    optionally when the hypervolume has grown by no more than `stall_gain` over `stall_trials` evaluated trials.
+    """
 
     trials: Annotated[int, Field(ge=1)] = 30
     time_s: Annotated[float, Field(gt=0)] | None = None
+    stall_trials: Annotated[int, Field(ge=2)] | None = None
+    stall_gain: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+
+
+class RungsConfig(FrozenModel):
+    """When a trial may stop before all prompts are rendered: after how many, and how rarely wrongly (`search.rungs`).
+
+    A trial risks at most `alpha` of being stopped by a member of the front that is no better than it.
+    """
+
+    prompts: Annotated[tuple[Annotated[int, Field(ge=4)], ...], Field(min_length=1)] = (4, 8)
+    alpha: Annotated[float, Field(gt=0.0, le=0.1)] = 0.01
+
+
+class ConfirmConfig(FrozenModel):
+    """How the front is measured again before anything is picked: how many members, from how many new seeds a prompt."""
+
+    members: Annotated[int, Field(ge=1)] = 8
+    seeds: Annotated[int, Field(ge=1)] = 1
+
+
+class PresetsConfig(FrozenModel):
+    """What is queued beside the space's presets: the best of earlier studies on the same model, at most so many."""
+
+    earlier: Annotated[int, Field(ge=0)] = 3
 
 
 class Slot(FrozenModel):
@@ -116,7 +146,7 @@ class LatencyConfig(FrozenModel):
 
 
 DEFAULT_OBJECTIVES = (
-    Objective(metric="clip_reference", direction="maximize"),
+    Objective(metric="clip_reference_excess", direction="minimize"),
     Objective(metric="latency_ratio", direction="minimize"),
 )
 
@@ -147,6 +177,9 @@ class StudyConfig(FrozenModel):
     latency: LatencyConfig = LatencyConfig()
     sampler: SamplerConfig = SamplerConfig()
     budget: Budget = Budget()
+    rungs: RungsConfig | None = RungsConfig()
+    confirm: ConfirmConfig | None = ConfirmConfig()
+    presets: PresetsConfig = PresetsConfig()
     certificate: CertificateConfig | None = None
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"
@@ -159,7 +192,8 @@ class StudyConfig(FrozenModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the part that must stay equal on resume: what a trial depends on."""
-        return self.model_dump(mode="json", exclude={"budget", "slots", "store", "storage", "certificate"})
+        changeable = {"budget", "rungs", "confirm", "presets", "slots", "store", "storage", "certificate"}
+        return self.model_dump(mode="json", exclude=changeable)
 
     @model_validator(mode="after")
     def _has_a_valid_strategy(self) -> "StudyConfig":

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from search.confirmation import Confirmation
     from search.study import StudyConfig
 
 logger = logging.getLogger(__name__)
 
 STUDY_TAG, TRIAL_TAG, STATE_TAG = "hyq.study", "hyq.trial", "hyq.state"
 DIGEST_TAG, REASON_TAG, REPAIRED_TAG = "hyq.config_digest", "hyq.reason", "hyq.repaired"
+AGAIN_TAG, STOPPED_TAG = "hyq.measured_again", "hyq.stopped_by"
 LATENCY_TAG, MEASUREMENT_TAG = "hyq.latency", "hyq.measurement_error"
 PARENT_TAG = "mlflow.parentRunId"  # the tag by which the MLflow UI nests runs
 
@@ -208,6 +210,19 @@ class Tracker:
 
         self._guarded(log)
 
+    def log_again(self, number: int, confirmation: "Confirmation") -> None:
+        """Log what measuring a member of the front again has shown, as `again.NAME`; doing it twice changes nothing."""
+
+        def log() -> None:
+            run = self._find_trial_run(number)
+            if run is not None:
+                found = () if confirmation.result is None else result_metrics(confirmation.result)
+                metrics = [LoggedMetric(f"again.{name}", value, step) for name, value, step in found]
+                tags = {AGAIN_TAG: confirmation.reason or "holds"}
+                self._log_batches(str(run.info.run_id), metrics, {}, tags, int(run.info.start_time))
+
+        self._guarded(log)
+
     def finish_study(self, status: str, files: Path | None) -> None:
         """End the parent run as "FINISHED", "KILLED" or "FAILED" and log the study's report files."""
 
@@ -248,6 +263,8 @@ class Tracker:
             if result is not None:
                 tags[DIGEST_TAG] = result.config_digest
                 metrics, params = result_metrics(result), config_params(result.config)
+                if result.stopped_by is not None:
+                    tags[STOPPED_TAG] = str(result.stopped_by)
                 if result.latency is not None:
                     tags[LATENCY_TAG] = result.latency.kind
                     if (error := result.latency.measurement_error) is not None:

@@ -1,10 +1,10 @@
 """What a stored trial is in our words; Optuna's states, attributes and constraints read in one place.
 
     complete    COMPLETE with objective values          infeasible  PRUNED, a constraint is violated
-    stopped     PRUNED for another reason               reused      answered from the record of an equal config
+    stopped     PRUNED, a member of the front beat it   reused      answered from the record of an equal config
     failed      FAIL                                    running, waiting as in Optuna
 
-Complete and infeasible trials are *evaluated*: they cost a rendering and count towards the budget.
+Complete, infeasible and stopped trials are *evaluated*: they cost a rendering and count towards the budget.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,10 +16,14 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig
+from search.confirmation import confirmations
 from search.result import TrialResult
+from search.rungs import Scored
+from search.scoring import measured_figures
 
 State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiting", "reused"]
 
+EVALUATED: tuple[State, ...] = ("complete", "infeasible", "stopped")
 STATES: tuple[State, ...] = ("complete", "infeasible", "stopped", "failed", "running", "waiting", "reused")
 LOST = "its worker was killed or lost; a trial with the same parameters was queued in its place"
 
@@ -68,7 +72,7 @@ def reused_from(trial: FrozenTrial) -> int | None:
 
 def is_evaluated(trial: FrozenTrial) -> bool:
     """Say whether a trial counts towards the budget."""
-    return trial_state(trial) in ("complete", "infeasible")
+    return trial_state(trial) in EVALUATED
 
 
 def count_states(trials: optuna.Study | Iterable[FrozenTrial]) -> dict[str, int]:
@@ -80,11 +84,27 @@ def count_states(trials: optuna.Study | Iterable[FrozenTrial]) -> dict[str, int]
 
 def num_evaluated(counts: dict[str, int]) -> int:
     """Return how many trials count towards the budget."""
-    return counts["complete"] + counts["infeasible"]
+    return sum(counts[state] for state in EVALUATED)
 
 
 def front(study: optuna.Study) -> list[FrozenTrial]:
     """Return the complete trials that no other dominates, by number; each config once.
+
+    Trials that broke a bound or failed when they were measured again are no members. Values of different seeds are not
+    compared: trials are held against each other by their first values, and those that were measured again also by the
+    values of then.
+    """
+    again = confirmations(study)
+    signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in study.directions]
+    holding = [trial for trial in competitors(study) if trial.number not in again or again[trial.number].values]
+    first = {trial.number: tuple(map(mul, signs, trial.values)) for trial in holding}
+    members = [trial for trial in holding if not is_dominated(first[trial.number], first.values())]
+    second = {t.number: tuple(map(mul, signs, again[t.number].values or ())) for t in members if t.number in again}
+    return [t for t in members if t.number not in second or not is_dominated(second[t.number], second.values())]
+
+
+def competitors(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the complete trials whose values are comparable.
 
     Where latency is an objective, trials whose latency is simulated compete only if there is no native one: the seconds
     of float arithmetic and those of integer kernels are not the same quantity.
@@ -93,11 +113,19 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
     stored = study.user_attrs.get("study_config", {}).get("objectives", ())
     if any(objective["metric"].startswith("latency") for objective in stored):
         complete = [trial for trial in complete if not is_simulated(trial)] or complete
-    signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in study.directions]
-    losses = {trial.number: tuple(map(mul, signs, trial.values)) for trial in complete}
-    return [
-        trial for trial in complete if not any(_dominates(other, losses[trial.number]) for other in losses.values())
-    ]
+    return complete
+
+
+def scored_front(study: optuna.Study) -> list[Scored]:
+    """Return the members of the front with all that a trial under way is held against."""
+    found = []
+    for trial in front(study):
+        result = trial_result(trial)
+        if result is not None:
+            figures = measured_figures(result.latency, result.weight_bytes, result.peak_memory_bytes or 0)
+            kind = None if result.latency is None else result.latency.kind
+            found.append(Scored(trial.number, result.metrics, figures, kind))
+    return found
 
 
 def is_simulated(trial: FrozenTrial) -> bool:
@@ -106,8 +134,9 @@ def is_simulated(trial: FrozenTrial) -> bool:
     return result is not None and result.latency is not None and result.latency.kind == "simulated"
 
 
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+def is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+    """Say whether another is nowhere worse and somewhere better; losses are minimized."""
+    return any(own != other and all(a <= b for a, b in zip(other, own, strict=True)) for other in others)
 
 
 def find_record(trials: Sequence[FrozenTrial], config_digest: str) -> FrozenTrial | None:

@@ -72,7 +72,7 @@ class Workbench:
 
     Attributes:
         calibration: This rank's (prompt, seed) pairs to calibrate on.
-        search: This rank's (prompt, seed) pairs to render in a trial.
+        pairs: All (prompt, seed) pairs to render in a trial, whichever rank renders them.
         stats: Statistics over the calibration prompts of all ranks; equal on all ranks.
         scales: Searched smoothing scales by their key in the cache; see `search.scales`.
         head_stats: Statistics of q, k and v by their key in the cache; see `search.attention`.
@@ -94,7 +94,7 @@ class Workbench:
     cache: Store
     lock: HostLock
     calibration: list[tuple[str, int]]
-    search: list[tuple[str, int]]
+    pairs: list[tuple[str, int]]
     stats: dict[str, GroupStats] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
     head_stats: dict[str, dict[str, HeadStats]] = field(default_factory=dict)
@@ -145,12 +145,15 @@ class Workbench:
         """Say whether there are statistics, and histograms among them if those are asked for."""
         return bool(self.stats) and not (histograms and any(group.histogram is None for group in self.stats.values()))
 
-    def samples(self, videos: Sequence[Tensor]) -> list[Sample]:
-        """Pair the videos of all search prompts with their prompts and float videos."""
-        return [
-            Sample(prompt=prompt, video=video, reference=reference)
-            for prompt, video, reference in zip(self.prompts.search, videos, self.references, strict=True)
-        ]
+    def own_pairs(self, start: int = 0, end: int | None = None) -> list[tuple[str, int]]:
+        """Return this rank's share of some of the pairs, of all by default."""
+        return shard(self.pairs[start:end], self.group.rank, self.group.world_size)
+
+    def samples(self, videos: Sequence[Tensor], start: int = 0) -> list[Sample]:
+        """Put the videos of successive pairs, from `start` on, together with their prompts and float videos."""
+        end = start + len(videos)
+        parts = zip(self.pairs[start:end], videos, self.references[start:end], strict=True)
+        return [Sample(prompt=prompt, video=video, reference=reference) for (prompt, _), video, reference in parts]
 
 
 def build_workbench(
@@ -162,7 +165,7 @@ def build_workbench(
     is_first = group.rank == 0
     latency_bench = LatencyBench(model, config.deployment, compile=config.latency.compile) if is_first else None
     calibration = list(zip(prompts.calibration, calibration_seeds(seed, len(prompts.calibration)), strict=True))
-    search = list(zip(prompts.search, search_seeds(seed, len(prompts.search)), strict=True))
+    pairs = list(zip(prompts.search, search_seeds(seed, len(prompts.search)), strict=True))
     return Workbench(
         config=config,
         prompts=prompts,
@@ -172,7 +175,7 @@ def build_workbench(
         cache=Store(cache),
         lock=lock,
         calibration=shard(calibration, group.rank, group.world_size),
-        search=shard(search, group.rank, group.world_size),
+        pairs=pairs,
         latency_bench=latency_bench,
     )
 
@@ -245,8 +248,9 @@ def render_references(bench: Workbench) -> list[Tensor]:
     settings = bench.config.workload.settings
     videos: list[Tensor] = []
     with bench.lock.computing():
-        for start in range(0, len(bench.search), settings.batch_size):
-            prompts, seeds = split_pairs(bench.search[start : start + settings.batch_size])
+        own = bench.own_pairs()
+        for start in range(0, len(own), settings.batch_size):
+            prompts, seeds = split_pairs(own[start : start + settings.batch_size])
             clips = reference_clips(bench.model, prompts, seeds, settings, bench.cache)
             videos += [clip.video for clip in clips]
             for prompt, seed, clip in zip(prompts, seeds, clips, strict=True):
@@ -265,7 +269,8 @@ def load_judge(bench: Workbench) -> None:
     """Load the judge and score the float videos, on rank 0. No collective call."""
     if bench.group.rank == 0:
         judge = bench.config.judge
-        bench.embedder = load_embedder(judge.model, judge.pretrained, view=judge.view, device=bench.model.device)
+        if bench.embedder is None:
+            bench.embedder = load_embedder(judge.model, judge.pretrained, view=judge.view, device=bench.model.device)
         names = [name for name in bench.config.metrics if has_drop(find_metric(name))]
         scores = score_samples(bench.samples(bench.references), names, bench.embedder)
         bench.float_results = metric_results(scores, {})

@@ -24,6 +24,7 @@ from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import Record
 from hyquant.models.names import LayerGroup
 from hyquant.modules.swap import restore_
+from hyquant.needs import searches_first_record
 from hyquant.plan import LayerPlan, QuantPlan
 from hyquant.quantize import (
     QuantReport,
@@ -74,7 +75,9 @@ def calibrate(
     restore_(denoiser)
     is_sequential, histograms = needs_sequential_stats(plan), needs_histograms(plan)
     stats: Stats = {}
-    kept = KeptInputs([layer.name for layer in plan.smoothed] if needs_search(plan) else [])
+    kept = KeptInputs(
+        [layer.name for layer in plan.smoothed] if needs_search(plan) and not searches_first_record(plan) else []
+    )
     if needs_float_stats(plan):
         watched = [_group(layer) for layer in plan.layers if layer.smoothed or _has_range(layer)]
         stats = join(

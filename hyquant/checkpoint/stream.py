@@ -202,7 +202,7 @@ def _resume(file: TensorFile, recipe: Recipe, attempt: Attempt) -> int:
     for entry in attempt.entries:
         end, sha256, tail = entry["end"], entry["sha256"], entry["tail_sha256"]
         assert isinstance(end, int)
-        is_whole = file.resume(end, str(sha256)) and file.tail_sha256(recipe.outputs[done].specs) == tail
+        is_whole = file.tail_sha256(recipe.outputs[done].specs) == tail and file.resume(end, str(sha256))
         if not is_whole:
             break
         done += 1

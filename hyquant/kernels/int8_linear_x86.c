@@ -79,19 +79,28 @@ static const float *float_row(const Job *job, int64_t row, float *buffer) {
     return buffer;
 }
 
+/* Magnitudes are compared as integers, in whose order infinity and then NaN come last: a row with one has no finite scale. */
 static float row_scale(const float *x, int64_t k, float largest_code, float smallest) {
-    floats even = set_float(0.0f), odd = set_float(0.0f);
+    const integers magnitude = set_int(0x7fffffff);
+    integers even = set_int(0), odd = set_int(0);
     int64_t i = 0;
     for (; i + 2 * LANES <= k; i += 2 * LANES) {
-        even = max_float(even, abs_float(load_float(x + i)));
-        odd = max_float(odd, abs_float(load_float(x + i + LANES)));
+        even = max_int(even, and_int(load_int(x + i), magnitude));
+        odd = max_int(odd, and_int(load_int(x + i + LANES), magnitude));
     }
-    float lanes[LANES], largest = 0.0f;
-    store_float(lanes, max_float(even, odd));
-    for (int lane = 0; lane < LANES; lane++) largest = lanes[lane] > largest ? lanes[lane] : largest;
-    for (; i < k; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    int32_t lanes[LANES], top = 0;
+    store_int(lanes, max_int(even, odd));
+    for (int lane = 0; lane < LANES; lane++) top = lanes[lane] > top ? lanes[lane] : top;
+    for (; i < k; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
+        top = bits > top ? bits : top;
+    }
+    float largest;
+    memcpy(&largest, &top, sizeof largest);
     const float scale = largest / largest_code;
-    return scale > smallest ? scale : smallest;
+    return scale < smallest ? smallest : scale;
 }
 
 /* Write `width` outputs from the sums of one row; the tensors start at its first column. */

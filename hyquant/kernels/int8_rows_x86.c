@@ -67,7 +67,7 @@ void hyq_quantize_rows(const void *w, int is_bfloat, const float *mul, const flo
                 store_bytes(out + i, min_float(max_float(round_float(div_float(load_float(x + i), scale)), low), high));
             for (; i < count; i++) {
                 const float value = nearbyintf(x[i] / scales[row]);
-                out[i] = (int8_t)(value < lowest ? lowest : value > largest ? largest : value);
+                out[i] = (int8_t)(value > lowest ? (value < largest ? value : largest) : lowest);
             }
         }
     }

@@ -152,7 +152,7 @@ static inline void quantize_row(const float *x, int64_t k, float scale, float of
     }
     for (; i < k; i++) {
         const float value = nearbyintf(x[i] / scale + offset);
-        codes[i] = (code_t)((int32_t)(value < -128.0f ? -128.0f : value > 127.0f ? 127.0f : value) + CODE_OFFSET);
+        codes[i] = (code_t)((int32_t)(value > -128.0f ? (value < 127.0f ? value : 127.0f) : -128.0f) + CODE_OFFSET);
     }
     for (; i % GROUP; i++) codes[i] = 0;
 }

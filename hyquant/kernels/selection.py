@@ -8,6 +8,7 @@ compute the same integers, so a choice changes how long a layer takes and nothin
 import functools
 import hashlib
 import json
+import logging
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from hyquant.kernels.reference import REFERENCE
 from hyquant.kernels.x86_build import cache_folder, source_digest
 from hyquant.latency_report import KernelKind
 from hyquant.timing import median_seconds
+
+logger = logging.getLogger(__name__)
 
 FORCED = "HYQUANT_KERNEL"
 """Environment variable that names the kernel of every layer; worker processes inherit it."""
@@ -147,5 +150,8 @@ def _read(path: Path) -> Mapping[str, Mapping[str, float]]:
 
 
 def _write(path: Path, kept: Mapping[str, Mapping[str, float]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(kept, indent=1, sort_keys=True).encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(kept, indent=1, sort_keys=True).encode())
+    except OSError as error:
+        logger.info("times of kernels are not kept: %s", error)

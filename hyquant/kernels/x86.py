@@ -46,9 +46,10 @@ def _int8_linear(
         BUILDS[name]
         .library()
         .hyq_int8_linear(
-            *(address(tensor) for tensor in (rows, packed, y)),
+            *(address(rows, x.dtype), address(packed, torch.int8), address(y, x.dtype)),
             *(num_rows, num_outputs, num_inputs),
-            *(address(tensor) for tensor in (mul_scale, input_scale, input_offset, out_scale, quant_bias, bias)),
+            *(address(tensor, torch.float32) for tensor in (mul_scale, input_scale, input_offset, out_scale)),
+            *(address(quant_bias, torch.int32), address(bias, torch.float32)),
             *(largest_code, TINY, x.dtype == torch.bfloat16, torch.get_num_threads()),
         )
     )
@@ -82,7 +83,8 @@ class X86Kernel:
         library = BUILDS[self.name].library()
         num_outputs, num_inputs = weight.shape
         packed = torch.empty(library.hyq_packed_bytes(num_outputs, num_inputs), dtype=torch.int8)
-        library.hyq_pack_weight(address(weight.contiguous()), address(packed), num_outputs, num_inputs)
+        rows = weight.contiguous()  # by name, so that it is there while C reads it
+        library.hyq_pack_weight(address(rows, torch.int8), address(packed, torch.int8), num_outputs, num_inputs)
         return packed
 
     def static(

@@ -7,6 +7,7 @@ the user's cache folder, under a digest of source and flags. Without a compiler 
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _SOURCES = ("int8_x86.h", "int8_linear_x86.c", "int8_attention_x86.c", "int8_rows_x86.c")
 _FLAGS = ("-O3", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
@@ -60,10 +63,22 @@ VNNI_BUILD = X86Build(
 BUILDS = {build.name: build for build in (AVX2_BUILD, VNNI_BUILD)}
 
 
-def address(tensor: Tensor | None) -> int | None:
-    """Return where a contiguous tensor lies, as C functions take it."""
-    assert tensor is None or tensor.is_contiguous()
-    return None if tensor is None else tensor.data_ptr()
+def address(tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+    """Return where a tensor lies, as C functions take it; None for none.
+
+    The tensor must live until they have returned.
+
+    Raises:
+        ValueError: If it is not on the CPU, not contiguous or of another dtype than what C reads it as.
+    """
+    if tensor is None:
+        return None
+    if tensor.device.type != "cpu" or tensor.dtype != dtype or not tensor.is_contiguous():
+        raise ValueError(
+            f"C code reads contiguous {dtype} on the CPU, but got {tensor.dtype} with strides {tensor.stride()} on "
+            f"{tensor.device}."
+        )
+    return tensor.data_ptr()
 
 
 def cache_folder() -> Path:
@@ -81,10 +96,9 @@ def source_digest() -> str:
 def _library(build: X86Build) -> ctypes.CDLL | None:
     flags = (*_FLAGS, *build.flags)
     digest = hashlib.sha256("\n".join((source_digest(), *flags)).encode()).hexdigest()[:16]
-    path = cache_folder() / f"int8_{build.name}-{digest}.so"
-    if not path.exists() and not _compile(flags, path):
+    library = _loaded(flags, f"int8_{build.name}-{digest}.so")
+    if library is None:
         return None
-    library = ctypes.CDLL(str(path))
     _declare(library, "hyq_packed_bytes", _COUNT, [_COUNT] * 2)
     _declare(library, "hyq_pack_weight", None, [_POINTER] * 2 + [_COUNT] * 2)
     _declare(
@@ -107,9 +121,30 @@ def _declare(library: ctypes.CDLL, name: str, result: type | None, arguments: li
     function.restype, function.argtypes = result, arguments
 
 
+def _loaded(flags: tuple[str, ...], name: str) -> ctypes.CDLL | None:
+    """Return the library kept under a name, built if it is not there or cannot be loaded; None if neither works.
+
+    Where the user's cache cannot hold a library that can be run, it is built into a folder for this process alone.
+    """
+    try:
+        kept = cache_folder() / name
+        if kept.exists() or _compile(flags, kept):
+            return ctypes.CDLL(str(kept))
+        return None
+    except (OSError, RuntimeError) as error:  # read-only or not executable, damaged, or no home at all
+        logger.warning("compiled kernels in the user's cache cannot be used; this process builds its own: %s", error)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hyquant-") as folder:
+            own = Path(folder) / name
+            return ctypes.CDLL(str(own)) if _compile(flags, own) else None
+    except OSError:
+        return None
+
+
 def _compile(flags: tuple[str, ...], path: Path) -> bool:
-    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-    if compiler is None:
+    """Build with the first compiler that can, and put the library in place in one step."""
+    compilers = [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))]
+    if not compilers:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -117,11 +152,17 @@ def _compile(flags: tuple[str, ...], path: Path) -> bool:
             (Path(folder) / name).write_text(source)
         built = Path(folder) / path.name
         units = [str(Path(folder) / name) for name in _SOURCES if name.endswith(".c")]
-        command = [compiler, *flags, "-o", str(built), *units, "-lm"]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            return False
-        os.replace(built, path)
-    return True
+        for compiler in compilers:
+            run = subprocess.run(
+                [compiler, *flags, "-o", str(built), *units, "-lm"], capture_output=True, text=True, check=False
+            )
+            if run.returncode == 0:
+                with built.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(built, path)
+                return True
+            logger.info("%s cannot build the int8 kernels: %s", compiler, run.stderr.strip()[-500:])
+    return False
 
 
 @functools.cache

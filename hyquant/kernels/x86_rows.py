@@ -14,12 +14,17 @@ from torch import Tensor
 
 from hyquant.kernels.x86_build import AVX2_BUILD, VNNI_BUILD, X86Build, address
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+_WEIGHTS = (torch.float32, torch.bfloat16)
 
 
-def has_rows_kernel(matrix: Tensor) -> bool:
-    """Return whether the functions here take a matrix, as its device and dtype are, and the C code is there."""
-    return matrix.device.type == "cpu" and matrix.dtype in _DTYPES and matrix.ndim == 2 and _build() is not None
+def has_rows_kernel(weight: Tensor) -> bool:
+    """Return whether the functions here take a weight, as its device and dtype are, and the C code is there."""
+    return weight.dtype in _WEIGHTS and _is_taken(weight)
+
+
+def sums_rows(codes: Tensor) -> bool:
+    """Return whether `row_sums` takes these codes."""
+    return codes.dtype == torch.int8 and _is_taken(codes)
 
 
 def row_absmax(weight: Tensor, mul: Tensor | None = None) -> Tensor:
@@ -30,7 +35,7 @@ def row_absmax(weight: Tensor, mul: Tensor | None = None) -> Tensor:
         mul: [K] float32, what each input channel is multiplied by first; None for nothing.
     """
     absmax = torch.empty(weight.shape[0], 1)
-    _call("hyq_row_absmax", *_pointers(weight), _contiguous(mul), absmax, *weight.shape)
+    _call("hyq_row_absmax", *_pointers(weight), _factors(mul), absmax, *weight.shape)
     return absmax
 
 
@@ -45,7 +50,7 @@ def quantize_rows(weight: Tensor, scale: Tensor, mul: Tensor | None = None, *, q
         qmax: Largest code.
     """
     codes = torch.empty(weight.shape, dtype=torch.int8)
-    arguments = (*_pointers(weight), _contiguous(mul), _contiguous(scale), codes, qmin, qmax, *weight.shape)
+    arguments = (*_pointers(weight), _factors(mul), _factors(scale), codes, qmin, qmax, *weight.shape)
     _call("hyq_quantize_rows", *arguments)
     return codes
 
@@ -53,7 +58,7 @@ def quantize_rows(weight: Tensor, scale: Tensor, mul: Tensor | None = None, *, q
 def row_sums(codes: Tensor) -> Tensor:
     """Return the sum of each row of int8 codes [N, K]: [N] int32."""
     sums = torch.empty(codes.shape[0], dtype=torch.int32)
-    _call("hyq_row_sums", _contiguous(codes), sums, *codes.shape)
+    _call("hyq_row_sums", codes.contiguous(), sums, *codes.shape)
     return sums
 
 
@@ -66,7 +71,7 @@ def signal_and_noise(weight: Tensor, codes: Tensor, scale: Tensor) -> tuple[floa
         scale: [N, 1] float32.
     """
     sums = torch.empty(2, dtype=torch.float64)
-    _call("hyq_row_errors", *_pointers(weight), _contiguous(codes), _contiguous(scale), sums, *weight.shape)
+    _call("hyq_row_errors", *_pointers(weight), codes.contiguous(), _factors(scale), sums, *weight.shape)
     signal, noise = sums.tolist()
     return signal, noise
 
@@ -81,7 +86,7 @@ def _call(name: str, *arguments: Tensor | int | None) -> None:
     build = _build()
     assert build is not None
     function = getattr(build.library(), name)
-    found = (address(value) if value is None or isinstance(value, Tensor) else value for value in arguments)
+    found = (address(value, value.dtype) if isinstance(value, Tensor) else value for value in arguments)
     function(*found, torch.get_num_threads())
 
 
@@ -89,5 +94,9 @@ def _pointers(weight: Tensor) -> tuple[Tensor, int]:
     return weight.detach().contiguous(), weight.dtype == torch.bfloat16
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _factors(factors: Tensor | None) -> Tensor | None:
+    return None if factors is None else factors.float().contiguous()
+
+
+def _is_taken(matrix: Tensor) -> bool:
+    return matrix.device.type == "cpu" and matrix.ndim == 2 and _build() is not None

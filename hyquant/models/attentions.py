@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from hyquant.errors import ConfigError, HyquantError, LayerMatchError
+from hyquant.errors import ConfigError, LayerMatchError
 
 if TYPE_CHECKING:
     from hyquant.models.hunyuan_attention import BlockProcessor
@@ -162,7 +162,7 @@ def hook_attentions_(denoiser: nn.Module, hooks: Mapping[str, QkvHook]) -> None:
         for path, hook in hooks.items():
             hook_attention_(denoiser, path, hook)
             done.append(path)
-    except HyquantError:
+    except BaseException:
         for path in done:
             unhook_attention_(denoiser, path)
         raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hyquant.config import DeployDtype
-from hyquant.kernels.x86_rows import has_rows_kernel, quantize_rows, row_absmax, row_sums
+from hyquant.kernels.x86_rows import has_rows_kernel, quantize_rows, row_absmax, row_sums, sums_rows
 from hyquant.numerics.affine import quantize
 from hyquant.numerics.blocks import row_blocks
 from hyquant.numerics.granularity import PerChannel, extremes
@@ -121,7 +121,7 @@ def static_constants(
 
 def _row_sums(weight_q_NK: Tensor) -> Tensor:
     """Return the sum of each row, [N] float64, exactly."""
-    if has_rows_kernel(weight_q_NK):
+    if sums_rows(weight_q_NK):
         return row_sums(weight_q_NK).double()
     # Float sums of a block of rows at a time are exact below 2^24, and many times faster than PyTorch's sums of int8.
     dtype = torch.float32 if weight_q_NK.shape[1] <= _EXACT_FLOAT_SUM else torch.float64

@@ -21,10 +21,10 @@ from hyquant.calibration.early_end import EarlyEnd
 from hyquant.calibration.kept import KEPT_BYTES
 from hyquant.calibration.stats import GroupStats, select_steps
 from hyquant.clock import StepClock
-from hyquant.config import M3
 from hyquant.errors import CalibrationError
 from hyquant.models.base import Record
 from hyquant.modules.swap import float_linear
+from hyquant.needs import searches_first_record
 from hyquant.plan import LayerPlan, QuantPlan
 from hyquant.smoothing import SMOOTHINGS
 from hyquant.smoothing.base import Question, ScaleSearch, UnitFacts
@@ -72,7 +72,7 @@ class PlanSearch:
         search = SMOOTHINGS[config.kind].search
         assert search is not None
         self.scales: dict[str, Tensor] = {}
-        self.takes_first_record = isinstance(config, M3) and config.records == "first"
+        self.takes_first_record = searches_first_record(plan)
         self._denoiser = denoiser
         self._units = {unit[0].name: unit for unit in (plan.smoothing_units if units is None else units)}
         self._inputs: Inputs | None = None

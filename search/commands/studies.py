@@ -76,6 +76,8 @@ def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     print_line(f"front: {answer['front_size']} points" + (f"; {picks}" if picks else ""))
     for line in floor_lines(overview.floor) if overview.floor is not None else ():
         print_line(line)
+    if overview.config.sampler.kind == "auto":
+        print_line(f"sampler: {answer['sampler']}, which auto takes for this space and budget")
     if answer["measurement_errors"]:
         numbers = ", ".join(map(str, answer["measurement_errors"]))
         print_line(f"measurement errors: trials {numbers} gain more than their ceiling; see hyq-search show")

@@ -187,3 +187,24 @@ def test_any_linear_gives_the_reference_kernels_bits(kernel, product):
         )
 
     assert torch.equal(run(kernel), run(reference))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("width", [19, 64])
+def test_a_token_that_is_not_finite_does_not_become_finite(kernel, broken, width):
+    x = normal(3, width)
+    x[1, width // 2] = broken
+    weight = int8(ROWS, width)
+    given = {"weight_scale": torch.full((ROWS, 1), 0.01), "bias": None, "mul_scale": None}
+
+    y = kernel.dynamic(x, kernel.prepare(weight), **given)
+
+    assert not y[1].isfinite().any()
+    assert y[[0, 2]].isfinite().all()
+
+
+def test_a_strided_weight_is_prepared_as_its_copy(kernel):
+    """The copy must outlive the call that reads it; a freed one is overwritten sooner or later."""
+    weight = int8(64, 40).t()
+
+    assert all(torch.equal(kernel.prepare(weight), kernel.prepare(weight.contiguous())) for _ in range(8))

@@ -167,3 +167,43 @@ def test_other_kernels_by_force_wide_heads_and_other_devices_have_none(monkeypat
     assert attends_natively(CPU, 64)
     monkeypatch.setenv(FORCED, "reference")
     assert not attends_natively(CPU, 64)
+
+
+def test_operands_of_different_dtypes_are_read_as_what_they_are():
+    """Autocast leaves q and k in float32 behind a norm and makes v bfloat16."""
+    (q, k, v), scales = random_operands(1, 9, 70, 2, 32)
+    expected = run([q, k, v.bfloat16().float()], scales)
+
+    assert torch.equal(run([q, k, v.bfloat16()], scales), expected)
+
+
+def test_scales_are_read_as_float32_whatever_their_dtype_and_strides():
+    (q, k, v), scales = random_operands(1, 9, 70, 2, 32)
+    rounded = [scale.bfloat16() for scale in scales]
+    one = scales[0][:1]
+
+    assert torch.equal(run([q, k, v], rounded), run([q, k, v], [scale.float() for scale in rounded]))
+    assert torch.equal(run([q, k, v], [one.expand(2)] * 3), run([q, k, v], [one.repeat(2)] * 3))
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "valid", "sentence"),
+    [
+        ((1, 4, 2, 8), (1, 6, 2, 8), (1, 5, 2, 8), None, "must fit together"),
+        ((1, 4, 2, 8), (1, 6, 3, 8), (1, 6, 3, 8), None, "must fit together"),
+        ((1, 4, 2, 8), (1, 6, 2, 8), (1, 6, 2, 8), (1, 7), "must fit together"),
+        ((1, 4, 2, 300), (1, 6, 2, 300), (1, 6, 2, 300), None, "at most 256 channels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_c_reads_it(q, k, v, valid, sentence):
+    mask = None if valid is None else torch.ones(valid, dtype=torch.bool)
+    scales = {name: torch.ones(q[2], 1) for name in ("q_scale", "k_scale", "v_scale")}
+
+    with pytest.raises(ValueError, match=sentence):
+        int8_attention(torch.zeros(q), torch.zeros(k), torch.zeros(v), mask, **scales)
+
+
+def test_an_empty_force_is_none(monkeypatch):
+    monkeypatch.setenv(FORCED, "")
+
+    assert attends_natively(CPU, 64)

@@ -117,3 +117,47 @@ def test_a_source_that_does_not_compile_leaves_nothing_behind(monkeypatch, cache
         assert list(cache.iterdir()) == []
     finally:
         x86_build._library.cache_clear()
+
+
+def probe(build=x86_build.AVX2_BUILD):
+    """Pack a weight with the library of a build, loaded anew."""
+    x86_build._library.cache_clear()
+    try:
+        return KERNELS[build.name].is_available(CPU) and KERNELS[build.name].prepare(torch.ones(3, 5, dtype=torch.int8))
+    finally:
+        x86_build._library.cache_clear()
+
+
+has_avx2 = pytest.mark.skipif(not KERNELS["avx2"].is_available(CPU), reason="needs AVX2 and a C compiler")
+
+
+@has_avx2
+def test_a_damaged_library_is_built_anew(cache, tmp_path, monkeypatch, caplog):
+    assert probe() is not False
+    (library,) = cache.glob("int8_avx2-*.so")
+    damaged = tmp_path / "other" / "hyquant" / library.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+
+    assert probe() is not False
+    assert "this process builds its own" in caplog.text
+
+
+@has_avx2
+def test_a_cache_that_cannot_be_written_stops_nothing(monkeypatch, two_kernels):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+
+    assert probe() is not False
+    assert kernel_times(CPU, SHAPE).keys() == {"reference", "int_mm"}
+
+
+@has_avx2
+def test_a_compiler_that_fails_leaves_it_to_the_next(cache, monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    which = x86_build.shutil.which
+    monkeypatch.setattr(x86_build.shutil, "which", lambda name: str(broken) if name == "cc" else which(name))
+
+    assert probe() is not False

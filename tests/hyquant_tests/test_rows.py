@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hyquant.kernels import x86_rows
 from hyquant.kernels.x86_build import AVX2_BUILD, VNNI_BUILD
-from hyquant.kernels.x86_rows import has_rows_kernel, quantize_rows, row_absmax, row_sums, signal_and_noise
+from hyquant.kernels.x86_rows import has_rows_kernel, quantize_rows, row_absmax, row_sums, signal_and_noise, sums_rows
 from hyquant.numerics.error import decibels, sqnr_db
 from hyquant.numerics.qparams import QParams, choose_qparams
 from hyquant.schemes.weights import dequantize_weight, quantize_weight, static_constants
@@ -103,7 +103,9 @@ def test_weights_are_quantized_as_without_the_c_code(monkeypatch, deploy_dtype, 
 
 
 def test_only_matrices_on_the_cpu_in_known_dtypes_have_it(monkeypatch):
-    assert has_rows_kernel(torch.zeros(2, 3, dtype=torch.int8))
+    assert has_rows_kernel(torch.zeros(2, 3, dtype=torch.bfloat16))
+    assert not has_rows_kernel(torch.zeros(2, 3, dtype=torch.int8))
+    assert sums_rows(torch.zeros(2, 3, dtype=torch.int8))
     assert not has_rows_kernel(torch.zeros(2, 3, dtype=torch.float16))
     assert not has_rows_kernel(torch.zeros(2, 3, 4))
     assert not has_rows_kernel(torch.zeros(2, 3, device="meta"))

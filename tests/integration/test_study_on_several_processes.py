@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from hyquant.config import LayerSelection, QuantConfig, W8A8Dynamic
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
+from search.confirmation import confirmations
 from search.errors import SearchError, StoreError
 from search.locks import HostLock
 from search.objective import run_trial
@@ -27,7 +28,7 @@ from search.stages import Stages
 from search.storage import open_study
 from search.study_file import load_study
 from search.tracking import prepare_store
-from search.trials import count_states, is_evaluated, trial_config, trial_result
+from search.trials import count_states, front, is_evaluated, trial_config, trial_result
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
@@ -46,6 +47,7 @@ STUDY = {
     "judge": {"model": "hashing"},
     "constraints": [{"metric": "collapsed", "max": 0.5}],
     "latency": {"rounds": 3, "warmup": 1, "compile": False},
+    "confirm": None,
 }
 
 
@@ -54,7 +56,7 @@ def template(tmp_path_factory) -> Path:
     """A folder with prompt files and an MLflow database that was migrated once; copying it takes no time."""
     folder = tmp_path_factory.mktemp("template")
     (folder / "calibration.txt").write_text("one red cube\ntwo blue balls\n")
-    (folder / "search.txt").write_text("a green cone\na grey ring\nthree white stars turning\n")
+    (folder / "search.txt").write_text("a green cone\na grey ring\nthree white stars turning\na cup\na red boat\n")
     prepare_store(folder / "mlruns")
     return folder
 
@@ -120,8 +122,10 @@ def test_a_slot_of_two_ranks_gives_the_scores_of_one_rank(make_study_file, tmp_p
         two_ranks, one_rank = trial_result(trial), run_trial(alone, trial_config(trial), Stages(Group())).result
         assert two_ranks.weight_bytes == one_rank.weight_bytes
         for name, metric in one_rank.metrics.items():
-            # Ranks have fewer threads: float sums in another order flip int8 codes that lie on a rounding edge.
-            assert two_ranks.metrics[name].values == pytest.approx(metric.values, rel=1e-4, abs=1e-4), name
+            # Ranks have fewer threads: float sums in another order flip int8 codes that lie on a rounding edge. That
+            # moves what quantization adds by some percent, all that PSNR sees at 55 dB: half a decibel is 6 %.
+            tolerance = {"abs": 0.5} if name == "psnr_db" else {"rel": 1e-4, "abs": 1e-4}
+            assert two_ranks.metrics[name].values == pytest.approx(metric.values, **tolerance), name
 
 
 def test_two_slots_share_a_study_without_a_duplicate_or_lost_trial(make_study_file):
@@ -133,6 +137,47 @@ def test_two_slots_share_a_study_without_a_duplicate_or_lost_trial(make_study_fi
     assert slots == {0, 1}
     assert summary.counts["failed"] == 0
     assert_sound(path, at_least=7, at_most=8)
+
+
+def test_two_ranks_climb_rungs_together_and_measure_the_front_again(make_study_file):
+    """Every rank must stop where rank 0 says, or the others would wait for it for ever."""
+    path = make_study_file(
+        budget={"trials": 4},
+        slots=[{"ranks": 2}],
+        workload={**STUDY["workload"], "num_search_prompts": 5},
+        constraints=[{"metric": "psnr_db_worst", "min": 60.0}, {"metric": "collapsed", "max": 0.5}],
+        confirm={"members": 2},
+    )
+
+    summary, study, _ = run(path)
+
+    assert summary.evaluated == 4
+    results = [trial_result(trial) for trial in study.trials if is_evaluated(trial)]
+    assert any(result.num_prompts == 4 for result in results)  # what int8 makes of the tiny model is below 60 dB
+    assert summary.counts["failed"] == 0
+    assert confirmations(study).keys() >= {trial.number for trial in front(study)[:2]}
+    assert_sound(path, at_least=4, at_most=4)
+
+
+def test_a_run_killed_while_the_front_is_measured_again_loses_no_member(make_study_file):
+    path = make_study_file(budget={"trials": 3}, confirm={"members": 8, "seeds": 2})
+    runner = start_runner(path)
+    deadline = time.monotonic() + 240
+    while not (_trials(path) and confirmations(stored(path))):
+        assert runner.poll() is None, "the runner ended early"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    before = confirmations(stored(path))
+
+    summary, study, _ = run(path)
+
+    after = confirmations(study)
+    assert summary.evaluated == 3
+    assert {number: after[number] for number in before} == before
+    assert after.keys() >= {trial.number for trial in front(study)}
+    assert_sound(path, at_least=3, at_most=3)
 
 
 def start_runner(path: Path) -> subprocess.Popen:

@@ -155,6 +155,7 @@ def study_config() -> StudyConfig:
         deployment=DeploymentShape(height=32, width=32, num_frames=5, num_steps=2),
         judge=JudgeConfig(model="hashing"),
         latency=LatencyConfig(rounds=3, warmup=1, compile=False),
+        confirm=None,
     )
 
 

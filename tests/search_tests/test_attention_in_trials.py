@@ -1,4 +1,4 @@
-"""Quantized attention in trials and exports of a study: observed once per statistic, and labelled as simulated."""
+"""Quantized attention in trials and exports of a study: observed once per statistic, and labelled by how it ran."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ from hyquant.config import FA3Fp8, FA3Int8, QuantConfig, W8A8Dynamic, W8A8Static
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.export import verify_export
+from hyquant.kernels.x86_attention import attends_natively
 from hyquant.models.attentions import attention_blocks
 from hyquant.plan import build_plan
 from search.attention import prepare_attention
@@ -40,7 +41,7 @@ def bench(tmp_path_factory, study_config):
 
 @pytest.mark.parametrize("attention", [FA3Int8(), FA3Fp8()], ids=["int8", "fp8"])
 @pytest.mark.parametrize("linear", [None, W8A8Dynamic()], ids=["attention alone", "with linears"])
-def test_a_trial_quantizes_attention_and_says_that_its_latency_is_simulated(bench, attention, linear):
+def test_a_trial_quantizes_attention_and_says_how_it_ran(bench, attention, linear):
     processors = [block.attn.processor for block in bench.model.denoiser.transformer_blocks]
     config = QuantConfig(linear=linear, attention=attention)
     stages = Stages(Group())
@@ -50,7 +51,10 @@ def test_a_trial_quantizes_attention_and_says_that_its_latency_is_simulated(benc
     result, evidence = measurement.result, measurement.evidence
     assert result.outcome == "complete"
     assert result.metrics["psnr_db"].mean < 100.0
-    assert result.latency.kind == "simulated"
+    runs_natively = attention.kind == "fa3_int8" and attends_natively(torch.device("cpu"), 16)
+    kind = "native" if runs_natively else "simulated"
+    assert result.latency.kind == kind
+    assert f"{kind} attention" in result.latency.kernels
     assert {block.scheme for block in evidence.report.attentions} == {attention.kind}
     assert len(evidence.report.attentions) == len(evidence.plan.attentions) == 4
     assert [block.attn.processor for block in bench.model.denoiser.transformer_blocks] == processors

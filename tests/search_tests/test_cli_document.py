@@ -129,6 +129,14 @@ def test_sensitivity_answers_with_the_promised_fields_and_its_space_is_one(answe
     assert SearchSpace.model_validate(yaml.safe_load(block)["space"]).exclusions == "ladder"
 
 
+def test_explain_and_plan_answer_with_the_promised_fields(answer, stored_store):
+    _, explained = answer("explain", "demo", "3", "--store", stored_store)
+    _, planned = answer("plan", "demo", "--store", stored_store)
+
+    assert explained.keys() == promised_fields("explain")
+    assert planned.keys() == promised_fields("plan")
+
+
 def test_doctor_answers_with_the_promised_fields(answer):
     _, found = answer("doctor")
 

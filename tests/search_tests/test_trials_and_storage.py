@@ -308,12 +308,13 @@ def test_trailing_counts_finished_trials_in_a_row(study, make_result):
     assert trailing(study.trials, "complete") == 0
 
 
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize("kind", [*SAMPLERS, "grid", "auto"])
 def test_every_sampler_goes_on_with_infeasible_failed_and_handwritten_trials(tmp_path, study_config, make_result, kind):
     """PRUNED without values and trials without parameters must not confuse a sampler of two objectives."""
     study, _ = create_study(tmp_path, study_config, PROMPTS)
     sampler_config = SamplerConfig(kind=kind, num_startup_trials=3)
-    study.sampler = build_sampler(sampler_config, slot=0, num_trials=0)
+    config = study_config.model_copy(update={"sampler": sampler_config})
+    study.sampler = build_sampler(config, slot=0, num_trials=0)
     enqueue_point(study, QuantConfig(linear=W8A8Dynamic()))
 
     def objective(trial):
@@ -332,8 +333,8 @@ def test_every_sampler_goes_on_with_infeasible_failed_and_handwritten_trials(tmp
     assert count_states(study)["infeasible"] == 3
 
 
-def test_two_slots_and_a_resumed_slot_draw_from_different_generators():
-    config = SamplerConfig(kind="random")
+def test_two_slots_and_a_resumed_slot_draw_from_different_generators(study_config):
+    config = study_config.model_copy(update={"sampler": SamplerConfig(kind="random")})
     draws = []
     for slot, num_trials in [(0, 0), (1, 0), (0, 7), (0, 0)]:
         study = optuna.create_study(sampler=build_sampler(config, slot=slot, num_trials=num_trials))

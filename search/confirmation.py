@@ -1,0 +1,56 @@
+"""What measuring a member of the front again has shown, and where that is stored.
+
+The best of many noisy trials is in part a lucky one. When the budget is used, members of the front are therefore
+rendered from fresh noise and timed once more (`search.confirming`), and picks go by these values alone. A finished
+trial of Optuna cannot be changed, so they stand among the study's own attributes, one per trial: "confirmed:12".
+"""
+
+from collections.abc import Mapping
+
+import optuna
+
+from hyquant.config import FrozenModel
+from search.result import TrialResult
+
+_PREFIX = "confirmed:"
+
+
+class Confirmation(FrozenModel):
+    """A member of the front measured again.
+
+    Attributes:
+        result: What a whole trial with fresh seeds found out; None if it failed.
+        float_scores: Means of the metrics of the float videos of these seeds, for those that read no reference.
+        failure: Why there is no result.
+    """
+
+    result: TrialResult | None
+    float_scores: Mapping[str, float] = {}
+    failure: str | None = None
+
+    @property
+    def values(self) -> tuple[float, ...] | None:
+        """Return the values of the objectives; None if the config does not hold what it promised."""
+        return None if self.result is None else self.result.values
+
+    @property
+    def reason(self) -> str | None:
+        """Return why the config is no longer offered; None if it holds."""
+        if self.values is not None:
+            return None
+        why = self.failure if self.result is None else self.result.reason
+        return f"measured again with fresh seeds: {why}"
+
+
+def confirmations(study: optuna.Study) -> dict[int, Confirmation]:
+    """Return what was measured again, by number of the trial."""
+    return {
+        int(key.removeprefix(_PREFIX)): Confirmation.model_validate(value)
+        for key, value in study.user_attrs.items()
+        if key.startswith(_PREFIX)
+    }
+
+
+def store_confirmation(study: optuna.Study, number: int, confirmation: Confirmation) -> None:
+    """Keep what measuring a trial again has shown."""
+    study.set_user_attr(f"{_PREFIX}{number}", confirmation.model_dump(mode="json"))

@@ -1,0 +1,146 @@
+"""Why a trial is what it is: which layers it leaves in float for which reason, and what each of its choices bought.
+
+A choice is judged by the evaluated trials that differ in it alone. Where there is none, the nearest trial that differs
+in two says what both together did.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hyquant.config import QuantConfig
+from hyquant.layers import first_match
+from hyquant.sensitivity.map import SensitivityMap, by_band
+from search.logged import flatten
+from search.overview import Overview, TrialRow
+from spaces.space import LADDER, SearchSpace
+
+_PARTS = ("linear", "smoothing", "attention")
+FLOAT_LAYERS = "layers in float"
+
+
+@dataclass(frozen=True)
+class FloatLayers:
+    """Layers that stay in float, as one pattern, and why."""
+
+    pattern: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An evaluated trial that differs in few choices.
+
+    Attributes:
+        number: Its number.
+        choices: By choice what the explained trial has, and what the neighbour has.
+        gains: By objective the explained trial's value minus the neighbour's.
+        is_feasible: Whether the neighbour keeps the study's bounds.
+    """
+
+    number: int
+    choices: dict[str, tuple[str, str]]
+    gains: dict[str, float]
+    is_feasible: bool
+
+
+def float_layers(config: QuantConfig, space: SearchSpace) -> list[FloatLayers]:
+    """Return what a config leaves in float and why: a rung of the ladder, a switch or an exclusion set of the space."""
+    if config.linear is None:
+        return [FloatLayers("*", "no Linear is quantized")]
+    if space.ladder is not None and space.exclusions == LADDER:
+        return [FloatLayers(pattern, _why_by_ladder(pattern, space)) for pattern in config.layers.exclude]
+    sets = {} if space.exclusions == LADDER else space.exclusions
+    name = next((name for name, patterns in sets.items() if set(patterns) == set(config.layers.exclude)), None)
+    why = "written by hand" if name is None else f"exclusion set {name}"
+    return [FloatLayers(pattern, why) for pattern in config.layers.exclude]
+
+
+def differences(one: QuantConfig, other: QuantConfig) -> dict[str, tuple[str, str]]:
+    """Return the choices in which two configs differ, with the value of each; a part of another kind is one choice."""
+    found: dict[str, tuple[str, str]] = {}
+    own, others = one.model_dump(mode="json"), other.model_dump(mode="json")
+    for part in _PARTS:
+        kinds = _kind(own.pop(part)), _kind(others.pop(part))
+        if kinds[0] != kinds[1]:
+            found[part] = kinds
+        else:
+            found |= _unequal(_fields(one, part), _fields(other, part), f"{part}.")
+    excludes = tuple(", ".join(layers["exclude"]) or "none" for layers in (own.pop("layers"), others.pop("layers")))
+    if set(excludes[0].split(", ")) != set(excludes[1].split(", ")):
+        found[FLOAT_LAYERS] = (excludes[0], excludes[1])
+    return found | _unequal(dict(flatten(own)), dict(flatten(others)), "")
+
+
+def neighbours(row: TrialRow, overview: Overview) -> list[Neighbour]:
+    """Return the evaluated trials that differ from one in a single choice, by choice; else the nearest few."""
+    if row.config is None or row.values is None:
+        return []
+    found = []
+    for other in overview.rows:
+        if other.number == row.number or other.config is None or other.values is None:
+            continue
+        if other.state not in ("complete", "infeasible"):
+            continue
+        choices = differences(row.config, other.config)
+        gains = {name: row.values[name] - other.values[name] for name in row.values if name in other.values}
+        if choices:
+            found.append(Neighbour(other.number, choices, gains, other.state == "complete"))
+    fewest = min((len(neighbour.choices) for neighbour in found), default=0)
+    nearest = [neighbour for neighbour in found if len(neighbour.choices) == fewest]
+    return sorted(nearest, key=lambda neighbour: (sorted(neighbour.choices), neighbour.number))
+
+
+def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | None:
+    """Return how much of the measured sensitivity a config quantizes; None if it quantizes no Linear.
+
+    Sensitivities are added as squares, as errors of bands that do not interact add up. The map was measured with one
+    scheme, so this speaks of the choice of layers alone.
+    """
+    if config.linear is None:
+        return None
+    values = by_band(found)
+    quantized = {
+        (band.block, band.kind)
+        for band in found.subject.bands
+        if any(first_match(layer, config.layers.exclude) is None for layer in band.layers)
+    }
+    total = sum(value**2 for value in values.values())
+    if not quantized or not 0 < total < float("inf"):
+        return None
+    share = sum(values[band] ** 2 for band in quantized) / total
+    worst = max(quantized, key=lambda band: values[band])
+    return (
+        f"what is quantized holds {share:.0%} of the measured sensitivity, most of it {'.'.join(worst)} "
+        f"({values[worst]:.2g} of the output)"
+    )
+
+
+def _why_by_ladder(pattern: str, space: SearchSpace) -> str:
+    assert space.ladder is not None, "the caller has looked"
+    layers = {layer for layer in space.ladder.layers if first_match(layer, (pattern,))}
+    reasons = [
+        f"rung {rung} of the ladder"
+        for rung, added in enumerate(space.ladder.rungs, start=1)
+        if not layers.isdisjoint(added)
+    ]
+    reasons += [
+        f"switch {name}"
+        for name, patterns in space.switches.items()
+        if any(first_match(layer, patterns) for layer in layers)
+    ]
+    return " or ".join(reasons) or "written by hand"
+
+
+def _kind(part: Mapping[str, Any] | None) -> str:
+    return "none" if part is None else str(part["kind"])
+
+
+def _fields(config: QuantConfig, part: str) -> dict[str, str]:
+    value = getattr(config, part)
+    return {} if value is None else dict(flatten(value.model_dump(mode="json")))
+
+
+def _unequal(own: Mapping[str, str], others: Mapping[str, str], prefix: str) -> dict[str, tuple[str, str]]:
+    names = [name for name in own if own[name] != others.get(name, "none")]
+    return {f"{prefix}{name}": (own[name], others.get(name, "none")) for name in names}

@@ -1,0 +1,168 @@
+"""How long each phase of a study will take on this machine, from a few measured steps, and what precision it buys.
+
+    render of a clip = overhead + steps * step        both measured with two short renderings of the study's clip
+    calibration      = 2 * prompts * steps            once captured, once observed
+    float renders    = prompts * clip
+    trial            = prompts * clip + latency       scores, quantizing and compiling come on top
+    latency          = rounds * (control + candidate) steps at the deployment shape; two candidate modes at most
+    noise floor      = prompts * clip, for each neutral change that can be made; known from the store afterwards
+    measured again   = for each member of the front, fresh seeds * prompts * clip + latency; once for float
+    certificate      = 2 * prompts * seeds * clip     on one process
+
+A candidate is taken to be as slow as float. Ranks share the prompts of a phase; slots work on trials at the same time.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from hyquant.latency import LatencyBench
+from hyquant.models.base import RenderSettings, VideoModel
+from metrics.registry import find_metric
+from metrics.statistics.sample_sizes import POWER, power_below
+from search.metric_names import has_excess
+from search.neutral_changes import CHANGES
+from search.study import StudyConfig
+
+_SHORT, _LONG = 1, 3
+_NUM_VALUES = 256
+_MODES = 3  # the control, and a dynamic and a static step
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """What was measured, in seconds: a clip's step and what a rendering takes beside steps, and a deployment step."""
+
+    step_s: float
+    overhead_s: float
+    deployment_step_s: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: its name, how many seconds it takes and how often it comes."""
+
+    name: str
+    seconds: float
+    times: int
+
+    @property
+    def total_s(self) -> float:
+        """Return the seconds of all of it."""
+        return self.seconds * self.times
+
+
+def measure_costs(model: VideoModel, config: StudyConfig, prompt: str) -> StepCosts:
+    """Time a few denoising steps of the float model at the study's clip and at its deployment shape."""
+    settings = config.workload.settings
+    seconds = {num_steps: _render_s(model, prompt, settings, num_steps) for num_steps in (_SHORT, _LONG, _SHORT, _LONG)}
+    step_s = (seconds[_LONG] - seconds[_SHORT]) / (_LONG - _SHORT)
+    deployment = LatencyBench(model, config.deployment, compile=False).float_step_s(rounds=3, warmup=1)
+    return StepCosts(
+        step_s=max(step_s, 0.0),
+        overhead_s=max(seconds[_SHORT] - _SHORT * step_s, 0.0),
+        deployment_step_s=deployment,
+    )
+
+
+def phases(config: StudyConfig, costs: StepCosts) -> tuple[Phase, ...]:
+    """Return the phases of a study in their order; the certificate is left out where the study has none.
+
+    The budget, the neutral changes and the members of the front are counted in full: what ends sooner, cannot be made
+    or is in the store already takes less.
+    """
+    workload, ranks, num_slots = config.workload, config.slots[0].ranks, len(config.slots)
+    steps_s = workload.settings.num_steps * costs.step_s
+    clip_s = costs.overhead_s + steps_s
+    render_s = math.ceil(workload.num_search_prompts / ranks) * clip_s
+    rounds = config.latency.rounds + config.latency.warmup
+    latency_s = 0.0 if config.latency.device_profile else rounds * _MODES * costs.deployment_step_s
+    found = [
+        Phase("calibration", 2 * math.ceil(workload.num_calibration_prompts / ranks) * steps_s, 1),
+        Phase("float renders", render_s, 1),
+        Phase("noise floor", render_s, len(CHANGES) if _has_floor(config) else 0),
+        Phase("trial: renders", render_s, math.ceil(config.budget.trials / num_slots)),
+        Phase("trial: latency", latency_s, config.budget.trials),
+    ]
+    if config.confirm is not None:
+        again_s = config.confirm.seeds * render_s
+        found.append(Phase("measured again", again_s + latency_s, config.confirm.members))
+        found.append(Phase("measured again: float", again_s, 1))
+    if config.certificate is not None:
+        settings = config.certificate.settings or workload.settings
+        pixels = math.prod((settings.height, settings.width, settings.num_frames))
+        scale = pixels / math.prod((workload.settings.height, workload.settings.width, workload.settings.num_frames))
+        own_clip_s = scale * (costs.overhead_s + settings.num_steps * costs.step_s)
+        pairs = config.certificate.num_prompts * config.certificate.seeds_per_prompt
+        found.append(Phase("certificate", 2 * pairs * own_clip_s, 1))
+    return tuple(found)
+
+
+def half_width(num_prompts: int) -> float | None:
+    """Return half of a 95 % interval of a mean over prompts, in standard deviations between prompts; None for one.
+
+    Source: Student's t, for scores that are spread normally.
+    """
+    from scipy.stats import t
+
+    return None if num_prompts < 2 else float(t.ppf(0.975, num_prompts - 1)) / math.sqrt(num_prompts)
+
+
+def shown_margin(num_prompts: int, *, alpha: float, power: float = POWER) -> float:
+    """Return the smallest margin, in standard deviations, that a model equal to float is shown to keep.
+
+    Args:
+        num_prompts: Prompts of the certificate.
+        alpha: Error rate of its test.
+        power: In what share of tries it must be shown.
+    """
+    values = np.array([NormalDist().inv_cdf((index + 0.5) / _NUM_VALUES) for index in range(_NUM_VALUES)])
+    low, high = 0.0, 4.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        is_shown = power_below(values, middle, num_prompts, alpha=alpha) >= power
+        low, high = (low, middle) if is_shown else (middle, high)
+    return high
+
+
+def precision(config: StudyConfig, spreads: Mapping[str, float]) -> list[str]:
+    """Return in sentences what the prompts of a study tell.
+
+    Args:
+        config: The study.
+        spreads: Standard deviation between prompts of the paired difference, averaged over seeds, by metric.
+    """
+    num_prompts = config.workload.num_search_prompts
+    width = half_width(num_prompts)
+    lines = ["a trial of one prompt says nothing about other prompts; take 8 or more"]
+    if width is not None:
+        lines = [
+            f"a trial's mean over {num_prompts} prompts is known to +- {width:.2f} deviations{_in(width, spreads)}"
+        ]
+    if config.certificate is not None:
+        certificate = config.certificate
+        margin = shown_margin(certificate.num_prompts, alpha=certificate.alpha)
+        lines.append(
+            f"{certificate.num_prompts} held-out prompts show a margin of {margin:.2f} deviations in {POWER:.0%} of "
+            f"tries for a model equal to float{_in(margin, spreads)}"
+        )
+    return lines
+
+
+def _in(width: float, spreads: Mapping[str, float]) -> str:
+    known = ", ".join(f"{metric} {width * spread:.3g}" for metric, spread in spreads.items())
+    return f": {known}" if known else ""
+
+
+def _render_s(model: VideoModel, prompt: str, settings: RenderSettings, num_steps: int) -> float:
+    started = time.perf_counter()
+    model.render([prompt], [0], settings.model_copy(update={"num_steps": num_steps}))
+    return time.perf_counter() - started
+
+
+def _has_floor(config: StudyConfig) -> bool:
+    return any(has_excess(find_metric(name)) for name in config.metrics)

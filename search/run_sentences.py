@@ -1,0 +1,40 @@
+"""What a run says about trials and the study: one line each."""
+
+from collections.abc import Sequence
+
+import optuna
+
+from search.confirmation import Confirmation, confirmations
+from search.earlier import earlier_note
+from search.readable import readable
+from search.study import StudyConfig
+from search.trials import trial_reason, trial_state
+
+
+def trial_sentence(trial: optuna.trial.FrozenTrial, config: StudyConfig) -> str:
+    """Return one line on a finished trial."""
+    state, reason = trial_state(trial), trial_reason(trial)
+    names = [objective.metric for objective in config.objectives]
+    values = ", ".join(f"{name} {readable(value)}" for name, value in zip(names, trial.values or (), strict=False))
+    return f"trial {trial.number} {state}" + (f": {values}" if values else "") + (f": {reason}" if reason else "")
+
+
+def study_notes(study: optuna.Study, config: StudyConfig) -> list[str]:
+    """Return what workers have to tell about the study as a whole, in order."""
+    sentences = [study.user_attrs.get("ceiling"), earlier_note(study)]
+    again = [again_sentence(number, found, config) for number, found in confirmations(study).items()]
+    return [str(sentence) for sentence in (*sentences, *again) if sentence]
+
+
+def again_sentence(number: int, confirmation: Confirmation, config: StudyConfig) -> str:
+    """Return one line on a member of the front that was measured again."""
+    names = [objective.metric for objective in config.objectives]
+    values = ", ".join(
+        f"{name} {readable(value)}" for name, value in zip(names, confirmation.values or (), strict=False)
+    )
+    return f"trial {number} measured again: {values}" if values else f"trial {number} {confirmation.reason}"
+
+
+def numbers_in_words(numbers: Sequence[int]) -> str:
+    """Return "trial 3 was" or "trials 3, 4 were"."""
+    return f"trial{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} {'were' if len(numbers) > 1 else 'was'}"

@@ -1,0 +1,85 @@
+"""How firmly a pick stands: how often it would be the same pick had other prompts been drawn."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from search.control import control_values
+from search.metric_names import WORST, worse
+from search.overview import Overview, TrialRow
+from search.picks import Direction, Point, choose_picks, losses
+from search.result import MetricResult
+from search.trials import is_dominated
+
+NUM_DRAWS = 200
+Indices = npt.NDArray[np.int64]
+
+
+def pick_stability(overview: Overview, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, dict[int, float]]:
+    """Return for each pick the trials that resampled prompts pick under its name, and in what share of the draws.
+
+    Prompts are drawn with replacement, the same ones for every trial; objectives that are no scores over prompts, such
+    as latencies, stay as they are. Front and picks are then chosen as always.
+
+    Args:
+        overview: The study.
+        num_draws: How often prompts are drawn.
+        seed: Of the draws.
+
+    Source: the bootstrap (Efron, Annals of Statistics 7, 1979).
+    """
+    names = tuple(objective.metric for objective in overview.config.objectives)
+    directions = tuple(objective.direction for objective in overview.config.objectives)
+    rows = _candidates(overview)
+    num_prompts = min((len(metric.values) for row in rows for metric in _metrics(row).values()), default=0)
+    if num_prompts < 2:
+        return {}
+    control = control_values(names, overview.float_scores)
+    drawn: dict[str, Counter[int]] = {}
+    for chosen in np.random.default_rng(seed).integers(0, num_prompts, (num_draws, num_prompts)):
+        points = [Point(row.number, tuple(_value(row, name, chosen) for name in names)) for row in rows]
+        for pick, number in choose_picks(_front(points, directions), names, directions, control).items():
+            drawn.setdefault(pick, Counter())[number] += 1
+    return {
+        pick: {number: count / num_draws for number, count in counts.most_common()} for pick, counts in drawn.items()
+    }
+
+
+def stability_sentence(pick: str, number: int, stability: Mapping[str, Mapping[int, float]]) -> str | None:
+    """Return how often a trial is the pick, and who else is; None if there are too few prompts to say."""
+    if not stability:
+        return None
+    shares = stability.get(pick, {})
+    others = [f"trial {other} in {share:.0%}" for other, share in shares.items() if other != number and share >= 0.05]
+    beside = f"; else {', '.join(others)}" if others else ""
+    return f"{pick} in {shares.get(number, 0.0):.0%} of resampled prompt sets{beside}"
+
+
+def _candidates(overview: Overview) -> list[TrialRow]:
+    """Return the complete trials that may be on the front: those whose latency is of the front's kind."""
+    kinds = {_kind(row) for row in overview.rows if row.is_on_front}
+    return [row for row in overview.rows if row.state == "complete" and row.values and _kind(row) in kinds]
+
+
+def _kind(row: TrialRow) -> str | None:
+    return None if row.result is None or row.result.latency is None else row.result.latency.kind
+
+
+def _metrics(row: TrialRow) -> Mapping[str, MetricResult]:
+    return {} if row.result is None else row.result.metrics
+
+
+def _value(row: TrialRow, name: str, chosen: Indices) -> float:
+    base = name.removesuffix(WORST)
+    metric = _metrics(row).get(base)
+    if metric is None:
+        return (row.values or {})[name]
+    values = [metric.values[index] for index in chosen]
+    return float(worse(base)(values)) if name != base else float(np.mean(values))
+
+
+def _front(points: Sequence[Point], directions: Sequence[Direction]) -> list[Point]:
+    every = [losses(point.values, directions) for point in points]
+    return [point for point, own in zip(points, every, strict=True) if not is_dominated(own, every)]

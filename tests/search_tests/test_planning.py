@@ -1,0 +1,65 @@
+import json
+
+import numpy as np
+import pytest
+
+from search.cli import exit_code_of
+from search.margins import CertificateConfig
+from search.planning import StepCosts, half_width, phases, shown_margin
+from search.study import ConfirmConfig, Slot
+
+COSTS = StepCosts(step_s=2.0, overhead_s=10.0, deployment_step_s=5.0)
+
+
+def test_phases_of_a_study_worked_out_by_hand(small_study):
+    """1 calibration and 2 search prompts of 4 steps, 4 trials, 3 rounds after 1 of warm-up, 2 members again."""
+    certificate = CertificateConfig(prompts="mini:heldout", num_prompts=3, seeds_per_prompt=2)
+    again = ConfirmConfig(members=2, seeds=3)
+    found = {
+        phase.name: phase
+        for phase in phases(small_study.model_copy(update={"certificate": certificate, "confirm": again}), COSTS)
+    }
+
+    assert found["calibration"].total_s == 2 * 1 * 4 * 2
+    assert found["float renders"].total_s == 2 * (10 + 4 * 2)
+    assert (found["trial: renders"].seconds, found["trial: renders"].times) == (36, 4)
+    assert found["trial: latency"].total_s == 4 * (3 + 1) * 3 * 5
+    assert found["noise floor"].total_s == 3 * 2 * 18
+    assert found["measured again"].total_s == 2 * (3 * 2 * 18 + 60)
+    assert found["measured again: float"].total_s == 3 * 2 * 18
+    assert found["certificate"].total_s == 2 * 6 * 18
+
+
+def test_ranks_share_prompts_and_slots_share_trials(small_study):
+    shared = small_study.model_copy(update={"slots": (Slot(ranks=2), Slot(ranks=2))})
+    found = {phase.name: phase for phase in phases(shared, COSTS)}
+
+    assert (found["trial: renders"].seconds, found["trial: renders"].times) == (18, 2)
+
+
+def test_a_mean_lies_within_its_half_width_in_95_of_100_samples():
+    samples = np.random.default_rng(0).normal(size=(20_000, 8))
+    scaled = np.abs(samples.mean(axis=1)) / samples.std(axis=1, ddof=1)
+
+    assert (scaled <= half_width(8)).mean() == pytest.approx(0.95, abs=0.006)
+
+
+def test_the_margin_shown_is_what_the_evaluation_page_says_of_normal_losses():
+    """24 prompts for half a deviation, 12 for one, at 80 %.
+
+    Two seeds each and half of the variance between prompts: a mean of two seeds has 0.75 of the variance of a clip.
+    """
+    of_clips = 0.75**0.5
+
+    assert of_clips * shown_margin(24, alpha=0.05) == pytest.approx(0.5, abs=0.03)
+    assert of_clips * shown_margin(12, alpha=0.05) == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_command_measures_and_answers(stored_store, capsys):
+    assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+
+    assert answer["costs"]["deployment_step_s"] > 0
+    assert answer["total_s"] == pytest.approx(sum(phase["total_s"] for phase in answer["phases"]))
+    assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--spread", "ssim"]) == 1
+    assert "METRIC=DEVIATION" in capsys.readouterr().err

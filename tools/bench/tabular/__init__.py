@@ -1,0 +1,1 @@
+"""A complete small search space, evaluated once, and samplers replayed on it."""

@@ -1,0 +1,189 @@
+"""Replay samplers on the table of the tabular benchmark, with the code that a study suggests points with.
+
+    python -m tools.bench.tabular.replay --json docs/benchmarks/search.json
+
+For each way to search: how many trials, and how many seconds of trials, until 95 % of the whole table's area is reached
+(see `tools.bench.tabular.volume`), and the area after 20 trials; medians over seeds. The baseline is the sampler that
+Optuna takes for several objectives if none is named, on raw bits, without presets, paying for repeated points.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import TrialState
+
+from hyquant.config import QuantConfig, digest
+from search.order import WorkOrder
+from search.pace import next_draw
+from search.retry import known_experiments
+from search.samplers import sampler_for
+from search.study import SamplerConfig
+from spaces.points import points
+from spaces.space import SearchSpace
+from spaces.suggest import preset_params, suggest
+from tools.bench.tables import markdown, write_json
+from tools.bench.tabular.domain import NUM_STEPS, base_space, ladder_space
+from tools.bench.tabular.table import TABLE, Row, Table, read_table
+from tools.bench.tabular.volume import area, areas_over_time, is_feasible, loss, reference_point
+
+KINDS = ("tpe", "gp", "nsga2", "random", "grid", "auto")
+GOAL = 0.95
+ORDER = WorkOrder(store=Path(), url=None, study="", slot=0, first_trial=0, deadline=None, until_trial=None)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to search; `kind` None is Optuna's default without any part of ours."""
+
+    kind: str | None
+    space: SearchSpace
+    encoding: str
+    has_presets: bool
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One replayed study: the rows it evaluated in order, each as often as it was paid for, and how many were free."""
+
+    rows: tuple[Row, ...]
+    num_free: int
+
+
+def replay(way: Way, table: Table, *, seed: int, num_trials: int) -> Replay:
+    """Search until so many trials were paid for, or the space seems used up."""
+    rows_by_digest = {row.digest: row for row in table.rows}
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=_sampler(way, seed, num_trials))
+    sampler = study.sampler
+    if way.has_presets:
+        for preset in way.space.presets:
+            study.enqueue_trial(preset_params(way.space, preset.name), skip_if_exists=True)
+    first: dict[str, int] = {}
+    paid: list[Row] = []
+    num_free = in_a_row = 0
+    while len(paid) < num_trials and in_a_row < 50:
+        if way.kind is not None:
+            drawn = next_draw(study.get_trials(deepcopy=False), ORDER)
+            study.sampler = sampler if drawn == "sampler" else RandomSampler(seed * 1000 + len(study.trials))
+        trial = study.ask()
+        config: QuantConfig = suggest(trial, way.space, num_steps=NUM_STEPS)
+        row = rows_by_digest[digest(config)]
+        is_free = way.kind is not None and row.digest in first
+        if is_free:
+            trial.set_user_attr("reused_from", first[row.digest])
+            num_free, in_a_row = num_free + 1, in_a_row + 1
+        else:
+            paid.append(row)
+            first.setdefault(row.digest, trial.number)
+            in_a_row = 0
+        trial.set_constraint("feasible", -1.0 if is_feasible(row) else 1.0)
+        if is_feasible(row):
+            study.tell(trial, [mean(row.scores["clip_reference"]), row.ratio])
+        else:
+            study.tell(trial, state=TrialState.PRUNED)
+    return Replay(rows=tuple(paid), num_free=num_free)
+
+
+def _sampler(way: Way, seed: int, num_trials: int) -> BaseSampler:
+    if way.kind is None:
+        default = optuna.create_study(directions=["maximize", "minimize"]).sampler
+        return type(default)(seed=seed)  # type: ignore[call-arg]
+    config = SamplerConfig.model_validate({"kind": way.kind})
+    return sampler_for(config, way.space, seed=seed, num_steps=NUM_STEPS, num_trials=num_trials)
+
+
+def summary(way: Way, table: Table, *, num_seeds: int, num_trials: int) -> dict[str, Any]:
+    """Replay a way with every seed and return medians; what never reached the goal counts with its full cost."""
+    worst = reference_point(table)
+    best = area(map(loss, filter(is_feasible, table.rows)), worst)
+    curves, costs, needed, free = [], [], [], []
+    for seed in range(num_seeds):
+        found = replay(way, table, seed=seed, num_trials=num_trials)
+        shares = [value / best for value in areas_over_time(found.rows, worst)]
+        reached = next((index + 1 for index, share in enumerate(shares) if share >= GOAL), len(shares))
+        is_reached = shares[reached - 1] >= GOAL
+        needed.append(reached if is_reached else num_trials + 1)
+        costs.append(sum(row.trial_s for row in found.rows[:reached]))
+        curves.append(shares + shares[-1:] * (num_trials - len(shares)))
+        free.append(found.num_free)
+    trials = median(needed)
+    return {
+        "sampler": way.kind or "Optuna's default, nothing of ours",
+        "exclusions": way.encoding,
+        "presets": "yes" if way.has_presets else "no",
+        "area at 10": f"{median(curve[9] for curve in curves):.3f}",
+        "area at 20": f"{median(curve[19] for curve in curves):.3f}",
+        "area at 40": f"{median(curve[39] for curve in curves):.3f}" if num_trials >= 40 else "",
+        "trials to 95 %": f"more than {num_trials}" if trials > num_trials else f"{trials:g}",
+        "seconds to 95 %": f"{median(costs):.0f}",
+        "seeds that reach it": f"{sum(count <= num_trials for count in needed)} of {num_seeds}",
+        "repeats": f"{median(free):g}",
+        "curve": [round(median(curve[index] for curve in curves), 4) for index in range(num_trials)],
+    }
+
+
+def ladder_share(table: Table) -> float:
+    """Return how much of the table's area the points of the ladder have; more than that no search on it can reach."""
+    space = ladder_space(table.about.layers, table.about.order)
+    inside = {digest(config) for _, config in points(space, num_steps=NUM_STEPS)}
+    rows, worst = list(filter(is_feasible, table.rows)), reference_point(table)
+    return area((loss(row) for row in rows if row.digest in inside), worst) / area(map(loss, rows), worst)
+
+
+def ways(table: Table) -> list[Way]:
+    """Return the baseline, then every sampler on both encodings, without and with presets."""
+    layers, order = table.about.layers, table.about.order
+    spaces: dict[str, Callable[[], SearchSpace]] = {
+        "bits": lambda: base_space(layers, order),
+        "ladder": lambda: ladder_space(layers, order),
+    }
+    found = [Way(None, spaces["bits"](), "bits", has_presets=False)]
+    return found + [
+        Way(kind, space(), encoding, has_presets)
+        for kind in KINDS
+        for encoding, space in spaces.items()
+        for has_presets in (False, True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--baseline-trials", type=int, default=150, help="until then the baseline may reach the goal")
+    parser.add_argument("--sampler", action="append", choices=KINDS, help="default: all")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    table = read_table(args.table)
+    rows = []
+    for way in ways(table):
+        if args.sampler is None or way.kind in (None, *args.sampler):
+            with known_experiments(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                num_trials = args.baseline_trials if way.kind is None else args.trials
+                rows.append(summary(way, table, num_seeds=args.seeds, num_trials=num_trials))
+            print({key: value for key, value in rows[-1].items() if key != "curve"}, file=sys.stderr, flush=True)
+    print(markdown([{key: value for key, value in row.items() if key != "curve"} for row in rows]))
+    share = ladder_share(table)
+    print(f"the ladder's own points have {share:.1%} of the area")
+    if args.json:
+        about = {
+            "configs": len(table.rows),
+            "seeds": args.seeds,
+            "trials": args.trials,
+            "ladder_share": round(share, 4),
+        }
+        write_json(args.json, rows, **about)
+
+
+if __name__ == "__main__":
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    main()
