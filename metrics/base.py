@@ -65,7 +65,7 @@ class MetricSpec:
     Attributes:
         name: As in study files and tracking; with the unit as suffix where there is one.
         direction: Which way is better. For a ratio or a flag it is the side on which damage usually lies.
-        unit: "cosine", "dB", "ratio", "0 or 1".
+        unit: "cosine", "cosine distance", "distance", "dB", "ratio", "doublings", "intensity", or "0 or 1" of a flag.
         range: Lowest and highest value; infinite where unbounded.
         needs: Which parts of a sample it reads, and whether it asks the embedder.
         looks_at: In a few words what the number is made of.

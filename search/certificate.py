@@ -31,7 +31,7 @@ class Pair(FrozenModel):
 
 
 class Software(FrozenModel):
-    """What the clips were rendered and judged with."""
+    """What the clips were rendered and judged with: versions, kind of device and kernels; the driver is not known."""
 
     packages: dict[str, str]
     device: str
@@ -43,7 +43,9 @@ class Certificate(FrozenModel):
 
     Attributes:
         verdict: PASS if every metric is shown to keep its margin, FAIL if one is shown not to, else INCONCLUSIVE.
-        further_pairs: If inconclusive, the most that any metric needs; None if it is not, or if no number would do.
+        new_prompts: If inconclusive, how many prompts a certificate on prompts that are all new needs, the most of any
+            metric; None if it is not, or if no number would do. Prompts added to these would be a second look, which
+            passes more models beyond a margin than alpha.
         metrics: The verdict over each metric.
         alpha: How often a model beyond a margin may pass.
         study: Name of the study that states the margins.
@@ -58,9 +60,9 @@ class Certificate(FrozenModel):
         files: SHA-256 of every file of the export, by name.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     verdict: Verdict
-    further_pairs: int | None
+    new_prompts: int | None
     metrics: tuple[MetricVerdict, ...]
     alpha: float
     study: str
@@ -82,8 +84,9 @@ class Certificate(FrozenModel):
     def headline(self) -> str:
         """Return the verdict in one line."""
         clips = f"{self.num_prompts} held-out prompts, {len(self.pairs)} pairs"
-        if self.verdict == "INCONCLUSIVE" and self.further_pairs is not None:
-            return f"INCONCLUSIVE on {clips}; {self.further_pairs} further pairs needed"
+        if self.verdict == "INCONCLUSIVE" and self.new_prompts is not None:
+            pairs = self.new_prompts * len(self.pairs) // self.num_prompts
+            return f"INCONCLUSIVE on {clips}; a certificate on {self.new_prompts} new prompts ({pairs} pairs) should do"
         return f"{self.verdict} on {clips}"
 
 
@@ -121,7 +124,8 @@ def read_certificate(folder: Path) -> Certificate | None:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise SearchError(
-            f"{path} must be a certificate of format 1, but {place} is wrong ({first['msg']}); certify again"
+            f"{path} must be a certificate of format 2, but {place} is wrong ({first['msg']}); certify again with "
+            "--overwrite"
         ) from error
 
 

@@ -41,12 +41,12 @@ def _body(certificate: Certificate) -> Iterator[str]:
     yield f'<div class="verdict" style="background:{colour}">{escape(certificate.headline())}</div>'
     yield (
         "<p>Float and exported weights rendered the same prompts from the same noise. A metric passes if its mean over "
-        f"all such prompts is shown to keep its margin. Of models beyond a margin at most {certificate.alpha:.0%} "
+        f"all such prompts is shown to keep its margin. Of models beyond a margin at most {100 * certificate.alpha:g}% "
         "pass, over all metrics together (Holm). Pairs of one prompt count as one observation.</p>"
     )
     yield "<h2>Metrics</h2><table><tr><th>metric</th><th>margin</th>"
     yield '<th class="number">float</th><th class="number">quantized</th>'
-    yield f'<th class="number">difference<div class="small">{1 - certificate.alpha:.0%} interval</div></th>'
+    yield f'<th class="number">difference<div class="small">{100 * (1 - certificate.alpha):g}% interval</div></th>'
     yield '<th>margin used</th><th class="number">p<div class="small">adjusted</div></th><th>verdict</th></tr>'
     yield from (_row(metric) for metric in certificate.metrics)
     yield "</table>"

@@ -17,6 +17,7 @@ from torch import Tensor
 from hyquant.calibration.capture import cache_key, reference_videos
 from hyquant.calibration.store import Store
 from hyquant.config import digest
+from hyquant.devices.runtime import runtime_versions
 from hyquant.errors import ConfigError
 from hyquant.export import load_quantized, model_info, read_manifest
 from hyquant.export.reader import require_same_denoiser
@@ -29,12 +30,12 @@ from metrics.base import Sample
 from metrics.embedders import Embedder, load_embedder
 from metrics.registry import find_metric
 from metrics.score import score_samples
-from metrics.statistics.verdict import combined
 from search.certificate import Certificate, Pair, Software, export_digests
+from search.clip_space import require_room, require_writable, writing_to
 from search.errors import SearchError
+from search.judging import Scores, judged
 from search.locks import HostLock
-from search.margin_verdicts import PairedScores, margin_verdicts
-from search.margins import CertificateConfig, Margin
+from search.margins import CertificateConfig
 from search.study import JudgeConfig, StudyConfig
 
 logger = logging.getLogger(__name__)
@@ -43,21 +44,6 @@ HELDOUT_SEED_OFFSET = 2_000_000
 """Certificates draw noise of their own, as they use prompts of their own."""
 
 OnProgress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What was measured on all pairs.
-
-    Attributes:
-        values: Scores of the candidate's clips by metric, in the order of the pairs.
-        float_values: The same of the float clips; for metrics with a reference, of a clip against itself.
-        kernels: Kernels that the quantized Linears ran on.
-    """
-
-    values: Mapping[str, Sequence[float]]
-    float_values: Mapping[str, Sequence[float]]
-    kernels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,7 @@ class Subject:
         settings: Clip and steps.
         judge: Embeds videos and prompts.
         clips: Where clips are kept by content: float ones to be scored against, both to be compared with later ones.
-        lock: Lets measurements elsewhere on the host pass between batches.
+        lock: Lets measurements elsewhere on the host pass between denoising steps.
         software: What clips in the store were rendered with; None for this process's own.
     """
 
@@ -99,7 +85,9 @@ def certify_export(
     *,
     on_progress: OnProgress = lambda _: None,
 ) -> Certificate:
-    """Render, score and judge an export by a study's margins; nothing is written but float clips in the store's cache.
+    """Render, score and judge an export by a study's margins; nothing is written but clips in the store's cache.
+
+    Those of the float model are shared with trials, those of the candidate are for `search.repeating`.
 
     Args:
         config: The study: model, judge, workload and store.
@@ -111,10 +99,14 @@ def certify_export(
     Raises:
         HyquantError: If the folder is no intact export of the study's model.
         ConfigError: If the export has another number of steps than the study renders.
-        SearchError: If the float clips cannot be scored.
+        MetricError: If the weights of a metric are missing.
+        SearchError: If the export's folder is read-only, the store has no room, or the float clips cannot be scored.
     """
     settings = certificate.settings or config.workload.settings
+    names = [margin.metric for margin in certificate.margins]
+    require_weights(names)
     _require_steps(export, settings)
+    require_writable(export)
     files = export_digests(export)
     model = load_model(config.model.kind, config.model.source, device=config.model.device, dtype=config.model.dtype)
     require_same_denoiser(model.denoiser, read_manifest(export))  # before hours of float clips
@@ -126,13 +118,13 @@ def certify_export(
         judge=load_judge(config.judge, model),
         clips=Store(Path(config.store) / "cache"),
     )
-    names = [margin.metric for margin in certificate.margins]
+    require_room(subject.clips.root, settings, num_missing_clips(subject))
     scores = score_pairs(subject, names, on_progress)
     manifest = read_manifest(export)
     return judged(
         Certificate(
             verdict="INCONCLUSIVE",
-            further_pairs=None,
+            new_prompts=None,
             metrics=(),
             alpha=certificate.alpha,
             study=config.name,
@@ -161,33 +153,28 @@ def heldout_pairs(prompts: Sequence[str], seeds_per_prompt: int, seed: int) -> t
     )
 
 
+def require_weights(names: Sequence[str]) -> None:
+    """Look for the published weights that metrics read, before anything is rendered.
+
+    Raises:
+        MetricError: If some are missing.
+    """
+    for name in names:
+        find_metric(name).find_weights()
+
+
+def num_missing_clips(subject: Subject) -> int:
+    """Return how many clips of both models are still to be kept."""
+    return sum(
+        not subject.clips.holds(key_of(subject, pair.prompt, pair.seed))
+        for pair in subject.pairs
+        for key_of in (float_key, candidate_key)
+    )
+
+
 def load_judge(judge: JudgeConfig, model: VideoModel) -> Embedder:
     """Load a study's judge beside a model."""
     return load_embedder(judge.model, judge.pretrained, view=judge.view, device=model.device)
-
-
-def judged(unjudged: Certificate, margins: Sequence[Margin], scores: Scores) -> Certificate:
-    """Return a certificate with the verdicts that scores amount to."""
-    paired = [
-        PairedScores(
-            spec=find_metric(margin.metric),
-            margin=margin,
-            values=tuple(scores.values[margin.metric]),
-            float_values=tuple(scores.float_values[margin.metric]),
-        )
-        for margin in margins
-    ]
-    verdicts = margin_verdicts(paired, [pair.prompt for pair in unjudged.pairs], alpha=unjudged.alpha)
-    verdict = combined(metric.verdict for metric in verdicts)
-    open_ones = [metric.further_pairs for metric in verdicts if metric.verdict == "INCONCLUSIVE"]
-    known = [number for number in open_ones if number is not None]
-    return unjudged.model_copy(
-        update={
-            "verdict": verdict,
-            "metrics": verdicts,
-            "further_pairs": max(known) if verdict == "INCONCLUSIVE" and len(known) == len(open_ones) else None,
-        }
-    )
 
 
 def score_pairs(subject: Subject, names: Sequence[str], on_progress: OnProgress) -> Scores:
@@ -195,8 +182,13 @@ def score_pairs(subject: Subject, names: Sequence[str], on_progress: OnProgress)
 
     Raises:
         HyquantError: If the export cannot be loaded into the model.
-        SearchError: If a float clip has no finite score.
+        SearchError: If a float clip has no finite score, or clips cannot be kept.
     """
+    with writing_to(subject.clips.root):
+        return _scores(subject, names, on_progress)
+
+
+def _scores(subject: Subject, names: Sequence[str], on_progress: OnProgress) -> Scores:
     float_values = _score_floats(subject, names, on_progress)
     model, values = subject.model, {name: list[float]() for name in names}
     load_quantized(model.denoiser, subject.export, model.clock)
@@ -205,7 +197,7 @@ def score_pairs(subject: Subject, names: Sequence[str], on_progress: OnProgress)
         for number, (prompts, seeds) in enumerate(subject.batches()):
             on_progress(f"quantized clips from {number * subject.settings.batch_size + 1} of {len(subject.pairs)}")
             with subject.lock.computing():
-                videos = model.render(prompts, seeds, subject.settings)
+                videos = model.render(prompts, seeds, subject.settings, on_step=subject.lock.let_measurements_pass)
                 floats = [_float_clip(subject, *pair) for pair in zip(prompts, seeds, strict=True)]
                 for prompt, seed, video in zip(prompts, seeds, videos, strict=True):
                     subject.clips.put(candidate_key(subject, prompt, seed), {"video": video}, {"prompt": prompt})
@@ -220,7 +212,7 @@ def score_pairs(subject: Subject, names: Sequence[str], on_progress: OnProgress)
 
 def software_of(model: VideoModel, scores: Scores) -> Software:
     """Describe what renders and judges here."""
-    packages = software_versions()
+    packages = {**software_versions(), **runtime_versions(model.device)}
     return Software(packages=packages, device=describe_device(model.device), kernels=scores.kernels)
 
 
@@ -236,7 +228,14 @@ def _score_floats(subject: Subject, names: Sequence[str], on_progress: OnProgres
     for number, (prompts, seeds) in enumerate(subject.batches()):
         on_progress(f"float clips from {number * subject.settings.batch_size + 1} of {len(subject.pairs)}")
         with subject.lock.computing():
-            videos = reference_videos(subject.model, prompts, seeds, subject.settings, subject.clips)
+            videos = reference_videos(
+                subject.model,
+                prompts,
+                seeds,
+                subject.settings,
+                subject.clips,
+                on_step=subject.lock.let_measurements_pass,
+            )
             samples = [Sample(prompt, video, video) for prompt, video in zip(prompts, videos, strict=True)]
             for name, scored in score_samples(samples, names, subject.judge).items():
                 values[name] += scored

@@ -43,7 +43,7 @@ def certificate_to_judge(study: str, store: Path | None) -> tuple[StudyConfig, C
 
 def _used_in_store(ref: StudyRef) -> StudyPrompts | None:
     """Return the prompts a stored study was run with, None if it was never run."""
-    if ref.url is None and ref.name not in study_names(ref.store):
+    if ref.name not in study_names(ref.store, url=ref.url):
         return None
     with opened_study(ref) as opened:
         return stored_prompts(opened)

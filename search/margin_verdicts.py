@@ -9,7 +9,7 @@ prompts with a flawed clip, and is counted exactly.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from metrics.statistics.clusters import Floats, cluster_means
 from metrics.statistics.holm import holm_adjusted
 from metrics.statistics.intervals import mean_interval
 from metrics.statistics.non_inferiority import p_above, p_below, p_share_above, p_share_below
-from metrics.statistics.sample_sizes import clusters_to_pass, spotless_clusters_to_pass
+from metrics.statistics.sample_sizes import clusters_to_pass, clusters_to_pass_share
 from metrics.statistics.verdict import Verdict, verdict_of
 from search.margins import Margin
 
@@ -58,8 +58,8 @@ class MetricVerdict(FrozenModel):
         p: p value of "it is at or beyond its margin"; small values speak for the candidate.
         p_adjusted: The same after Holm's correction; at most alpha passes.
         p_beyond_adjusted: Corrected p value of "it is at or within its margin"; at most alpha fails.
-        further_pairs: How many more pairs are needed to pass in 80 % of cases if further prompts are like these; None
-            unless inconclusive, or if no number would do.
+        new_prompts: How many prompts a new certificate, on prompts of its own, needs to pass in 80 % of cases if they
+            are like these; None unless inconclusive, or if no number would do.
         reason: The verdict in a sentence.
         values: [P], the candidate's scores in the order of the pairs.
         float_values: [P], the float clips'.
@@ -79,7 +79,7 @@ class MetricVerdict(FrozenModel):
     p: float
     p_adjusted: float
     p_beyond_adjusted: float
-    further_pairs: int | None
+    new_prompts: int | None
     reason: str
     values: tuple[float | None, ...]
     float_values: tuple[float, ...]
@@ -138,7 +138,7 @@ def _verdict(
     own_alpha: float,
 ) -> MetricVerdict:
     verdict = verdict_of(p_adjusted, p_beyond_adjusted, alpha)
-    further = _further_pairs(scored, prompts, own_alpha) if verdict == "INCONCLUSIVE" else None
+    needed = _new_prompts(scored, prompts, own_alpha) if verdict == "INCONCLUSIVE" else None
     known = _is_finite(scored)
     float_mean = float(cluster_means(scored.float_values, prompts).mean())
     interval = None
@@ -160,8 +160,8 @@ def _verdict(
         p=p,
         p_adjusted=p_adjusted,
         p_beyond_adjusted=p_beyond_adjusted,
-        further_pairs=further,
-        reason=_sentence(scored, prompts, verdict, further),
+        new_prompts=needed,
+        reason=_sentence(scored, prompts, verdict, needed),
         values=tuple(value if math.isfinite(value) else None for value in scored.values),
         float_values=scored.float_values,
     )
@@ -214,26 +214,25 @@ def _num_flawed(scored: PairedScores, prompts: Sequence[Hashable]) -> int:
     return len(flawed)
 
 
-def _further_pairs(scored: PairedScores, prompts: Sequence[Hashable], alpha: float) -> int | None:
-    num_prompts = len(set(prompts))
+def _new_prompts(scored: PairedScores, prompts: Sequence[Hashable], alpha: float) -> int | None:
     if scored.spec.unit == FLAG_UNIT:
-        if _num_flawed(scored, prompts) > 0:
-            return None
-        needed: int | None = spotless_clusters_to_pass(_share(scored), alpha=alpha)
-    else:
-        sizes = [clusters_to_pass(means_K, limit, alpha=alpha) for means_K, limit in _sides(scored, prompts)]
-        known = [size for size in sizes if size is not None]
-        needed = max(known) if len(known) == len(sizes) else None
-    if needed is None:
-        return None
-    return max(1, needed - num_prompts) * (len(prompts) // num_prompts)
+        share = _num_flawed(scored, prompts) / len(set(prompts))
+        return clusters_to_pass_share(share, _share(scored), alpha=alpha)
+    return most_of(clusters_to_pass(means_K, limit, alpha=alpha) for means_K, limit in _sides(scored, prompts))
+
+
+def most_of(sizes: Iterable[int | None]) -> int | None:
+    """Return the largest of several sample sizes; None if one of them is None, so that no number would do."""
+    found = list(sizes)
+    known = [size for size in found if size is not None]
+    return max(known) if known and len(known) == len(found) else None
 
 
 def _is_finite(scored: PairedScores) -> bool:
     return all(map(math.isfinite, scored.values))
 
 
-def _sentence(scored: PairedScores, prompts: Sequence[Hashable], verdict: Verdict, further: int | None) -> str:
+def _sentence(scored: PairedScores, prompts: Sequence[Hashable], verdict: Verdict, needed: int | None) -> str:
     if not _is_finite(scored):
         lost = int(np.sum(~np.isfinite(scored.values)))
         return f"{lost} of {len(scored.values)} clips have no finite score"
@@ -241,8 +240,8 @@ def _sentence(scored: PairedScores, prompts: Sequence[Hashable], verdict: Verdic
         return "shown to be within its margin"
     if verdict == "FAIL":
         return "shown to be beyond its margin"
-    if further is not None:
-        return f"neither shown; {further} further pairs should do if they are like these"
+    if needed is not None:
+        return f"neither shown; a certificate on {needed} new prompts should do if they are like these"
     if scored.spec.unit == FLAG_UNIT:
         return f"neither shown; {_num_flawed(scored, prompts)} of {len(set(prompts))} prompts have a flawed clip"
-    return "neither shown, and the mean is not within the margin clearly enough for more pairs to show it"
+    return "neither shown, and the mean is not within the margin clearly enough for more prompts to show it"

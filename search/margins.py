@@ -28,9 +28,9 @@ class Margin(FrozenModel):
     """
 
     metric: str
-    loss: Annotated[float, Field(gt=0.0)] | None = None
-    min: float | None = None
-    max: float | None = None
+    loss: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    min: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _is_one_statement(self) -> "Margin":

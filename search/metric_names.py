@@ -75,6 +75,12 @@ def worse(name: str) -> Callable[[Iterable[float]], float]:
 
 def _margin_problems(margin: Margin) -> Iterator[str]:
     spec = find_metric(margin.metric)
+    if margin.loss is not None and not has_drop(spec):
+        yield (
+            f"certificate.margins: {margin.metric} compares with the float video, so its margin must be min, max or "
+            f"both, but got a loss of {margin.loss:g}; give a bound"
+        )
+        return
     if spec.unit != FLAG_UNIT:
         return
     share = allowed_share(margin, spec)

@@ -53,6 +53,12 @@ def load_heldout_prompts(certificate: CertificateConfig, folder: Path, used: Stu
         ConfigError: If the file is missing, holds too few prompts or repeats one, or one of them was used before.
     """
     heldout = _first(certificate.prompts, certificate.num_prompts, folder)
+    normal = list(map(_normal, heldout))
+    if repeated := next((prompt for prompt in heldout if normal.count(_normal(prompt)) > 1), None):
+        raise ConfigError(
+            f"held-out prompts must differ by more than case and spaces, but {repeated!r} stands there twice; take one "
+            "out"
+        )
     for purpose, prompts in (("calibration", used.calibration), ("search", used.search)):
         seen = set(map(_normal, prompts))
         if shared := [prompt for prompt in heldout if _normal(prompt) in seen]:

@@ -2,7 +2,7 @@
 
 Both models are rendered anew and every clip is held against the one of the certificate. How far the float clips moved
 is the floor: that much changes without any quantization. A metric moved if the candidate's clips are shown to have
-moved farther.
+moved farther (`search.moves`).
 
     metrics with a reference   what a clip of today scores with the old clip as its reference, short of a perfect score
     other metrics              how far the score of the clip moved
@@ -12,10 +12,9 @@ with a reference are not known.
 """
 
 import math
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from hyquant.calibration.store import Store
@@ -23,56 +22,25 @@ from hyquant.config import FrozenModel
 from metrics.base import Sample
 from metrics.registry import find_metric
 from metrics.score import score_samples
-from metrics.statistics.clusters import cluster_means
-from metrics.statistics.non_inferiority import p_above
 from metrics.statistics.verdict import Verdict
 from search.certificate import Certificate, binding_problems
 from search.certifying import (
     OnProgress,
-    Scores,
     Subject,
     candidate_key,
     float_key,
-    judged,
     load_judge,
     now,
+    require_weights,
     score_pairs,
     software_of,
 )
+from search.clip_space import require_room, writing_to
 from search.errors import SearchError
-from search.margin_verdicts import MetricVerdict
+from search.judging import Scores, judged
 from search.metric_names import has_drop
+from search.moves import Move, PairMoves, judged_moves
 from search.rendering import load_float_model
-
-TOLERANCE = 1e-6
-"""Moves below it are roundings of a score: a cosine of a video with itself may differ from 1 by as much."""
-
-
-class Move(FrozenModel):
-    """How far one metric moved between a certificate and today, in its unit.
-
-    Attributes:
-        before: Mean of the candidate's clips in the certificate; None if a clip had no finite score.
-        after: The same today.
-        moved: Mean move of the candidate's clips; None if one has no finite score.
-        floor: Mean move of the float clips; None if it is not known.
-        is_beyond_floor: Whether the candidate is shown to have moved by more than float.
-    """
-
-    metric: str
-    before: float | None
-    after: float | None
-    moved: float | None
-    floor: float | None
-    is_beyond_floor: bool
-
-
-@dataclass(frozen=True)
-class _Moves:
-    """Moves of the candidate's and of the float clips, [P] each; None if they are not known."""
-
-    candidate: Sequence[float]
-    floats: Sequence[float] | None
 
 
 class Repetition(FrozenModel):
@@ -104,19 +72,23 @@ def repeat_certificate(
     Args:
         old: The certificate of the export.
         export: Folder of the export.
-        store: Where float clips were kept when it was certified.
+        store: Where clips were kept when it was certified; those of today are kept there too until they are judged.
         device: "auto", or a device as torch writes it.
         on_progress: Told what is being done, one line at a time.
 
     Raises:
         HyquantError: If the model or the export cannot be loaded.
-        SearchError: If the export is not the one that was certified, or clips cannot be scored.
+        MetricError: If the weights of a metric are missing.
+        SearchError: If the export is not the one that was certified, the store has no room for clips, or they cannot be
+            scored.
     """
     if problem := next(binding_problems(export, old), None):
         raise SearchError(f"only what was certified can be repeated, but {problem}")
-    model = load_float_model(export, device=device)
     names = [metric.metric for metric in old.metrics]
-    with tempfile.TemporaryDirectory(prefix="hyq-certify-") as folder:
+    require_weights(names)
+    require_room(store, old.settings, 2 * len(old.pairs))
+    model = load_float_model(export, device=device)
+    with writing_to(store), tempfile.TemporaryDirectory(prefix=".again-", dir=store) as folder:
         subject = Subject(
             model=model,
             export=export,
@@ -136,46 +108,28 @@ def repeat_certificate(
     return Repetition(
         certificate=certificate,
         before=old.verdict,
-        moves=tuple(
-            _move(before, after, moves[before.metric], [pair.prompt for pair in old.pairs], old.alpha)
-            for before, after in zip(old.metrics, certificate.metrics, strict=True)
+        moves=judged_moves(
+            old.metrics, certificate.metrics, moves, [pair.prompt for pair in old.pairs], alpha=old.alpha
         ),
         changed_software=_changes(old, certificate),
     )
 
 
-def _move(before: MetricVerdict, after: MetricVerdict, moves: _Moves, prompts: Sequence[str], alpha: float) -> Move:
-    candidate, floats = moves.candidate, moves.floats
-    is_known = all(map(math.isfinite, candidate))
-    is_beyond = not is_known
-    if is_known:
-        excess = [own - other for own, other in zip(candidate, floats or [0.0] * len(candidate), strict=True)]
-        is_beyond = float(p_above(cluster_means(excess, prompts), TOLERANCE)) <= alpha
-    return Move(
-        metric=before.metric,
-        before=before.mean,
-        after=after.mean,
-        moved=statistics.fmean(candidate) if is_known else None,
-        floor=None if floats is None else statistics.fmean(floats),
-        is_beyond_floor=is_beyond,
-    )
-
-
-def _moves(old: Certificate, subject: Subject, kept: Store, scores: Scores) -> dict[str, _Moves]:
+def _moves(old: Certificate, subject: Subject, kept: Store, scores: Scores) -> dict[str, PairMoves]:
     """Return the moves of all clips by metric."""
     paired = [metric.metric for metric in old.metrics if not has_drop(find_metric(metric.metric))]
     candidate = _scored_against_old(old, subject, kept, candidate_key, paired)
     floats = _scored_against_old(old, subject, kept, float_key, paired)
-    found: dict[str, _Moves] = {}
+    found: dict[str, PairMoves] = {}
     for metric in old.metrics:
         name, own = metric.metric, metric.float_values
         of_scores = _distances(scores.values[name], [math.nan if value is None else value for value in metric.values])
         if name not in paired:
-            found[name] = _Moves(of_scores, _distances(scores.float_values[name], own))
+            found[name] = PairMoves(of_scores, _distances(scores.float_values[name], own))
         elif candidate is None or floats is None:
-            found[name] = _Moves(of_scores, None)
+            found[name] = PairMoves(of_scores, None)
         else:
-            found[name] = _Moves(_distances(candidate[name], own), _distances(floats[name], own))
+            found[name] = PairMoves(_distances(candidate[name], own), _distances(floats[name], own))
     return found
 
 

@@ -23,7 +23,8 @@ def require_same_study(study: optuna.Study, config: StudyConfig, prompts: StudyP
     """Refuse to go on with a study that was made from another study file.
 
     Raises:
-        StudyMismatch: If anything but budget, slots and storage differs; the message shows every difference.
+        StudyMismatch: If anything differs in what `StudyConfig.identity` returns, or the prompts do; the message shows
+            every difference.
     """
     stored = {**stored_config(study).identity(), "prompts": stored_prompts(study).model_dump(mode="json")}
     given = {**config.identity(), "prompts": prompts.model_dump(mode="json")}

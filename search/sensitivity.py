@@ -21,7 +21,7 @@ from hyquant.config import FrozenModel, LayerSelection, LinearScheme, QuantConfi
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.layers import select_layers
-from hyquant.plan import build_plan
+from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import needs_stats
 from hyquant.sensitivity.bands import bands_of, place_of
 from hyquant.sensitivity.cost import probe_cost
@@ -156,10 +156,13 @@ def _subject(bench: Workbench, options: ProbeOptions) -> Subject:
     model, workload = bench.model, bench.config.workload
     names = [group.name for group in model.groups()]
     included = select_layers(names, LayerSelection(include=bench.config.space.include), model=model.name)
+    scheme: LinearScheme = TypeAdapter(LinearScheme).validate_python({"kind": LINEAR_KINDS[options.scheme]})
     prompts, seeds = _prompts_and_seeds(bench, options.num_prompts)
     settings = workload.settings.model_dump(mode="json", exclude={"batch_size"})
-    drawn: JsonValue = {"prompts": list(prompts), "seeds": list(seeds), "settings": settings}
-    scheme: LinearScheme = TypeAdapter(LinearScheme).validate_python({"kind": LINEAR_KINDS[options.scheme]})
+    drawn: dict[str, JsonValue] = {"prompts": list(prompts), "seeds": list(seeds), "settings": settings}
+    if needs_stats(_plan(bench, scheme)):
+        everything = _prompts_and_seeds(bench, len(bench.prompts.calibration))
+        drawn["calibrated_on"] = [list(part) for part in everything]
     return Subject(
         model=model.fingerprint(),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -185,12 +188,7 @@ def _finished(bench: Workbench, subject: Subject, path: Path, on_probe: OnProbe)
 def _measured(bench: Workbench, subject: Subject, journal: Journal, on_probe: OnProbe) -> SensitivityMap:
     model, started = bench.model, time.perf_counter()
     groups = model.groups()
-    plan = build_plan(
-        groups,
-        QuantConfig(linear=subject.scheme, layers=LayerSelection(include=bench.config.space.include)),
-        num_steps=subject.num_steps,
-        model=model.name,
-    )
+    plan = _plan(bench, subject.scheme)
     if needs_stats(plan):
         calibrate(bench, Stages(bench.group), plan)
     prober = Prober(
@@ -225,6 +223,16 @@ def _measured(bench: Workbench, subject: Subject, journal: Journal, on_probe: On
         keeps_blocks=bool(prober.keeps_blocks),
         cost=probe_cost(blocks, subject.bands, num_records=len(records)),
         seconds=time.perf_counter() - started,
+    )
+
+
+def _plan(bench: Workbench, scheme: LinearScheme) -> QuantPlan:
+    """Return the plan that quantizes everything the study may quantize."""
+    return build_plan(
+        bench.model.groups(),
+        QuantConfig(linear=scheme, layers=LayerSelection(include=bench.config.space.include)),
+        num_steps=bench.config.workload.settings.num_steps,
+        model=bench.model.name,
     )
 
 

@@ -88,12 +88,20 @@ def create_study(
         return study, is_new
 
 
-def study_names(store: Path) -> tuple[str, ...]:
-    """Return the names of the studies in a store, sorted; none if there is no database."""
-    if not database_path(store).is_file():
+def study_names(store: Path, *, url: str | None = None) -> tuple[str, ...]:
+    """Return the names of the studies in a store, sorted; none if there is no database.
+
+    Args:
+        store: The studies' folder.
+        url: SQLAlchemy URL of the database; None is SQLite in the store.
+
+    Raises:
+        StoreError: If a database does not answer.
+    """
+    if url is None and not database_path(store).is_file():
         return ()
     with store_errors(store):
-        return _names(open_storage(store))
+        return _names(open_storage(store, url=url))
 
 
 def stored_config(study: optuna.Study) -> StudyConfig:

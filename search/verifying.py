@@ -16,6 +16,7 @@ from hyquant.models import load_model
 from hyquant.models.base import RenderSettings, VideoModel
 from search.answers import report_json
 from search.certificate import Certificate, binding_problems, read_certificate
+from search.errors import SearchError
 from search.rendering import load_float_model
 
 _SHOWN = 3
@@ -31,7 +32,7 @@ class Verdict:
         compared: Whether the float model took part, or why not.
         engine: What the installed engine found; None if it was not asked.
         certificate: What lies beside the weights, if anything does.
-        unbound: Why that certificate was not given for these files.
+        unbound: Why what lies there is no certificate, or was not given for these files.
     """
 
     folder: Path
@@ -113,11 +114,19 @@ def verify_folder(
         clip = RenderSettings(height=64, width=64, num_frames=5, num_steps=num_steps)
         records = capture_in_memory(model, [PROBE_PROMPT], [0], clip)
         engine = load_in_engine(folder, model.denoiser, records[-1])
-    certificate = read_certificate(folder)
-    unbound = () if certificate is None else tuple(binding_problems(folder, certificate))
+    certificate, unbound = _certificate_of(folder)
     return Verdict(
         folder=folder, report=report, compared=compared, engine=engine, certificate=certificate, unbound=unbound
     )
+
+
+def _certificate_of(folder: Path) -> tuple[Certificate | None, tuple[str, ...]]:
+    """Return a folder's certificate if it can be read, and what is wrong with it."""
+    try:
+        certificate = read_certificate(folder)
+    except SearchError as error:
+        return None, (str(error),)
+    return certificate, () if certificate is None else tuple(binding_problems(folder, certificate))
 
 
 def _float_model(folder: Path, source: str | None) -> tuple[VideoModel | None, str]:

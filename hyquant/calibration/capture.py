@@ -77,18 +77,30 @@ def capture_in_memory(
 
 
 def reference_videos(
-    model: VideoModel, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, store: Store
+    model: VideoModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: RenderSettings,
+    store: Store,
+    *,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Tensor]:
     """Return the float denoiser's videos, float32 [T, C, H, W] in [0, 1], as `reference_clips` has them."""
-    return [clip.video for clip in reference_clips(model, prompts, seeds, settings, store)]
+    return [clip.video for clip in reference_clips(model, prompts, seeds, settings, store, on_step=on_step)]
 
 
 def reference_clips(
-    model: VideoModel, prompts: Sequence[str], seeds: Sequence[int], settings: RenderSettings, store: Store
+    model: VideoModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: RenderSettings,
+    store: Store,
+    *,
+    on_step: Callable[[], None] | None = None,
 ) -> list[Clip]:
     """Return the float denoiser's videos with their latents by step, rendering those that the store lacks.
 
-    The denoiser must be in float.
+    The denoiser must be in float. `on_step` is called after every denoising step.
 
     Raises:
         ConfigError: If a prompt cannot be rendered with these settings.
@@ -102,6 +114,7 @@ def reference_clips(
         [prompt for prompt, _ in missing.values()],
         [seed for _, seed in missing.values()],
         settings,
+        on_step=on_step,
         on_latents=trace,
     )
     for (key, (prompt, seed)), *parts in zip(missing.items(), rendered, trace.traces, strict=True):

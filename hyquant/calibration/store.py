@@ -51,6 +51,10 @@ class Store:
         """Tell whether an intact entry is there; reads it whole to know."""
         return self.get(key) is not None
 
+    def holds(self, key: str) -> bool:
+        """Tell whether an entry lies there, intact or not; reads nothing."""
+        return self._paths(key)[1].is_file()
+
     def get(self, key: str) -> Entry | None:
         """Return an entry, or None if it is missing, incomplete or damaged."""
         tensors_path, meta_path = self._paths(key)

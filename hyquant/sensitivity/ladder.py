@@ -6,6 +6,7 @@ last rung leaves at least a tenth of the bands quantized.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pydantic import model_validator
 
@@ -59,8 +60,7 @@ def ladder(found: SensitivityMap) -> Ladder:
         source=digest(found.subject),
         layers=tuple(name for band in found.subject.bands for name in band.layers),
         rungs=tuple(
-            tuple(name for band in bands[start:stop] for name in band.layers)
-            for start, stop in zip((0, *sizes[:-1]), sizes, strict=True)
+            tuple(name for band in bands[start:stop] for name in band.layers) for start, stop in pairwise([0, *sizes])
         ),
     )
 

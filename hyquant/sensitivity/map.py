@@ -68,7 +68,7 @@ class Subject(FrozenModel):
         model: Fingerprint of the model's weights and configuration.
         dtype, device: Of the denoiser.
         scheme: What a band is quantized to.
-        prompts: Digest of prompts, seeds and render settings.
+        prompts: Digest of prompts, seeds and render settings, and of the prompts that set ranges if any are stored.
         num_prompts: How many prompts.
         num_steps: Steps of the rendering.
         ranges: How the steps are cut.

@@ -2,11 +2,11 @@
 
 What runs before the first quantized block is the same in every probe. So those blocks give back what they gave in
 float, and only the ones behind them run. Of each stack (`double_blocks`) the output of the last block is held and all
-of its earlier blocks return that: in a chain of blocks nobody else sees what they return. `float_pass` of the first
-record shows whether a denoiser is such a chain; `is_chain` says so bit by bit.
+of its earlier blocks return that: in a chain of blocks nobody else sees what they return. `is_chain` tells on one
+record, bit by bit, whether a denoiser is such a chain wherever it is to be cut.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,12 +29,10 @@ class FloatPass:
     Attributes:
         output: The denoiser's output.
         blocks: Module paths of its blocks in the order they ran in; none if one of them ran more than once.
-        before_last: By stack, the output of its last block that ran before the very last one.
     """
 
     output: Tensor
     blocks: tuple[str, ...]
-    before_last: Mapping[str, Any]
 
 
 class _Reached(Exception):
@@ -63,25 +61,32 @@ def float_pass(denoiser: nn.Module, paths: Sequence[str], call: Call) -> FloatPa
         call: The call.
     """
     ran: list[str] = []
-    latest: dict[str, Any] = {}
-    before: dict[str, Any] = {}
 
     def note(path: str, module: nn.Module, args: object, output: Any) -> None:
-        nonlocal before
         ran.append(path)
-        before = dict(latest)
-        latest[stack_of(path)] = map_tensors(output, torch.clone)
 
     with _hooked(denoiser, paths, note):
         output = output_tensor(call())
-    return FloatPass(output, tuple(ran) if len(set(ran)) == len(ran) else (), before)
+    return FloatPass(output, tuple(ran) if len(set(ran)) == len(ran) else ())
 
 
-def is_chain(denoiser: nn.Module, seen: FloatPass, call: Call) -> bool:
-    """Say whether the last block behind kept outputs gives the denoiser's output bit by bit."""
-    if not seen.blocks:
-        return False
-    return torch.equal(output_behind(denoiser, seen.blocks[:-1], seen.before_last, call), seen.output)
+def is_chain(denoiser: nn.Module, seen: FloatPass, counts: Collection[int], call: Call) -> bool:
+    """Say whether a denoiser gives its output bit by bit behind the kept outputs of so many blocks, for every count.
+
+    Args:
+        denoiser: The denoiser, in float.
+        seen: What a whole call showed.
+        counts: How many blocks are to be kept, in any order; behind 0 there is nothing to check.
+        call: The same call.
+    """
+    outputs: dict[str, Any] = {}
+    done = 0
+    for count in sorted(set(counts) - {0}):
+        outputs = outputs_after(denoiser, seen.blocks[:done], outputs, seen.blocks[done:count], call)
+        done = count
+        if not torch.equal(output_behind(denoiser, seen.blocks[:count], outputs, call), seen.output):
+            return False
+    return bool(seen.blocks)
 
 
 @torch.inference_mode()

@@ -43,7 +43,7 @@ class Prober:
         keep_blocks: Whether to keep the outputs of earlier blocks where the denoiser lets us.
 
     Attributes:
-        keeps_blocks: Whether outputs of earlier blocks are kept; None before the first measurement.
+        keeps_blocks: Whether outputs of earlier blocks are kept; None before the first record, which tells.
 
     Raises:
         ConfigError: If a band cannot be quantized so.
@@ -88,7 +88,7 @@ class Prober:
                     for band, plan in self._plans
                     if (record.prompt_index, record.step_index, band.block, band.kind) not in known
                 ]
-                if left:
+                if left or self.keeps_blocks is None:
                     yield from self._probe(record, left)
         finally:
             restore_(self._denoiser)
@@ -104,7 +104,9 @@ class Prober:
                 "wider dtype or check its weights."
             )
         if self.keeps_blocks is None:
-            self.keeps_blocks = is_chain(self._denoiser, seen, call)
+            able = _KeptBlocks(self._denoiser, seen.blocks, call)
+            counts = [able.place(self._paths[band.layers[0]]) for band, _ in self._plans]
+            self.keeps_blocks = is_chain(self._denoiser, seen, counts, call)
         kept = _KeptBlocks(self._denoiser, seen.blocks if self.keeps_blocks else (), call)
         for band, plan in sorted(left, key=lambda entry: kept.place(self._paths[entry[0].layers[0]])):
             kept.advance_to(self._paths[band.layers[0]])

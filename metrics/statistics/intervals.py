@@ -1,6 +1,7 @@
 """How far is a mean over a few prompts from the mean over all of them? A bootstrap interval, clustered by prompt."""
 
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -35,8 +36,8 @@ def mean_interval(
     Resampled means of a few values vary too little; the level is raised so that intervals of normal values are as wide
     as Student's.
 
-    Of a single cluster, or of clusters with one mean, the interval is that mean: nothing varies. Of two it is the two:
-    resampling knows nothing beyond them.
+    Of a single cluster, or of clusters with one mean, the interval is that mean: nothing varies. So it is where BCa has
+    no finite ends. Of two it is the two: resampling knows nothing beyond them.
 
     Args:
         values: [P], one per pair of prompt and seed; finite.
@@ -52,7 +53,7 @@ def mean_interval(
     Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69 (2015), on expanded
     percentiles.
     """
-    from scipy.stats import bootstrap  # takes half a second to import
+    from scipy.stats import DegenerateDataWarning, bootstrap  # takes half a second to import
 
     means_K = cluster_means(values, clusters)
     mean = float(means_K.mean())
@@ -60,15 +61,20 @@ def mean_interval(
         return Interval(mean=mean, low=mean, high=mean, level=level)
     if len(means_K) == 2:
         return Interval(mean=mean, low=float(means_K.min()), high=float(means_K.max()), level=level)
-    drawn = bootstrap(
-        (means_K,),
-        np.mean,
-        n_resamples=num_resamples,
-        confidence_level=_expanded(level, len(means_K)),
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean=mean, low=float(drawn.low), high=float(drawn.high), level=level)
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # ends that are not finite are looked for below
+        drawn = bootstrap(
+            (means_K,),
+            np.mean,
+            n_resamples=num_resamples,
+            confidence_level=_expanded(level, len(means_K)),
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    low, high = float(drawn.low), float(drawn.high)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Interval(mean=mean, low=mean, high=mean, level=level)
+    return Interval(mean=mean, low=low, high=high, level=level)
 
 
 def _expanded(level: float, num: int) -> float:

@@ -3,8 +3,6 @@
 K clusters (prompts) at hand   N clusters of a planned sample
 """
 
-import math
-
 import numpy as np
 
 from metrics.statistics.clusters import Floats
@@ -13,6 +11,7 @@ from metrics.statistics.non_inferiority import p_below
 POWER = 0.8
 NUM_DRAWS = 2000
 MAX_CLUSTERS = 1024
+MAX_COUNTED = 2**14
 MIN_CLUSTERS = 3
 """Below three values there is no skewness."""
 
@@ -63,6 +62,25 @@ def clusters_to_pass(
     return high
 
 
-def spotless_clusters_to_pass(limit: float, *, alpha: float = 0.05) -> int:
-    """Return how many prompts without a flag show that the share of flagged ones is below a limit in (0, 1)."""
-    return math.ceil(math.log(alpha) / math.log1p(-limit))
+def clusters_to_pass_share(share: float, limit: float, *, alpha: float = 0.05, power: float = POWER) -> int | None:
+    """Return the smallest number of prompts at which a share of flagged ones is shown to be below a limit.
+
+    Of n prompts the test passes with at most k flagged ones, the largest k with P(flagged <= k; n, limit) <= alpha; n
+    is enough if P(flagged <= k; n, share) >= power, by the binomial law.
+
+    Args:
+        share: The true share of flagged prompts, in [0, 1].
+        limit: What it is held against, in (0, 1).
+        alpha: Error rate of the test.
+        power: How often it must succeed.
+
+    Returns:
+        At least `MIN_CLUSTERS`; None if `MAX_COUNTED` are too few, as for a share at or above the limit.
+    """
+    from scipy.stats import binom
+
+    num_N = np.arange(MIN_CLUSTERS, MAX_COUNTED + 1)
+    most_N = binom.ppf(alpha, num_N, limit)
+    most_N = np.where(binom.cdf(most_N, num_N, limit) <= alpha, most_N, most_N - 1)
+    is_enough_N = binom.cdf(most_N, num_N, share) >= power
+    return int(num_N[is_enough_N][0]) if share < limit and is_enough_N.any() else None

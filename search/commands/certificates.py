@@ -12,7 +12,7 @@ from search.console import print_json, print_line, print_table, remark
 
 if TYPE_CHECKING:
     from search.margin_verdicts import MetricVerdict
-    from search.repeating import Move
+    from search.moves import Move
 
 _PROGRESS_S = 5.0
 
@@ -44,26 +44,25 @@ def certify(
 def _certify(export: Path, study: str, store: Path | None, kernel: str | None, overwrite: bool, as_json: bool) -> None:
     from hyquant.calibration.store import write_atomically
     from hyquant.export.names import CERTIFICATE_PAGE_NAME
-    from search.certificate import read_certificate, write_certificate
+    from search.certificate import write_certificate
     from search.certificate_page import certificate_page
     from search.certifying import certify_export
-    from search.errors import SearchError
+    from search.clip_space import writing_to
     from search.heldout import certificate_to_judge
     from search.kernels import force_kernel
 
-    old = None if overwrite else read_certificate(export)
-    if old is not None:
-        raise SearchError(
-            f"an export is certified once, because a verdict that is asked for again until it suits is none, but "
-            f"{export} has one ({old.verdict}, {old.created}); repeat it with --again, or replace it with --overwrite"
-        )
+    if not overwrite:
+        _require_uncertified(export)
     config, section, heldout = certificate_to_judge(study, store)
     force_kernel(kernel, config.model.device)
     remark(f"rendering {len(heldout)} prompts x {section.seeds_per_prompt} seeds, in float and quantized")
     certificate = certify_export(config, section, heldout, export, on_progress=_Patient())
-    path = write_certificate(export, certificate)
+    if not overwrite:
+        _require_uncertified(export)  # another process may have been faster
     page = export / CERTIFICATE_PAGE_NAME
-    write_atomically(page, certificate_page(certificate).encode())
+    with writing_to(export):
+        path = write_certificate(export, certificate)
+        write_atomically(page, certificate_page(certificate).encode())
     if as_json:
         print_json(certificate.model_dump(mode="json"))
     else:
@@ -72,6 +71,18 @@ def _certify(export: Path, study: str, store: Path | None, kernel: str | None, o
         print_line(f"wrote {path} and {page}")
     if certificate.verdict != "PASS":
         raise typer.Exit(3)
+
+
+def _require_uncertified(export: Path) -> None:
+    from search.certificate import read_certificate
+    from search.errors import SearchError
+
+    old = read_certificate(export)
+    if old is not None:
+        raise SearchError(
+            f"an export is certified once, because a verdict that is asked for again until it suits is none, but "
+            f"{export} has one ({old.verdict}, {old.created}); repeat it with --again, or replace it with --overwrite"
+        )
 
 
 def _repeat(export: Path, study: str | None, store: Path | None, kernel: str | None, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from hyquant.calibration.capture import capture_in_memory
 from hyquant.clock import StepClock
-from hyquant.config import LayerSelection, W8A8Dynamic
+from hyquant.config import LayerSelection, W8A8Dynamic, digest
 from hyquant.errors import CalibrationError, ConfigError
 from hyquant.layers import select_layers
 from hyquant.models.base import Record, RenderSettings
@@ -171,12 +171,22 @@ def test_as_many_blocks_run_as_the_cost_says(width):
     assert kept.num_block_calls < whole.num_block_calls
 
 
-def test_a_denoiser_that_hands_sums_past_its_blocks_runs_whole():
-    denoiser = ToyChain(GAINS, skips=True)
+@pytest.mark.parametrize("skips_to", [2, 3, 4])
+def test_a_denoiser_that_hands_sums_past_its_blocks_runs_whole(skips_to):
+    """From block 0 of 4 to the last one, to the end, or to block 2, which the last block alone does not show."""
+    denoiser = ToyChain([*GAINS, (1.0, 2.0)], skips_to=skips_to)
     own, whole = prober(denoiser), prober(denoiser, keep_blocks=False)
 
     assert list(own.measure(toy_records(1))) == list(whole.measure(toy_records(1)))
     assert own.keeps_blocks is False
+
+
+def test_what_is_handed_past_blocks_between_which_nothing_is_cut_does_no_harm():
+    denoiser = ToyChain([*GAINS, (1.0, 2.0)], skips_to=1)
+    own, whole = prober(denoiser, width=2), prober(denoiser, width=2, keep_blocks=False)
+
+    assert list(own.measure(toy_records(1))) == list(whole.measure(toy_records(1)))
+    assert own.keeps_blocks is True
 
 
 def test_the_denoiser_is_in_float_between_probes_and_after_an_error():
@@ -203,8 +213,20 @@ def test_known_measurements_are_not_made_again():
 
     assert rest == everything[15:]
     calls = denoiser.num_block_calls
-    assert list(prober(denoiser).measure(records, known={one.key for one in everything})) == []
+    done = prober(denoiser, keep_blocks=False)
+    assert list(done.measure(records, known={one.key for one in everything})) == []
     assert denoiser.num_block_calls == calls
+
+
+def test_whether_blocks_can_be_kept_is_told_even_if_nothing_is_left_to_measure():
+    records = toy_records(1)
+    for skips_to in (None, len(GAINS)):
+        denoiser = ToyChain(GAINS, skips_to=skips_to)
+        known = {one.key for one in prober(denoiser).measure(records)}
+        resumed = prober(denoiser)
+
+        assert list(resumed.measure(records, known=known)) == []
+        assert resumed.keeps_blocks is (skips_to is None)
 
 
 def test_hunyuan_video_takes_a_third_less_with_kept_blocks_and_little_with_bands_of_five():
@@ -218,9 +240,18 @@ def test_hunyuan_video_takes_a_third_less_with_kept_blocks_and_little_with_bands
 
     behind = (10 * (60 * 61 - 40 * 41) / 2 + 3 * 40 * 41 / 2) / 60
     assert by_block.whole == 321
-    assert by_block.kept == pytest.approx(1 + 59 / 60 + behind + 1 / 60)
+    checked = (59 + 59 * 60 / 2) / 60
+    assert by_block.kept == pytest.approx(1 + 59 / 60 + behind + checked)
     assert by_five.whole == 1 + 4 * 10 + 8 * 3
-    assert by_five.kept == pytest.approx(1 + 55 / 60 + (10 * (60 + 55 + 50 + 45) + 3 * 5 * 36) / 60 + 1 / 60)
+    assert by_five.kept == pytest.approx(
+        1 + 55 / 60 + (10 * (60 + 55 + 50 + 45) + 3 * 5 * 36) / 60 + (55 + 5 * 66) / 60
+    )
+
+
+def test_a_denoiser_without_blocks_takes_whole_forwards():
+    bands = bands_of(["proj_in", "proj_out"])
+
+    assert probe_cost([], bands, num_records=3) == ProbeCost(whole=3 * (1 + len(bands)), kept=3 * (1 + len(bands)))
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 4))
@@ -272,6 +303,12 @@ def test_rungs_are_nested_and_no_excluded_band_is_less_sensitive_than_one_that_i
     for excluded in sets[1:]:
         left = max(sensitivity[name] for name in NAMES if name not in excluded)
         assert min(sensitivity[name] for name in excluded) >= left * (1 - 1e-9)
+
+
+def test_a_single_band_has_a_ladder_without_rungs():
+    bands = bands_of(["b.0.k"])
+
+    assert ladder(map_of(bands, [0.5])) == Ladder(source=digest(subject_of(bands)), layers=("b.0.k",), rungs=())
 
 
 def test_rungs_grow_by_the_square_root_of_two_and_leave_a_tenth():

@@ -1,5 +1,7 @@
 """The statistics of a certificate: hand numbers, scipy, and 1,000 simulated comparisons each."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,7 +11,7 @@ from metrics.statistics.clusters import cluster_means
 from metrics.statistics.holm import holm_adjusted
 from metrics.statistics.intervals import mean_interval
 from metrics.statistics.non_inferiority import p_above, p_below, p_share_above, p_share_below
-from metrics.statistics.sample_sizes import clusters_to_pass, power_below, spotless_clusters_to_pass
+from metrics.statistics.sample_sizes import clusters_to_pass, clusters_to_pass_share, power_below
 from metrics.statistics.verdict import combined, verdict_of
 from tools.bench.held_out import LOSSES, SEEDS_PER_PROMPT, simulated
 
@@ -100,10 +102,35 @@ def test_flags_are_counted_with_the_binomial_law():
 
 
 def test_the_number_of_spotless_prompts_is_the_smallest_that_passes():
-    num = spotless_clusters_to_pass(0.1)
+    num = clusters_to_pass_share(0.0, 0.1)
 
     assert num == 29
     assert p_share_below(0, num, 0.1) <= 0.05 < p_share_below(0, num - 1, 0.1)
+
+
+def test_the_number_of_prompts_of_which_some_are_flagged_is_the_smallest_that_passes_in_80_of_100_cases():
+    """Against sums of the binomial law, prompt number by prompt number."""
+
+    def power(num, share, limit):
+        def law(k, p):
+            return math.comb(num, k) * p**k * (1 - p) ** (num - k)
+
+        passing = [k for k in range(num + 1) if sum(law(j, limit) for j in range(k + 1)) <= 0.05]
+        return sum(law(k, share) for k in passing)
+
+    for share, limit, expected in ((0.0, 0.05, 59), (1 / 32, 0.1, 89), (0.1, 0.3, 28)):
+        num = clusters_to_pass_share(share, limit)
+
+        assert num == expected == next(n for n in range(3, 200) if power(n, share, limit) >= 0.8)
+    assert clusters_to_pass_share(0.1, 0.1) is None
+    assert clusters_to_pass_share(0.0, 0.9) == 3
+
+
+@pytest.mark.parametrize("values", [[1e-300, 0, 0, 0], [1e-170, 0, 0]])
+def test_an_interval_of_values_that_hardly_differ_is_their_mean(values):
+    found = mean_interval(values, range(len(values)))
+
+    assert found.low == found.mean == found.high
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("normal", 930, 970), ("few lose much", 915, 970)])

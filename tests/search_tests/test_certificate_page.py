@@ -9,7 +9,7 @@ from hyquant.export import ModelInfo
 from hyquant.models.base import RenderSettings
 from search.certificate import Certificate, Pair, Software
 from search.certificate_page import certificate_page, used_share
-from search.certifying import Scores, judged
+from search.judging import Scores, judged
 from search.margins import Margin
 from search.study import JudgeConfig
 
@@ -31,7 +31,7 @@ def certificate() -> Certificate:
     floats = {"clip_prompt": [0.9] * 12, "motion_energy_ratio": [1.0] * 12, "collapsed": [0.0] * 12}
     unjudged = Certificate(
         verdict="INCONCLUSIVE",
-        further_pairs=None,
+        new_prompts=None,
         metrics=(),
         alpha=0.05,
         study="demo",
@@ -69,10 +69,19 @@ def test_the_page_says_everything_and_needs_nothing_else(certificate):
     assert "a &lt;b&gt;cat&lt;/b&gt; &amp; 0" in page  # where clip_prompt is worst
 
 
-def test_an_open_certificate_says_how_many_pairs_are_missing(certificate):
+def test_an_open_certificate_says_how_many_new_prompts_one_needs(certificate):
     """Six spotless prompts bound a share of 0.25 by p = 0.178; eleven are needed."""
-    assert (certificate.verdict, certificate.further_pairs) == ("INCONCLUSIVE", 2 * (11 - 6))
-    assert certificate.headline() == "INCONCLUSIVE on 6 held-out prompts, 12 pairs; 10 further pairs needed"
+    assert (certificate.verdict, certificate.new_prompts) == ("INCONCLUSIVE", 11)
+    assert certificate.headline() == (
+        "INCONCLUSIVE on 6 held-out prompts, 12 pairs; a certificate on 11 new prompts (22 pairs) should do"
+    )
+
+
+def test_the_page_gives_error_rates_below_one_per_cent(certificate):
+    page = certificate_page(certificate.model_copy(update={"alpha": 0.001}))
+
+    assert "at most 0.1% pass" in page
+    assert "99.9% interval" in page
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,24 @@ def test_a_certificate_is_repeated_without_the_study_and_nothing_has_moved(expor
     assert answer["changed_software"] == []
 
 
+def test_clips_of_other_software_serve_as_those_of_then_and_not_as_those_of_today(
+    export, study, tmp_path, certify, monkeypatch
+):
+    store = tmp_path / "store"
+    study.write_text(yaml.safe_dump({**STUDY, "store": str(store)}))
+    with monkeypatch.context() as older:
+        for module in ("hyquant.calibration.capture", "search.certifying"):
+            older.setattr(f"{module}.software_versions", lambda: {"torch": "0.1", "diffusers": "0.2"})
+        certify(export, "--study", study)
+    clips_of_then = set(store.rglob("*.safetensors"))
+    _, again, _ = certify(export, "--again", "--store", store)
+    certify(export, "--study", study, "--overwrite")
+
+    assert {(move["metric"], move["floor"]) for move in again["moves"]} >= {("psnr_db", 0.0)}
+    assert any(change.startswith("torch 0.1 -> ") for change in again["changed_software"])
+    assert len(set(store.rglob("*.safetensors")) - clips_of_then) == len(clips_of_then) == 2 * 2 * NUM_PROMPTS
+
+
 def test_a_certificate_whose_clips_moved_more_than_float_is_exit_code_3(export, study, store, certify, monkeypatch):
     """New software is played by weights whose scales have changed while the certificate is told that they have not."""
     certify(export, "--study", study)
@@ -189,12 +207,12 @@ def test_an_export_is_certified_once_unless_told(export, study, certify):
     assert "(PASS, " in error
 
 
-def test_too_few_prompts_for_the_flags_are_inconclusive_with_the_number_of_pairs(export, study, store, certify):
+def test_too_few_prompts_for_the_flags_are_inconclusive_with_the_number_that_do(export, study, store, certify):
     section = {**STUDY["certificate"], "margins": [{"metric": "collapsed", "max": 0.3}]}
     study.write_text(yaml.safe_dump({**STUDY, "certificate": section, "store": str(store)}))
     code, answer, _ = certify(export, "--study", study)
 
-    assert (code, answer["verdict"], answer["further_pairs"]) == (3, "INCONCLUSIVE", 2 * (9 - 6))
+    assert (code, answer["verdict"], answer["new_prompts"]) == (3, "INCONCLUSIVE", 9)
 
 
 def test_a_damaged_certificate_is_one_sentence(export, study, certify):
@@ -202,7 +220,8 @@ def test_a_damaged_certificate_is_one_sentence(export, study, certify):
     code, _, error = certify(export, "--study", study)
 
     assert code == 1
-    assert "must be a certificate of format 1, but further_pairs is wrong" in error
+    assert "must be a certificate of format 2, but new_prompts is wrong" in error
+    assert "certify again with --overwrite" in error
 
 
 def test_what_cannot_be_certified_is_one_sentence(export, study, tmp_path, certify):
@@ -256,6 +275,7 @@ def test_no_two_pairs_share_prompt_and_noise():
         ({"metric": "ssmi", "min": 0.9}, "did you mean 'ssim'"),
         ({"metric": "collapsed", "max": 0.0}, "no number of prompts shows that none ever fails"),
         ({"metric": "collapsed", "min": 0.5}, "must be a loss or a max"),
+        ({"metric": "psnr_db", "loss": 0.5}, "psnr_db compares with the float video, so its margin must be min, max"),
     ],
 )
 def test_a_margin_that_nothing_can_keep_is_refused_with_the_study_file(study, margin, sentence):

@@ -150,7 +150,7 @@ def test_the_certificate_of_the_document_has_the_fields_of_one():
 
     assert shown.keys() == Certificate.model_fields.keys()
     assert shown["metrics"][0].keys() == MetricVerdict.model_fields.keys()
-    assert Certificate.model_validate(shown).further_pairs == 24
+    assert Certificate.model_validate(shown).new_prompts == 56
 
 
 def test_the_hand_written_quantization_is_one():

@@ -91,30 +91,47 @@ def test_flags_are_counted_by_prompt_and_bounded_exactly():
     assert verdict(Margin(metric="collapsed", loss=0.25), np.ones(64), 1.0).p == pytest.approx(0.75**32)
 
 
-def test_too_few_spotless_prompts_say_how_many_pairs_are_missing():
+def test_too_few_spotless_prompts_say_how_many_a_new_certificate_needs():
     found = verdict(Margin(metric="collapsed", max=0.05), 0.0, 0.0)
 
     assert found.verdict == "INCONCLUSIVE"
-    assert found.further_pairs == 2 * (59 - 32)  # the rule of three: ln 0.05 / ln 0.95 = 58.4
-    assert f"{found.further_pairs} further pairs" in found.reason
+    assert found.new_prompts == 59  # the rule of three: ln 0.05 / ln 0.95 = 58.4
+    assert "a certificate on 59 new prompts should do" in found.reason
 
 
-def test_an_open_question_says_how_many_pairs_would_settle_it():
+def test_one_flawed_prompt_of_many_asks_for_more_prompts():
+    flawed = np.zeros(64)
+    flawed[7] = 1.0
+    found = verdict(Margin(metric="collapsed", max=0.1), flawed, 0.0)
+
+    assert (found.verdict, found.new_prompts) == ("INCONCLUSIVE", 89)
+
+
+def test_no_number_of_prompts_helps_where_as_many_are_flawed_as_may_be():
+    flawed = np.zeros(64)
+    flawed[[0, 2, 4, 6]] = 1.0
+    found = verdict(Margin(metric="collapsed", max=0.125), flawed, 0.0)
+
+    assert (found.verdict, found.new_prompts) == ("INCONCLUSIVE", None)
+    assert "4 of 32 prompts have a flawed clip" in found.reason
+
+
+def test_an_open_question_says_how_many_prompts_would_settle_it():
     values = 0.95 + noise(0.5, seed=1) - noise(0.5, seed=1).mean()
     found = verdict(Margin(metric="clip_prompt", loss=0.15), values)
     # Student's number for a standard deviation of 0.5 / sqrt(2) per prompt and a distance of 0.1 to the margin
     num_prompts = ((stats.norm.ppf(0.95) + stats.norm.ppf(0.8)) * np.std(values.reshape(32, 2).mean(axis=1)) / 0.1) ** 2
 
     assert found.verdict == "INCONCLUSIVE"
-    assert 0.8 * num_prompts < found.further_pairs / 2 + 32 < 1.4 * num_prompts
+    assert 0.8 * num_prompts < found.new_prompts < 1.4 * num_prompts
 
 
-def test_a_mean_beyond_the_margin_is_not_helped_by_more_pairs():
+def test_a_mean_beyond_the_margin_is_not_helped_by_more_prompts():
     values = 0.84 + noise(0.5, seed=1) - noise(0.5, seed=1).mean()
     found = verdict(Margin(metric="clip_prompt", loss=0.15), values)
 
-    assert (found.verdict, found.further_pairs) == ("INCONCLUSIVE", None)
-    assert "more pairs" in found.reason
+    assert (found.verdict, found.new_prompts) == ("INCONCLUSIVE", None)
+    assert "more prompts" in found.reason
 
 
 def test_a_clip_without_a_score_fails_its_metric():
@@ -142,6 +159,9 @@ def test_several_metrics_are_corrected_together():
         ({"loss": 0.1, "min": 0.5}, "got both kinds"),
         ({"min": 2.0, "max": 1.0}, "leave room between min and max, but got 2 and 1"),
         ({"loss": 0.0}, "greater than 0"),
+        ({"loss": math.inf}, "finite number"),
+        ({"min": -math.inf}, "finite number"),
+        ({"max": math.nan}, "finite number"),
     ],
 )
 def test_a_margin_is_one_statement(fields, sentence):

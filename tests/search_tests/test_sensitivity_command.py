@@ -90,10 +90,10 @@ def test_the_command_answers_writes_its_files_and_measures_once(study_file, caps
     values = [band["sensitivity"] for band in answer["bands"]]
     assert values == sorted(values, reverse=True)
     assert all(value > 0 for value in values)
-    assert answer["forwards"] == {"whole": 14.0, "kept": pytest.approx(1 + 0.5 + 10 + 1.5 + 0.25), "keeps_blocks": True}
+    assert answer["forwards"] == {"whole": 14.0, "kept": pytest.approx(1 + 0.5 + 10 + 1.5 + 1.0), "keeps_blocks": True}
     assert answer["ladder"][0] == []
     assert answer["bands"][0]["block"] in told
-    assert "the work of 13 instead of 14 forwards" in told
+    assert "the work of 14 instead of 14 forwards" in told
     assert "ladder of 7 rungs" in told
 
 
@@ -130,6 +130,21 @@ def test_probes_follow_their_options(loaded):
     assert other.subject.scheme.kind == "w8a8_static"
     assert len(other.rows) == 3 * len(wide.rows)
     assert {row.relative_l2 for row in other.rows}.isdisjoint(row.relative_l2 for row in wide.rows)
+
+
+def test_a_scheme_with_ranges_is_measured_anew_if_any_prompt_that_sets_them_changes(loaded):
+    """The map probes on the first prompt; ranges come from both."""
+    config, prompts = loaded
+    others = prompts.model_copy(update={"calibration": (prompts.calibration[0], "a prompt of its own")})
+    static = ProbeOptions(scheme="static", num_ranges=1, num_prompts=1, width=2)
+    (dynamic, dynamic_path), (ranged, ranged_path) = (
+        measure_sensitivity(config, prompts, one) for one in (QUICK, static)
+    )
+    (same, same_path), (other, other_path) = (measure_sensitivity(config, others, one) for one in (QUICK, static))
+
+    assert (same, same_path) == (dynamic, dynamic_path)
+    assert other_path != ranged_path
+    assert other.rows != ranged.rows
 
 
 @pytest.mark.parametrize(

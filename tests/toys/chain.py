@@ -31,20 +31,23 @@ class ToyBlock(nn.Module):
 
 
 class ToyChain(nn.Module):
-    """Blocks in a row; with `skips` the first block's sum is added again at the end, past all other blocks."""
+    """Blocks in a row; with `skips_to` the first block's sum is added again before that block, past those between.
 
-    def __init__(self, gains: list[tuple[float, float]], *, skips: bool = False) -> None:
+    The number of blocks stands for the end.
+    """
+
+    def __init__(self, gains: list[tuple[float, float]], *, skips_to: int | None = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.blocks = nn.ModuleList(ToyBlock(pair, generator) for pair in gains)
-        self.skips = skips
+        self.skips_to = skips_to
 
     def forward(self, x: Tensor) -> Tensor:
         total, sums = torch.zeros_like(x), []
-        for block in self.blocks:
-            x, total = block(x, total)
+        for index, block in enumerate(self.blocks):
+            x, total = block(x, total + sums[0] if index == self.skips_to else total)
             sums.append(total)
-        return total + sums[0] if self.skips else total
+        return total + sums[0] if self.skips_to == len(self.blocks) else total
 
     @property
     def num_block_calls(self) -> int:
