@@ -13,7 +13,7 @@ from hyquant.models.base import DeploymentShape, RenderSettings
 from search.prompts import StudyPrompts
 from search.result import MetricResult, TrialResult
 from search.storage import create_study
-from search.study import Budget, JudgeConfig, LatencyConfig, ModelConfig, StudyConfig, Workload
+from search.study import Budget, JudgeConfig, LatencyConfig, ModelConfig, Objective, StudyConfig, Workload
 from search.tracking import prepare_store
 from spaces.space import load_space
 
@@ -43,7 +43,7 @@ def mlflow_store(mlflow_template, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_study() -> StudyConfig:
-    """A study over the tiny model that the hashing judge scores."""
+    """A study over the tiny model that the hashing judge scores; nothing measures the floor of stored results."""
     return StudyConfig(
         name="demo",
         model=ModelConfig(kind="tiny", source="0", device="cpu"),
@@ -57,6 +57,10 @@ def small_study() -> StudyConfig:
         ),
         deployment=DeploymentShape(height=32, width=32, num_frames=5, num_steps=4),
         judge=JudgeConfig(model="hashing"),
+        objectives=(
+            Objective(metric="clip_reference", direction="maximize"),
+            Objective(metric="latency_ratio", direction="minimize"),
+        ),
         latency=LatencyConfig(rounds=3, warmup=1, compile=False),
         budget=Budget(trials=4),
     )

@@ -36,7 +36,7 @@ def test_a_study_file_becomes_a_study_with_the_named_space(write):
     config = load_study(write())
 
     assert config.space.name == "mini"
-    assert [objective.metric for objective in config.objectives] == ["clip_reference", "latency_ratio"]
+    assert [objective.metric for objective in config.objectives] == ["clip_reference_excess", "latency_ratio"]
 
 
 def test_all_problems_of_a_file_are_reported_at_once_with_the_closest_field(write):

@@ -17,10 +17,19 @@ from search.resume import differences, reclaim_lost_trials, require_same_study
 from search.retry import MAX_RETRIES
 from search.samplers import SAMPLERS, build_sampler
 from search.storage import create_study, open_storage, open_study, stored_config, study_names
-from search.study import SamplerConfig
+from search.study import Objective, SamplerConfig
 from search.trials import count_states, find_record, front, trailing, trial_config, trial_reason, trial_state
 
 PROMPTS = StudyPrompts(calibration=("a",), search=("b",))
+
+
+@pytest.fixture
+def study_config(study_config):
+    objectives = (
+        Objective(metric="clip_reference", direction="maximize"),
+        Objective(metric="latency_ratio", direction="minimize"),
+    )
+    return study_config.model_copy(update={"objectives": objectives})
 
 
 @pytest.fixture

@@ -223,3 +223,21 @@ def test_what_does_not_fit_the_measured_ladder_is_refused(changes, message):
 def test_a_space_with_its_ladder_differs_in_nothing_else():
     assert SPACE.ladder is not None
     assert with_ladder(SearchSpace.model_validate(FILE), SPACE.ladder) == SPACE
+
+
+def test_the_shipped_ladder_space_has_the_seeds_recipes_and_climbs():
+    rungs = tuple((name,) for name in LAYERS[:8])
+    space = with_ladder(load_space("mini_ladder"), Ladder(source="x", layers=LAYERS, rungs=rungs))
+    configs = {
+        preset.name: suggest(FixedTrial(preset_params(space, preset.name)), space, num_steps=20)
+        for preset in space.presets
+    }
+    seed = ("*img_mod*", "*modulation*", "*fc2*")
+
+    for name in ("timestep", "dynamic"):
+        assert quantized(configs[name]) == {x for x in LAYERS if not any(fnmatchcase(x, p) for p in seed)}
+    assert configs["timestep"].linear.timestep_sep == 10
+    assert configs["fa3"].attention == FA3Int8()
+    climbed = [quantized(configs[name]) for name in ("m4", "m4_rung_2", "m4_rung_4", "m4_rung_6")]
+    assert climbed[0] > climbed[1] > climbed[2] > climbed[3]
+    assert len(set(map(digest, configs.values()))) == len(configs)

@@ -25,7 +25,7 @@ def write_space(tmp_path):
 
 
 def test_a_path_and_a_shipped_name_both_load(write_space):
-    assert shipped_spaces() == ("hunyuan_video", "mini")
+    assert shipped_spaces() == ("hunyuan_video", "mini", "mini_ladder")
     assert {load_space(name).name for name in shipped_spaces()} == set(shipped_spaces())
 
     space = load_space(write_space())
