@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyquant.latency_report import LatencyReport
 from hyquant.latents import mean_curve
+from search.float_layers import in_words
 from search.logged import config_params
 from search.metric_names import LATENT_L2, worse
 from search.noise_floor import NoiseFloor
@@ -11,14 +12,15 @@ from search.overview import Overview, TrialRow
 from search.plain import plain
 from search.readable import readable, with_interval
 from search.result import TrialResult
+from spaces.space import SearchSpace
 
 if TYPE_CHECKING:
     from hyquant.export import VerifyReport
 
-_CONFIG_COLUMNS = ("linear.act_method", "linear.timestep_sep", "smoothing.placement", "layers.exclude")
+_CONFIG_COLUMNS = ("linear.act_method", "linear.timestep_sep", "smoothing.placement")
 
 
-def table_row(row: TrialRow) -> dict[str, str]:
+def table_row(row: TrialRow, space: SearchSpace) -> dict[str, str]:
     """Return one trial as short texts by column; what it does not have is empty."""
     params = {} if row.config is None else config_params(row.config)
     return {
@@ -29,6 +31,7 @@ def table_row(row: TrialRow) -> dict[str, str]:
         **{name: with_interval(value, row.interval(name)) for name, value in (row.values or {}).items()},
         "latency": "" if row.result is None or row.result.latency is None else row.result.latency.kind,
         **{name.split(".")[-1]: params.get(name, "") for name in _CONFIG_COLUMNS},
+        "in float": "" if row.config is None else in_words(row.config, space),
         "measured again": _again(row),
         "seconds": "" if row.duration_s is None else f"{row.duration_s:.1f}",
         "reason": row.reason or "",

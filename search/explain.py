@@ -1,4 +1,4 @@
-"""Why a trial is what it is: which layers it leaves in float for which reason, and what each of its choices bought.
+"""What each choice of a trial bought, and how sensitive what it quantizes is.
 
 A choice is judged by the evaluated trials that differ in it alone. Where there is none, the nearest trial that differs
 in two says what both together did.
@@ -13,18 +13,9 @@ from hyquant.layers import first_match
 from hyquant.sensitivity.map import SensitivityMap, by_band
 from search.logged import flatten
 from search.overview import Overview, TrialRow
-from spaces.space import LADDER, SearchSpace
 
 _PARTS = ("linear", "smoothing", "attention")
 FLOAT_LAYERS = "layers in float"
-
-
-@dataclass(frozen=True)
-class FloatLayers:
-    """Layers that stay in float, as one pattern, and why."""
-
-    pattern: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -42,18 +33,6 @@ class Neighbour:
     choices: dict[str, tuple[str, str]]
     gains: dict[str, float]
     is_feasible: bool
-
-
-def float_layers(config: QuantConfig, space: SearchSpace) -> list[FloatLayers]:
-    """Return what a config leaves in float and why: a rung of the ladder, a switch or an exclusion set of the space."""
-    if config.linear is None:
-        return [FloatLayers("*", "no Linear is quantized")]
-    if space.ladder is not None and space.exclusions == LADDER:
-        return [FloatLayers(pattern, _why_by_ladder(pattern, space)) for pattern in config.layers.exclude]
-    sets = {} if space.exclusions == LADDER else space.exclusions
-    name = next((name for name, patterns in sets.items() if set(patterns) == set(config.layers.exclude)), None)
-    why = "written by hand" if name is None else f"exclusion set {name}"
-    return [FloatLayers(pattern, why) for pattern in config.layers.exclude]
 
 
 def differences(one: QuantConfig, other: QuantConfig) -> dict[str, tuple[str, str]]:
@@ -114,22 +93,6 @@ def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | No
         f"what is quantized holds {share:.0%} of the measured sensitivity, most of it {'.'.join(worst)} "
         f"({values[worst]:.2g} of the output)"
     )
-
-
-def _why_by_ladder(pattern: str, space: SearchSpace) -> str:
-    assert space.ladder is not None, "the caller has looked"
-    layers = {layer for layer in space.ladder.layers if first_match(layer, (pattern,))}
-    reasons = [
-        f"rung {rung} of the ladder"
-        for rung, added in enumerate(space.ladder.rungs, start=1)
-        if not layers.isdisjoint(added)
-    ]
-    reasons += [
-        f"switch {name}"
-        for name, patterns in space.switches.items()
-        if any(first_match(layer, patterns) for layer in layers)
-    ]
-    return " or ".join(reasons) or "written by hand"
 
 
 def _kind(part: Mapping[str, Any] | None) -> str:

@@ -79,12 +79,12 @@ def find_pick(overview: Overview, pick: str) -> TrialRow:
         row = overview.row(int(pick))
         if row is None:
             raise SearchError(
-                f"--pick must be a trial of study {name}, but it has no trial {pick}; see hyq-search front"
+                f"a pick must be a trial of study {name}, but it has no trial {pick}; see hyq-search front"
             )
     else:
-        raise SearchError(f"--pick must be {', '.join(PICK_NAMES)} or a trial's number, but got {pick!r}")
+        raise SearchError(f"a pick must be {', '.join(PICK_NAMES)} or a trial's number, but got {pick!r}")
     if row.config is None:
-        raise SearchError(f"trial {row.number} must have a config to be exported, but is {row.state}; choose another")
+        raise SearchError(f"trial {row.number} must have a config to be picked, but is {row.state}; choose another")
     return row
 
 

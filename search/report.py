@@ -37,7 +37,7 @@ def write_study_report(folder: Path, config: StudyConfig, study: optuna.Study) -
     if shares:
         (folder / "importances.json").write_text(json.dumps(shares, indent=2) + "\n", encoding="utf-8")
         save_importances_png(folder / "importances.png", shares)
-    rows = [table_row(row) for row in overview.rows]
+    rows = [table_row(row, overview.config.space) for row in overview.rows]
     (folder / "trials.csv").write_text(as_csv(rows), encoding="utf-8")
     (folder / "trials.md").write_text(as_markdown(rows), encoding="utf-8")
     (folder / "trials.json").write_text(json.dumps(trials_json(overview), indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,8 @@ def pick_stability(overview: Overview, *, num_draws: int = NUM_DRAWS, seed: int 
     """Return for each pick the trials that resampled prompts pick under its name, and in what share of the draws.
 
     Prompts are drawn with replacement, the same ones for every trial; objectives that are no scores over prompts, such
-    as latencies, stay as they are. Front and picks are then chosen as always.
+    as latencies, stay as they are. Front and picks are then chosen as always: among the members that were measured
+    again, by their second values, as soon as there are some.
 
     Args:
         overview: The study.
@@ -36,7 +38,7 @@ def pick_stability(overview: Overview, *, num_draws: int = NUM_DRAWS, seed: int 
     num_prompts = min((len(metric.values) for row in rows for metric in _metrics(row).values()), default=0)
     if num_prompts < 2:
         return {}
-    control = control_values(names, overview.float_scores)
+    control = control_values(names, _float_scores(rows, overview), overview.floor)
     drawn: dict[str, Counter[int]] = {}
     for chosen in np.random.default_rng(seed).integers(0, num_prompts, (num_draws, num_prompts)):
         points = [Point(row.number, tuple(_value(row, name, chosen) for name in names)) for row in rows]
@@ -58,9 +60,24 @@ def stability_sentence(pick: str, number: int, stability: Mapping[str, Mapping[i
 
 
 def _candidates(overview: Overview) -> list[TrialRow]:
-    """Return the complete trials that may be on the front: those whose latency is of the front's kind."""
+    """Return what may be picked: members measured again, else complete trials with latencies of the front's kind."""
+    again = [row for row in overview.front if row.confirmation is not None and row.confirmation.values is not None]
+    if again:
+        return [_as_measured_again(row, overview) for row in again]
     kinds = {_kind(row) for row in overview.rows if row.is_on_front}
     return [row for row in overview.rows if row.state == "complete" and row.values and _kind(row) in kinds]
+
+
+def _as_measured_again(row: TrialRow, overview: Overview) -> TrialRow:
+    assert row.confirmation is not None, "the caller has looked"
+    names = [objective.metric for objective in overview.config.objectives]
+    values = dict(zip(names, row.confirmation.values or (), strict=True))
+    return replace(row, result=row.confirmation.result, values=values)
+
+
+def _float_scores(rows: Sequence[TrialRow], overview: Overview) -> Mapping[str, float]:
+    again = next((row.confirmation for row in rows if row.confirmation is not None), None)
+    return overview.float_scores if again is None else again.float_scores
 
 
 def _kind(row: TrialRow) -> str | None:

@@ -17,20 +17,19 @@ if TYPE_CHECKING:
 
 def explain(
     study: Study,
-    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial.")],
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="safe, balanced, fast, or a trial's number.")],
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which layers of a trial stay in float and why, and what each of its choices cost and bought."""
+    from search.exporting import find_pick
     from search.locate import locate_study, overview_of
 
     ref = locate_study(study, store)
     overview = overview_of(ref)
-    row = overview.row(trial)
-    if row is None:
-        raise SearchError(f"study {overview.config.name} has no trial {trial}; see hyq-search front for those to ask")
+    row = find_pick(overview, trial)
     if row.config is None or row.values is None:
-        raise SearchError(f"a trial is explained once it was measured, but trial {trial} is {row.state}; see show")
+        raise SearchError(f"a trial is explained once it was measured, but trial {row.number} is {row.state}; see show")
     if as_json:
         print_json(_answer(row, overview) | {"sensitivity": _sensitivity(row, overview, ref)})
         return
@@ -39,7 +38,8 @@ def explain(
 
 
 def _answer(row: "TrialRow", overview: "Overview") -> dict[str, Any]:
-    from search.explain import float_layers, neighbours
+    from search.explain import neighbours
+    from search.float_layers import float_layers
     from search.plain import plain
     from search.stability import pick_stability
 
@@ -57,7 +57,8 @@ def _answer(row: "TrialRow", overview: "Overview") -> dict[str, Any]:
 
 
 def _lines(row: "TrialRow", overview: "Overview", sensitivity: str | None) -> Iterator[str]:
-    from search.explain import float_layers, neighbours
+    from search.explain import neighbours
+    from search.float_layers import float_layers
     from search.readable import readable
     from search.stability import pick_stability, stability_sentence
     from spaces.targets import left_out

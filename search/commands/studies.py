@@ -94,7 +94,7 @@ def front(study: Study, store: Store = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(front_json(overview))
     elif overview.front:
-        print_table([table_row(row) for row in overview.front])
+        print_table([table_row(row, overview.config.space) for row in overview.front])
     else:
         remark(f"study {overview.config.name} has no complete trial yet")
 

@@ -195,7 +195,7 @@ def test_a_bad_config_file_is_one_sentence(call, study_file, tmp_path, text, wor
     ("arguments", "sentence"),
     [
         (("show", "demo", "99"), "has trials 0 to 16, but got 99"),
-        (("export", "demo", "--pick", "best", "--out", "x"), "--pick must be safe, balanced, fast or a trial's number"),
+        (("export", "demo", "--pick", "best", "--out", "x"), "a pick must be safe, balanced, fast or a trial's number"),
         (("export", "demo", "--pick", "99", "--out", "x"), "has no trial 99"),
         (("export", "demo", "--pick", "15", "--out", "x"), "trial 15 must have a config"),
     ],

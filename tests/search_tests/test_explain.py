@@ -7,7 +7,9 @@ from hyquant.sensitivity.bands import LayerBand
 from hyquant.sensitivity.ladder import Ladder
 from hyquant.sensitivity.map import SensitivityMap, SensitivityRow, Subject
 from search.cli import exit_code_of
-from search.explain import FLOAT_LAYERS, differences, float_layers, neighbours, sensitivity_sentence
+from search.confirmation import Confirmation, store_confirmation
+from search.explain import FLOAT_LAYERS, differences, neighbours, sensitivity_sentence
+from search.float_layers import LadderChoice, float_layers, in_words, ladder_choice
 from search.overview import read_overview
 from search.picks import Point, choose_picks
 from search.result import MetricResult
@@ -114,9 +116,46 @@ def test_stability_equals_the_share_of_all_resamples_of_two_prompts(filled_study
     assert found == pytest.approx(expected, abs=0.05)
 
 
+def test_stability_speaks_of_the_second_values_once_there_are_some(filled_study, make_result):
+    """Two members are measured again, and the first of them is better for every prompt: no resample picks the other."""
+    better, worse = read_overview(filled_study).front[:2]
+    for row, similarity, latency in ((better, 0.95, 0.5), (worse, 0.90, 0.6)):
+        again = make_result(quality=similarity, ratio=latency, values=(similarity, latency))
+        metric = again.metrics["clip_reference"]
+        metrics = {**again.metrics, "clip_reference": metric.model_copy(update={"values": (similarity,) * 2})}
+        again = again.model_copy(update={"metrics": metrics})
+        store_confirmation(filled_study, row.number, Confirmation(result=again, float_scores={}))
+
+    found = pick_stability(read_overview(filled_study))
+
+    assert found == {name: {better.number: 1.0} for name in ("safe", "balanced", "fast")}
+
+
+@pytest.mark.parametrize(("rung", "switches"), [(0, ()), (1, ()), (2, ()), (0, ("heads",)), (1, ("heads", "tails"))])
+def test_what_was_chosen_of_a_ladder_is_found_again_in_the_config(rung, switches):
+    layers = tuple(f"single_blocks.{block}.{kind}" for block in range(3) for kind in ("linear1", "linear2"))
+    ladder = Ladder(source="x", layers=layers, rungs=(layers[:1], layers[1:3]))
+    patterns = {"heads": ("*.0.*",), "tails": ("*.2.linear2",)}
+    space = SearchSpace(
+        name="s", strategies=("dynamic",), include=("*",), exclusions="ladder", switches=patterns, ladder=ladder
+    )
+    exclude = (*ladder.excluded(rung), *(pattern for name in switches for pattern in patterns[name]))
+    config = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=exclude))
+
+    # Rung 1 is within "heads", so that the lowest rung that does is 0.
+    lowest = 0 if "heads" in switches else rung
+    assert ladder_choice(config, space) == LadderChoice(lowest, switches)
+    assert in_words(config, space) == " + ".join((f"rung {lowest}", *switches))
+    by_hand = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=("*.1.linear2",)))
+    assert ladder_choice(by_hand, space) is None
+    assert in_words(by_hand, space) == "*.1.linear2"
+
+
 def test_the_command_explains_a_pick_and_refuses_what_was_not_measured(stored_store, capsys):
     assert exit_code_of(["explain", "demo", "3", "--store", str(stored_store)]) == 0
     assert "against the nearest evaluated trials" in capsys.readouterr().out
+    assert exit_code_of(["explain", "demo", "balanced", "--store", str(stored_store)]) == 0
+    assert "balanced in" in capsys.readouterr().out
     assert exit_code_of(["explain", "demo", "13", "--store", str(stored_store)]) == 1
     assert "failed" in capsys.readouterr().err
 

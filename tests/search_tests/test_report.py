@@ -85,7 +85,7 @@ def test_an_infeasible_trial_keeps_the_numbers_it_measured(overview):
 
 
 def test_a_bar_in_a_reason_does_not_break_the_markdown_table(overview):
-    text = as_markdown([table_row(overview.rows[0]) | {"reason": "a|b"}])
+    text = as_markdown([table_row(overview.rows[0], overview.config.space) | {"reason": "a|b"}])
 
     assert "a\\|b" in text
     assert len({line.replace("\\|", "").count("|") for line in text.splitlines()}) == 1
