@@ -59,6 +59,11 @@ class Climb:
         floor = None if bench.floor is None else bench.floor.at(range(count))
         return metric_results(self.scores, _first(bench.float_results, count), floor)
 
+    def lost_constraints(self, bench: Workbench) -> dict[Constraint, float]:
+        """Return the constraints that cannot be met any more, each with the best value that is left."""
+        constraints, num_prompts = bench.config.constraints, len(bench.pairs)
+        return lost_constraints(constraints, self.metrics(bench), self.figures(bench), num_prompts, _floors(bench))
+
     def figures(self, bench: Workbench) -> dict[str, float]:
         """Return what is measured and not scored; the memory peak is the one so far, latents those of all prompts."""
         peak = bench.device.memory_peak_bytes(bench.group.local_rank)
@@ -106,10 +111,10 @@ def _all_agree(bench: Workbench, stages: Stages, question: Callable[[], bool]) -
 
 def _loses(bench: Workbench, trial: Climb) -> bool:
     """Say whether a bound is surely broken, and note which."""
-    metrics, constraints = trial.metrics(bench), bench.config.constraints
-    trial.lost = lost_constraints(constraints, metrics, trial.figures(bench), len(bench.pairs))
+    trial.lost = trial.lost_constraints(bench)
     if len(trial.samples) == len(bench.pairs):
-        judge(metrics, constraints, {})  # fails the trial if scores are not finite, before latency is measured
+        # Fails the trial if scores are not finite, before latency is measured.
+        judge(trial.metrics(bench), bench.config.constraints, {})
     return bool(trial.lost)
 
 
@@ -131,6 +136,7 @@ def _ends_early(bench: Workbench, trial: Climb, front: Front, num_looks: int) ->
         num_prompts=len(bench.pairs),
         num_looks=num_looks,
         alpha=bench.config.rungs.alpha,
+        floors=_floors(bench),
     )
     return trial.defeat is not None
 
@@ -145,6 +151,11 @@ def _score(bench: Workbench, trial: Climb, videos: Sequence[Tensor]) -> None:
     trial.samples += samples
     for name, values in scores.items():
         trial.scores.setdefault(name, []).extend(values)
+
+
+def _floors(bench: Workbench) -> dict[str, Sequence[float]]:
+    """Return how far float clips lie from themselves under neutral changes, by metric and prompt."""
+    return {} if bench.floor is None else {name: one.distances for name, one in bench.floor.metrics.items()}
 
 
 def _first(results: dict[str, MetricResult], count: int) -> dict[str, MetricResult]:

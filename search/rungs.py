@@ -27,7 +27,7 @@ import numpy as np
 
 from metrics.statistics.non_inferiority import p_above
 from search.metric_names import WORST
-from search.outlook import outlook
+from search.outlook import NO_FLOORS, outlook
 from search.result import MetricResult
 from search.study import Objective
 
@@ -105,6 +105,7 @@ def beaten_by(
     num_prompts: int,
     num_looks: int,
     alpha: float,
+    floors: Mapping[str, Sequence[float]] = NO_FLOORS,
 ) -> Defeat | None:
     """Return the member of the front that beats a trial beyond doubt, the surest of them, or None.
 
@@ -115,6 +116,7 @@ def beaten_by(
         num_prompts: How many prompts the trial will have in the end.
         num_looks: At how many rungs the trial may be stopped.
         alpha: The most that a trial may risk of being stopped wrongly, over all looks and members.
+        floors: Distances of the noise floor by metric, as `outlook` takes them.
     """
     names = {objective.metric.removesuffix(WORST) for objective in objectives}
     seen = min((len(trial.results[name].values) for name in names if name in trial.results), default=0)
@@ -125,7 +127,7 @@ def beaten_by(
     if not rivals:
         return None
     level = alpha / (num_looks * len(rivals))
-    doubts = [max(_doubt(rival, trial, o, num_prompts) for o in objectives) for rival in rivals]
+    doubts = [max(_doubt(rival, trial, o, num_prompts, floors) for o in objectives) for rival in rivals]
     p, surest = min(zip(doubts, rivals, strict=True), key=itemgetter(0))
     return Defeat(surest.number, seen, p, level, len(rivals)) if p <= level else None
 
@@ -136,12 +138,14 @@ def _keeps_up(member: Scored, trial: Scored, objective: Objective) -> bool:
     return own is None or _sign(objective) * (member.figures[objective.metric] - own) >= 0.0
 
 
-def _doubt(member: Scored, trial: Scored, objective: Objective, num_prompts: int) -> float:
+def _doubt(
+    member: Scored, trial: Scored, objective: Objective, num_prompts: int, floors: Mapping[str, Sequence[float]]
+) -> float:
     """Return how much doubt is left that a member is at least as good in an objective: 0 if certain, else a p value."""
     name, sign = objective.metric, _sign(objective)
     if name in trial.figures:
         return 0.0
-    best = outlook(name, trial.results, num_prompts)[1 if sign > 0 else 0]
+    best = outlook(name, trial.results, num_prompts, floors)[1 if sign > 0 else 0]
     result = member.results[name.removesuffix(WORST)]
     final = outlook(name, member.results, len(result.values))[0]
     if sign * (final - best) > _ROUNDING:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from search.metric_names import worse
-from search.outlook import lost_constraints, outlook
+from search.outlook import NO_FLOORS, lost_constraints, outlook
 from search.result import MetricResult
 from search.rungs import MIN_PROMPTS, Scored, beaten_by, rung_ends
 from search.study import Constraint, Objective, RungsConfig
@@ -34,8 +34,8 @@ def in_db(values, ratio):
     return scored(values, ratio, metric="psnr_db")
 
 
-def beaten(trial, front, *, objectives=UNBOUNDED, num_prompts=8, num_looks=1, alpha=0.01):
-    return beaten_by(trial, front, objectives, num_prompts=num_prompts, num_looks=num_looks, alpha=alpha)
+def beaten(trial, front, *, objectives=UNBOUNDED, num_prompts=8, num_looks=1, alpha=0.01, floors=NO_FLOORS):
+    return beaten_by(trial, front, objectives, num_prompts=num_prompts, num_looks=num_looks, alpha=alpha, floors=floors)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,41 @@ def test_the_outlook_is_what_every_completion_of_the_prompts_gives(name):
     low, high = outlook(name, {base: over_prompts(known)}, 6)
     assert low == pytest.approx(min(finals))
     assert high == pytest.approx(max(finals))
+
+
+def test_an_excess_is_lowest_where_the_clips_to_come_are_the_float_clips():
+    """Their distance is 0 then, and the excess minus the floor of each prompt; without a floor nothing is known."""
+    distances, floor = (0.3, 0.5), (0.1, 0.1, 0.2, 0.4)
+    results = {"psnr_db_excess": over_prompts([d - f for d, f in zip(distances, floor, strict=False)])}
+
+    low, high = outlook("psnr_db_excess", results, 4, {"psnr_db": floor})
+
+    assert low == pytest.approx(fmean([*distances, 0.0, 0.0]) - fmean(floor))
+    assert high == math.inf
+    assert outlook("psnr_db_excess", results, 4) == (-math.inf, math.inf)
+    assert outlook("psnr_db_excess_worst", results, 4, {"psnr_db": floor}) == (pytest.approx(0.4), math.inf)
+    bounds = [Constraint(metric="psnr_db_excess", max=low - 0.01), Constraint(metric="psnr_db_excess", max=low + 0.01)]
+    assert list(lost_constraints(bounds, results, {}, 4, {"psnr_db": floor})) == bounds[:1]
+
+
+def test_a_member_beats_a_trial_by_excess_as_it_does_by_likeness():
+    """Both objectives say the same; the floor of the prompts to come is what makes the first decidable."""
+    objectives = (
+        Objective(metric="clip_reference_excess", direction="minimize"),
+        Objective(metric="latency_ratio", direction="minimize"),
+    )
+    floors = {"clip_reference": (0.0001,) * 8}
+    member = scored([0.0009] * 8, 0.7, metric="clip_reference_excess")
+    given = {"objectives": objectives, "floors": floors}
+
+    far = beaten(scored([0.1] * 4, 0.8, metric="clip_reference_excess", number=None), [member], **given)
+    near = beaten(scored([0.0014] * 4, 0.8, metric="clip_reference_excess", number=None), [member], **given)
+    blind = beaten(scored([0.1] * 4, 0.8, metric="clip_reference_excess", number=None), [member], objectives=objectives)
+
+    assert far is not None
+    assert far.p == 0.0
+    assert near is None
+    assert blind is None
 
 
 def test_a_bound_is_lost_exactly_when_no_completion_meets_it():

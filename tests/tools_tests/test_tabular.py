@@ -1,5 +1,6 @@
 import random
 import warnings
+from dataclasses import replace
 
 import pytest
 from optuna.trial import FixedTrial
@@ -10,7 +11,7 @@ from spaces.suggest import preset_params, suggest
 from tools.bench.tabular.domain import NUM_STEPS, base_space
 from tools.bench.tabular.replay import replay, ways
 from tools.bench.tabular.table import About, Row, Table, append_line, read_table
-from tools.bench.tabular.volume import area
+from tools.bench.tabular.volume import area, areas_over_time
 
 
 def test_area_is_what_random_points_hit():
@@ -63,12 +64,12 @@ def table():
     """A table of made-up numbers over the complete space."""
     draw = random.Random(0)
     found = {digest(config): config for _, config in points(base_space(LAYERS), num_steps=NUM_STEPS)}
-    scores = dict.fromkeys(("collapsed",), (0.0, 0.0)) | {"motion_energy_ratio": (1.0, 1.0)}
+    scores = dict.fromkeys(("collapsed",), (0.0,) * 8) | {"motion_energy_ratio": (1.0,) * 8}
     rows = tuple(
         Row(
             digest=key,
             config=config,
-            scores=scores | {"clip_reference": (1 - draw.random() / 10,) * 2},
+            scores=scores | {"clip_reference": (1 - draw.random() / 10,) * 8},
             ratio=draw.uniform(0.6, 1.0),
             step_s={},
             render_s=1.0,
@@ -108,3 +109,19 @@ def test_presets_come_first_and_the_ladder_is_part_of_the_space(table):
     assert [row.digest for row in found.rows[: len(presets)]] == presets
     assert len(found.rows) == len({digest(config) for _, config in points(searched.space, num_steps=NUM_STEPS)})
     assert {row.digest for row in found.rows} < {row.digest for row in table.rows}
+
+
+def test_a_trial_that_ends_at_a_rung_costs_less_and_no_member_of_the_front_does(table):
+    """Scores without noise leave the exact rule alone, and grid draws the same points whatever it is told."""
+    searched = way(table, "grid", "ladder", has_presets=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = replay(searched, table, seed=0, num_trials=200)
+        short = replay(replace(searched, has_rungs=True), table, seed=0, num_trials=200)
+    worst = (0.0, 1.0)
+
+    assert short.rows == whole.rows
+    assert 0 < sum(short.ended) < len(short.rows)
+    assert sum(whole.seconds) - sum(short.seconds) == pytest.approx(sum(short.ended) / 2)
+    areas = [areas_over_time(found.rows, worst, found.ended) for found in (short, whole)]
+    assert areas[0] == pytest.approx(areas[1], rel=1e-12)

@@ -10,7 +10,7 @@ Optuna takes for several objectives if none is named, on raw bits, without prese
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -22,10 +22,14 @@ from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, digest
 from search.order import WorkOrder
+from search.outlook import lost_constraints
 from search.pace import next_draw
+from search.result import MetricResult
 from search.retry import known_experiments
+from search.rungs import Scored, beaten_by
 from search.samplers import sampler_for
-from search.study import SamplerConfig
+from search.study import DEFAULT_CONSTRAINTS, Objective, RungsConfig, SamplerConfig
+from search.trials import is_dominated
 from spaces.points import points
 from spaces.space import SearchSpace
 from spaces.suggest import preset_params, suggest
@@ -36,6 +40,11 @@ from tools.bench.tabular.volume import area, areas_over_time, is_feasible, loss,
 
 KINDS = ("tpe", "gp", "nsga2", "random", "grid", "auto")
 GOAL = 0.95
+RUNG = 4
+OBJECTIVES = (
+    Objective(metric="clip_reference", direction="maximize"),
+    Objective(metric="latency_ratio", direction="minimize"),
+)
 ORDER = WorkOrder(store=Path(), url=None, study="", slot=0, first_trial=0, deadline=None, until_trial=None)
 
 
@@ -47,13 +56,23 @@ class Way:
     space: SearchSpace
     encoding: str
     has_presets: bool
+    has_rungs: bool = False
 
 
 @dataclass(frozen=True)
 class Replay:
-    """One replayed study: the rows it evaluated in order, each as often as it was paid for, and how many were free."""
+    """One replayed study.
+
+    Attributes:
+        rows: What it evaluated in order, each as often as it was paid for.
+        seconds: What each of them cost; less where it ended at a rung.
+        ended: Which of them ended at a rung, so that they are on no front.
+        num_free: How many points were answered from the record.
+    """
 
     rows: tuple[Row, ...]
+    seconds: tuple[float, ...]
+    ended: tuple[bool, ...]
     num_free: int
 
 
@@ -67,6 +86,8 @@ def replay(way: Way, table: Table, *, seed: int, num_trials: int) -> Replay:
             study.enqueue_trial(preset_params(way.space, preset.name), skip_if_exists=True)
     first: dict[str, int] = {}
     paid: list[Row] = []
+    seconds: list[float] = []
+    ended: list[bool] = []
     num_free = in_a_row = 0
     while len(paid) < num_trials and in_a_row < 50:
         if way.kind is not None:
@@ -77,18 +98,48 @@ def replay(way: Way, table: Table, *, seed: int, num_trials: int) -> Replay:
         row = rows_by_digest[digest(config)]
         is_free = way.kind is not None and row.digest in first
         if is_free:
+            has_ended = ended[[one.digest for one in paid].index(row.digest)]
             trial.set_user_attr("reused_from", first[row.digest])
             num_free, in_a_row = num_free + 1, in_a_row + 1
         else:
+            members = (one for one, was_ended in zip(paid, ended, strict=True) if not was_ended and is_feasible(one))
+            has_ended = way.has_rungs and ends_at_rung(row, list(members))
             paid.append(row)
+            ended.append(has_ended)
+            seconds.append(row.trial_s - (1 - RUNG / len(row.scores["clip_reference"])) * row.render_s * has_ended)
             first.setdefault(row.digest, trial.number)
             in_a_row = 0
         trial.set_constraint("feasible", -1.0 if is_feasible(row) else 1.0)
-        if is_feasible(row):
+        if is_feasible(row) and not has_ended:
             study.tell(trial, [mean(row.scores["clip_reference"]), row.ratio])
         else:
             study.tell(trial, state=TrialState.PRUNED)
-    return Replay(rows=tuple(paid), num_free=num_free)
+    return Replay(rows=tuple(paid), seconds=tuple(seconds), ended=tuple(ended), num_free=num_free)
+
+
+def ends_at_rung(row: Row, members: Sequence[Row]) -> bool:
+    """Say whether a trial of this row ends after its first prompts, by the rules of a study.
+
+    Args:
+        row: What would be rendered.
+        members: Feasible rows that were evaluated completely; the front is among them.
+    """
+    trial, num_prompts = _scored(row, RUNG), len(row.scores["clip_reference"])
+    if lost_constraints(DEFAULT_CONSTRAINTS, trial.results, trial.figures, num_prompts):
+        return True
+    points = [loss(member) for member in members]
+    front = [
+        _scored(one, num_prompts) for one, own in zip(members, points, strict=True) if not is_dominated(own, points)
+    ]
+    rules = {"num_prompts": num_prompts, "num_looks": 1, "alpha": RungsConfig().alpha}
+    return beaten_by(trial, front, OBJECTIVES, **rules) is not None
+
+
+def _scored(row: Row, num_prompts: int) -> Scored:
+    """Return what is known of a row after its first prompts."""
+    first = {name: values[:num_prompts] for name, values in row.scores.items()}
+    results = {name: MetricResult(values=values, mean=mean(values), std=0.0) for name, values in first.items()}
+    return Scored(number=None, results=results, figures={"latency_ratio": row.ratio}, latency_kind="simulated")
 
 
 def _sampler(way: Way, seed: int, num_trials: int) -> BaseSampler:
@@ -103,14 +154,15 @@ def summary(way: Way, table: Table, *, num_seeds: int, num_trials: int) -> dict[
     """Replay a way with every seed and return medians; what never reached the goal counts with its full cost."""
     worst = reference_point(table)
     best = area(map(loss, filter(is_feasible, table.rows)), worst)
-    curves, costs, needed, free = [], [], [], []
+    curves, costs, needed, free, stopped = [], [], [], [], []
     for seed in range(num_seeds):
         found = replay(way, table, seed=seed, num_trials=num_trials)
-        shares = [value / best for value in areas_over_time(found.rows, worst)]
+        shares = [value / best for value in areas_over_time(found.rows, worst, found.ended)]
         reached = next((index + 1 for index, share in enumerate(shares) if share >= GOAL), len(shares))
         is_reached = shares[reached - 1] >= GOAL
         needed.append(reached if is_reached else num_trials + 1)
-        costs.append(sum(row.trial_s for row in found.rows[:reached]))
+        costs.append(sum(found.seconds[:reached]))
+        stopped.append(sum(found.ended))
         curves.append(shares + shares[-1:] * (num_trials - len(shares)))
         free.append(found.num_free)
     trials = median(needed)
@@ -118,6 +170,7 @@ def summary(way: Way, table: Table, *, num_seeds: int, num_trials: int) -> dict[
         "sampler": way.kind or "Optuna's default, nothing of ours",
         "exclusions": way.encoding,
         "presets": "yes" if way.has_presets else "no",
+        "rungs": "yes" if way.has_rungs else "no",
         "area at 10": f"{median(curve[9] for curve in curves):.3f}",
         "area at 20": f"{median(curve[19] for curve in curves):.3f}",
         "area at 40": f"{median(curve[39] for curve in curves):.3f}" if num_trials >= 40 else "",
@@ -125,6 +178,7 @@ def summary(way: Way, table: Table, *, num_seeds: int, num_trials: int) -> dict[
         "seconds to 95 %": f"{median(costs):.0f}",
         "seeds that reach it": f"{sum(count <= num_trials for count in needed)} of {num_seeds}",
         "repeats": f"{median(free):g}",
+        "ended at a rung": f"{median(stopped):g}" if way.has_rungs else "",
         "curve": [round(median(curve[index] for curve in curves), 4) for index in range(num_trials)],
     }
 
@@ -138,19 +192,25 @@ def ladder_share(table: Table) -> float:
 
 
 def ways(table: Table) -> list[Way]:
-    """Return the baseline, then every sampler on both encodings, without and with presets."""
+    """Return the baseline, then every sampler on both encodings, without and with presets, and two with rungs."""
     layers, order = table.about.layers, table.about.order
     spaces: dict[str, Callable[[], SearchSpace]] = {
         "bits": lambda: base_space(layers, order),
         "ladder": lambda: ladder_space(layers, order),
     }
     found = [Way(None, spaces["bits"](), "bits", has_presets=False)]
-    return found + [
+    found += [
         Way(kind, space(), encoding, has_presets)
         for kind in KINDS
         for encoding, space in spaces.items()
         for has_presets in (False, True)
     ]
+    with_rungs = [
+        Way(kind, space(), encoding, has_presets=True, has_rungs=True)
+        for kind in ("tpe", "random")
+        for encoding, space in spaces.items()
+    ]
+    return found + with_rungs
 
 
 def main() -> None:

@@ -33,11 +33,11 @@ def area(losses: Iterable[Loss], worst: Loss) -> float:
     return hypervolume(list(losses), worst)
 
 
-def areas_over_time(rows: Sequence[Row], worst: Loss) -> list[float]:
-    """Return the area of the feasible ones among the first 1, 2, ... rows."""
+def areas_over_time(rows: Sequence[Row], worst: Loss, ended: Sequence[bool]) -> list[float]:
+    """Return the area of those among the first 1, 2, ... rows that are feasible and did not end at a rung."""
     kept: list[Loss] = []
     found = []
-    for row in rows:
-        kept += [loss(row)] if is_feasible(row) else []
+    for row, has_ended in zip(rows, ended, strict=True):
+        kept += [loss(row)] if is_feasible(row) and not has_ended else []
         found.append(area(kept, worst))
     return found
