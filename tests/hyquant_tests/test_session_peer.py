@@ -11,8 +11,10 @@ from hyquant.modules.swap import quantized_tensors
 from tests.toys.peer import CASES, DISABLED, peer_model, peer_records
 
 GOLDEN = load_file(Path(__file__).resolve().parents[1] / "golden" / "msmodelslim-26.1.0.safetensors")
-ROUNDING = 1e-6
-"""A few units in the last place of float32: vectors are made by powers and divisions in another order."""
+ROUNDING = 1e-4
+"""Vectors are made by powers and divisions in another order: 1e-6 on the CPU that the peer ran on. Float sums of
+another CPU end differently in the last place, an int8 code on a rounding edge flips, and what later blocks see moves:
+4e-5."""
 QUANTIZERS = {
     "w8a8": lambda: hyquant.W8A8ProcessorConfig(
         cfg=hyquant.W8A8QuantConfig(act_method="mean_minmax"), disable_names=list(DISABLED)
@@ -104,12 +106,17 @@ def test_weight_scales_behind_a_product_are_equal_to_float_rounding(ours, name):
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.keeps_weights])
-def test_int8_weights_are_bit_equal(ours, name):
+def test_int8_weights_are_equal_up_to_codes_on_a_rounding_edge(ours, name):
     for layer, golden in golden_layers(name).items():
         weight = ours[name][layer]["weight"]
 
         assert weight.dtype == golden["weight"].dtype == torch.int8
-        assert torch.equal(weight, golden["weight"]), layer
+        if "mul_scale" not in golden:
+            assert torch.equal(weight, golden["weight"]), layer
+        else:  # of a product with a vector that is equal to rounding
+            steps = (weight.int() - golden["weight"].int()).abs()
+            assert steps.max() <= 1, layer
+            assert (steps > 0).float().mean() < 1e-3, layer
 
 
 def test_by_default_weights_of_a_bfloat16_model_are_nearer_than_the_peers():
