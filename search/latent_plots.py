@@ -37,5 +37,6 @@ def save_latent_png(path: Path, overview: Overview) -> None:
         f"{overview.config.name}: drift from float, mean over prompts; grey: trials off the front", fontsize=10
     )
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    if any(row.is_on_front for row in rows):
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path)
