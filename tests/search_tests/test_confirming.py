@@ -163,9 +163,10 @@ def test_a_stopped_trial_counts_is_pruned_and_is_told_in_words(make_leader, monk
     assert "beaten by trial 0" in trial_reason(second)
     assert count_states(study)["stopped"] == 1
     assert agreement(order.store, study) == ()
-    row = read_overview(study).row(1)
+    overview = read_overview(study)
+    row = overview.row(1)
     assert row.values is None
-    assert "beaten by trial 0" in table_row(row)["reason"]
+    assert "beaten by trial 0" in table_row(row, overview.config.space)["reason"]
     assert "scores over the first 4 prompts:" in trial_lines(row)
     assert trial_json(row)["stopped_by"] == 0
 
@@ -253,7 +254,7 @@ def test_a_member_that_breaks_a_bound_the_second_time_leaves_the_front_with_the_
     assert [row.number for row in overview.front] == [2]
     assert overview.row(0).reason == "measured again with fresh seeds: collapsed must be at most 0"
     assert "out of memory" in overview.row(1).reason
-    assert table_row(overview.row(0))["measured again"] == "not held"
+    assert table_row(overview.row(0), overview.config.space)["measured again"] == "not held"
 
 
 def test_what_is_offered_is_measured_again_first_and_no_more_than_asked_for(measured, make_result):

@@ -201,9 +201,10 @@ def test_what_gains_too_much_is_flagged_everywhere(filled_study, make_result):
 
 
 def test_a_predicted_latency_is_called_so(filled_study):
-    row = read_overview(filled_study).rows[0]
+    overview = read_overview(filled_study)
+    row = overview.rows[0]
     latency = row.result.latency.model_copy(update={"kind": "predicted", "device": "910B on paper"})
     paper = dataclasses.replace(row, result=row.result.model_copy(update={"latency": latency}))
 
-    assert table_row(paper)["latency"] == "predicted"
+    assert table_row(paper, overview.config.space)["latency"] == "predicted"
     assert any("predicted for 910B on paper" in line for line in trial_lines(paper))

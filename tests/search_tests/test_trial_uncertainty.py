@@ -186,8 +186,8 @@ def test_lines_and_tables_show_intervals_floor_latents_and_memory(excess_study):
     text = "\n".join(trial_lines(row, overview.floor))
 
     assert row.interval("clip_reference_excess") == row.result.metrics["clip_reference_excess"].interval
-    assert "[" in table_row(row)["clip_reference_excess"]
-    assert "[" in table_row(row)["latency_ratio"]
+    assert "[" in table_row(row, overview.config.space)["clip_reference_excess"]
+    assert "[" in table_row(row, overview.config.space)["latency_ratio"]
     assert "noise floor, of float under batch split, math attention, split sums" in text
     assert "latents: relative L2 error" in text
     assert "peak" in text
