@@ -11,6 +11,7 @@ from typing import Any
 from hyquant.config import QuantConfig
 from hyquant.layers import first_match
 from hyquant.sensitivity.map import SensitivityMap, by_band
+from search.float_layers import in_words
 from search.logged import flatten
 from search.overview import Overview, TrialRow
 
@@ -24,7 +25,8 @@ class Neighbour:
 
     Attributes:
         number: Its number.
-        choices: By choice what the explained trial has, and what the neighbour has.
+        choices: By choice what the explained trial has, and what the neighbour has; layers in float as rung and
+            switches, as an exclusion set, or as patterns if they are neither.
         gains: By objective the explained trial's value minus the neighbour's.
         is_feasible: Whether the neighbour keeps the study's bounds.
     """
@@ -62,6 +64,9 @@ def neighbours(row: TrialRow, overview: Overview) -> list[Neighbour]:
         if other.state not in ("complete", "infeasible"):
             continue
         choices = differences(row.config, other.config)
+        if FLOAT_LAYERS in choices:
+            space = overview.config.space
+            choices[FLOAT_LAYERS] = (in_words(row.config, space), in_words(other.config, space))
         gains = {name: row.values[name] - other.values[name] for name in row.values if name in other.values}
         if choices:
             found.append(Neighbour(other.number, choices, gains, other.state == "complete"))
