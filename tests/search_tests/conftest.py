@@ -7,9 +7,13 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.config import M4, W8A16, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Static, W8A8Timestep, digest
+from hyquant.export import model_info, save_quantized
 from hyquant.latency_report import LatencyReport
+from hyquant.models import load_model
 from hyquant.models.base import DeploymentShape, RenderSettings
+from hyquant.plan import build_plan
+from hyquant.quantize import quantize_, restore_
 from search.prompts import StudyPrompts
 from search.result import MetricResult, TrialResult
 from search.storage import create_study
@@ -172,3 +176,16 @@ def stored_store(tmp_path, small_study, filled_study) -> Path:
     study, _ = create_study(store, small_study.model_copy(update={"store": str(store)}), prompts)
     study.add_trials(filled_study.get_trials())
     return store
+
+
+@pytest.fixture(scope="session")
+def almost_float(tmp_path_factory) -> Path:
+    """An export of the tiny model that is almost float: the weights of one layer in 8 bits."""
+    folder = tmp_path_factory.mktemp("almost float") / "weights"
+    model = load_model("tiny", "0", device="cpu")
+    config = QuantConfig(linear=W8A16(), layers=LayerSelection(include=("*single_blocks.0.linear2*",)))
+    plan = build_plan(model.groups(), config, num_steps=2)
+    quantize_(model.denoiser, plan, {}, model.clock)
+    save_quantized(model.denoiser, plan, folder, model=model_info(model))
+    restore_(model.denoiser)
+    return folder

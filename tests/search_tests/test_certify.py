@@ -9,13 +9,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from hyquant.calibration.store import write_atomically
-from hyquant.config import W8A16, LayerSelection, QuantConfig, digest
-from hyquant.export import model_info, read_manifest, save_quantized
+from hyquant.config import digest
+from hyquant.export import read_manifest
 from hyquant.export.folder import sha256_of
 from hyquant.export.manifest import FileInfo
-from hyquant.models import load_model
-from hyquant.plan import build_plan
-from hyquant.quantize import quantize_, restore_
 from search.certificate import read_certificate
 from search.certifying import heldout_pairs
 from search.cli import exit_code_of
@@ -46,22 +43,9 @@ STUDY = {
 }
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    """An export that is almost float: the weights of one layer in 8 bits."""
-    folder = tmp_path_factory.mktemp("export") / "weights"
-    model = load_model("tiny", "0", device="cpu")
-    config = QuantConfig(linear=W8A16(), layers=LayerSelection(include=("*single_blocks.0.linear2*",)))
-    plan = build_plan(model.groups(), config, num_steps=2)
-    quantize_(model.denoiser, plan, {}, model.clock)
-    save_quantized(model.denoiser, plan, folder, model=model_info(model))
-    restore_(model.denoiser)
-    return folder
-
-
 @pytest.fixture
-def export(template, tmp_path) -> Path:
-    shutil.copytree(template, tmp_path / "weights")
+def export(almost_float, tmp_path) -> Path:
+    shutil.copytree(almost_float, tmp_path / "weights")
     return tmp_path / "weights"
 
 

@@ -14,13 +14,8 @@ import torch
 import yaml
 
 from hyquant.calibration.store import Store, write_atomically
-from hyquant.config import W8A16, LayerSelection, QuantConfig
 from hyquant.devices.runtime import runtime_versions
-from hyquant.export import model_info, save_quantized
-from hyquant.models import load_model
 from hyquant.models.base import RenderSettings
-from hyquant.plan import build_plan
-from hyquant.quantize import quantize_, restore_
 from metrics.errors import WeightsMissing
 from search.certificate import read_certificate
 from search.cli import exit_code_of
@@ -48,22 +43,9 @@ STUDY = {
 }
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    """An export that is almost float: the weights of one layer in 8 bits."""
-    folder = tmp_path_factory.mktemp("export") / "weights"
-    model = load_model("tiny", "0", device="cpu")
-    config = QuantConfig(linear=W8A16(), layers=LayerSelection(include=("*single_blocks.0.linear2*",)))
-    plan = build_plan(model.groups(), config, num_steps=2)
-    quantize_(model.denoiser, plan, {}, model.clock)
-    save_quantized(model.denoiser, plan, folder, model=model_info(model))
-    restore_(model.denoiser)
-    return folder
-
-
 @pytest.fixture
-def export(template, tmp_path) -> Path:
-    shutil.copytree(template, tmp_path / "weights")
+def export(almost_float, tmp_path) -> Path:
+    shutil.copytree(almost_float, tmp_path / "weights")
     return tmp_path / "weights"
 
 
