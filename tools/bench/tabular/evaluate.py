@@ -87,7 +87,7 @@ def evaluated(bench: Workbench, timer: LatencyBench, config: QuantConfig) -> Row
     found = calibrate_for(bench, plan, Stages(bench.group))
     try:
         quantize_calibrated_(model.denoiser, plan, found, model.clock)
-        videos, render_s = timed(lambda: model.render(*split_pairs(bench.search), settings))
+        videos, render_s = timed(lambda: model.render(*split_pairs(bench.own_pairs()), settings))
         scores = score_samples(bench.samples(videos), bench.config.metrics, bench.embedder)
         trial_s = time.process_time() - started
         ratio, step_s = loop_ratio(timer, plan)
