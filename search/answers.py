@@ -29,7 +29,7 @@ def table_row(row: TrialRow, space: SearchSpace) -> dict[str, str]:
         "front": ", ".join(row.picks) or ("yes" if row.is_on_front else ""),
         "strategy": row.strategy or "",
         **{name: with_interval(value, row.interval(name)) for name, value in (row.values or {}).items()},
-        "latency": "" if row.result is None or row.result.latency is None else row.result.latency.kind,
+        "latency": "" if row.result is None else row.result.latency_kind or "",
         **{name.split(".")[-1]: params.get(name, "") for name in _CONFIG_COLUMNS},
         "in float": "" if row.config is None else in_words(row.config, space),
         "measured again": _again(row),
@@ -40,6 +40,8 @@ def table_row(row: TrialRow, space: SearchSpace) -> dict[str, str]:
 
 def status_json(overview: Overview) -> dict[str, Any]:
     """Return the answer of `hyq-search status --json`; documented in docs/cli.md."""
+    from search.samplers import kind_of_study
+
     budget = overview.config.budget
     return {
         "study": overview.config.name,
@@ -48,7 +50,7 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "budget": budget.model_dump(),
         "front_size": len(overview.front),
         "picks": {name: row.number for row in overview.front for name in row.picks},
-        "sampler": _sampler(overview),
+        "sampler": kind_of_study(overview.config),
         "median_trial_s": overview.time_per_trial_s,
         "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
         "noise_floor": None if overview.floor is None else plain(overview.floor),
@@ -67,15 +69,6 @@ def floor_lines(floor: NoiseFloor) -> list[str]:
         at = f"{one.mean:.3g} (worst prompt {one.worst:.3g}), float scores {readable(one.score)} under {one.change}"
         lines.append(f"  {name}: {at if one.mean > 0 else 'none, no change moves it'}")
     return lines
-
-
-def _sampler(overview: Overview) -> str:
-    """Return the sampler that draws a study's points: what `auto` stands for, where the study says that."""
-    from search.samplers import chosen_kind
-
-    config = overview.config
-    num_steps, num_trials = config.workload.settings.num_steps, config.budget.trials
-    return chosen_kind(config.sampler.kind, config.valid_space, num_steps=num_steps, num_trials=num_trials)
 
 
 def front_json(overview: Overview) -> list[dict[str, Any]]:

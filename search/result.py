@@ -6,7 +6,7 @@
 from typing import Literal
 
 from hyquant.config import FrozenModel, QuantConfig
-from hyquant.latency_report import LatencyReport
+from hyquant.latency_report import LatencyKind, LatencyReport
 
 Outcome = Literal["complete", "infeasible", "stopped"]
 
@@ -51,3 +51,8 @@ class TrialResult(FrozenModel):
     latent_l2: tuple[tuple[float, ...], ...] = ()
     num_prompts: int | None = None
     stopped_by: int | None = None
+
+    @property
+    def latency_kind(self) -> LatencyKind | None:
+        """Return what kind of latency was found; None if none was."""
+        return None if self.latency is None else self.latency.kind

@@ -46,12 +46,21 @@ def build_sampler(config: StudyConfig, *, slot: int, num_trials: int) -> BaseSam
     Samplers draw from a generator that starts anew with every process, so its seed depends on the slot and on how far
     the study is: otherwise two slots, or a resumed study, would draw the same points again.
     """
-    seed = derived_seed(config.sampler.seed, slot, num_trials)
-    num_steps = config.workload.settings.num_steps
-    space, num_points = config.valid_space, config.budget.trials
-    kind = chosen_kind(config.sampler.kind, space, num_steps=num_steps, num_trials=num_points)
+    kind = kind_of_study(config)
     logger.info("sampler kind=%s", kind)
-    return sampler_for(config.sampler, space, seed=seed, num_steps=num_steps, num_trials=num_points)
+    return sampler_for(
+        config.sampler.model_copy(update={"kind": kind}),
+        config.valid_space,
+        seed=derived_seed(config.sampler.seed, slot, num_trials),
+        num_steps=config.workload.settings.num_steps,
+        num_trials=config.budget.trials,
+    )
+
+
+def kind_of_study(config: StudyConfig) -> str:
+    """Return which sampler draws a study's points: what `auto` stands for, where the study says that."""
+    num_steps, num_trials = config.workload.settings.num_steps, config.budget.trials
+    return chosen_kind(config.sampler.kind, config.valid_space, num_steps=num_steps, num_trials=num_trials)
 
 
 def sampler_for(

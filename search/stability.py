@@ -81,7 +81,7 @@ def _float_scores(rows: Sequence[TrialRow], overview: Overview) -> Mapping[str, 
 
 
 def _kind(row: TrialRow) -> str | None:
-    return None if row.result is None or row.result.latency is None else row.result.latency.kind
+    return None if row.result is None else row.result.latency_kind
 
 
 def _metrics(row: TrialRow) -> Mapping[str, MetricResult]:

@@ -123,15 +123,14 @@ def scored_front(study: optuna.Study) -> list[Scored]:
         result = trial_result(trial)
         if result is not None:
             figures = measured_figures(result.latency, result.weight_bytes, result.peak_memory_bytes or 0)
-            kind = None if result.latency is None else result.latency.kind
-            found.append(Scored(trial.number, result.metrics, figures, kind))
+            found.append(Scored(trial.number, result.metrics, figures, result.latency_kind))
     return found
 
 
 def is_simulated(trial: FrozenTrial) -> bool:
     """Say whether a trial's latency is that of float arithmetic standing in for integer kernels."""
     result = trial_result(trial)
-    return result is not None and result.latency is not None and result.latency.kind == "simulated"
+    return result is not None and result.latency_kind == "simulated"
 
 
 def is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
