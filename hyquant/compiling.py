@@ -9,11 +9,13 @@ call down by checking the guards of long-dead variants. Hence each denoiser gets
 import functools
 import shutil
 import types
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import reset_code
 
 from hyquant.values import map_tensors
 
@@ -46,6 +48,32 @@ def compile_blocks_(denoiser: nn.Module) -> None:
             copies[forward] = _with_own_code(forward)
         block.register_forward_pre_hook(_contiguous_inputs, with_kwargs=True)
         block.forward = torch.compile(types.MethodType(copies[forward], block), dynamic=False)
+    codes = [copy.__code__ for copy in copies.values()]
+    weakref.finalize(denoiser, _forget_compiled, codes).atexit = False
+
+
+def _forget_compiled(codes: Sequence[types.CodeType]) -> None:
+    """Free the graphs of code objects that nobody will run again, and what checks their guards.
+
+    For every guarded object the compiler registers a finalizer that would invalidate the graph. It holds the guards,
+    and so megabytes, until that object dies; without a graph it would do nothing, and is taken off.
+
+    Source: torch/_dynamo/guards.py, `CheckFunctionManager.id_ref` and `invalidate`.
+    """
+    for code in codes:
+        reset_code(code)
+    registry: dict[weakref.finalize[..., Any], Any] = getattr(weakref.finalize, "_registry", {})
+    for finalizer in list(registry):
+        if (alive := finalizer.peek()) is not None and _guards_nothing(alive[1]):
+            finalizer.detach()
+
+
+def _guards_nothing(called: object) -> bool:
+    """Tell whether a finalizer's function is one that invalidates a graph which is gone already."""
+    owner = getattr(getattr(called, "func", None), "__self__", None)
+    if type(owner).__name__ != "CheckFunctionManager":
+        return False
+    return getattr(getattr(owner, "guard_manager", None), "cache_entry", None) is None
 
 
 def _contiguous_inputs(

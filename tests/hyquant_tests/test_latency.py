@@ -1,7 +1,11 @@
 """Loop latency: modes are counted by their steps, both sides are timed in turns, and timing changes nothing."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from torch._dynamo.guards import CheckFunctionManager
 
 from hyquant.calibration.capture import capture_in_memory
 from hyquant.calibration.observe import observe
@@ -107,3 +111,30 @@ def test_a_compiled_twin_computes_what_the_denoiser_computes_and_does_not_distur
     assert (compiled_output - quantized_output).norm() < 1e-3 * quantized_output.norm()
     assert torch.equal(restored_output, float_output)
     assert not torch.equal(quantized_output, float_output)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="torch.compile needs a C++ compiler")
+def test_what_was_compiled_goes_with_its_denoiser(model):
+    """A search compiles thousands of denoisers in one process; each left 5 MB behind before."""
+
+    def compiled_twin():
+        twin = structural_twin(model.denoiser, model.clock)
+        compile_blocks_(twin)
+        with torch.inference_mode():
+            twin(**model.deployment_inputs(SHAPE))
+        return twin
+
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is CheckFunctionManager for thing in gc.get_objects())
+
+    kept = compiled_twin()
+    before = alive()
+    gone = weakref.ref(compiled_twin())
+    after = alive()
+
+    assert gone() is None
+    assert before > 0
+    assert after == before
+    assert kept is not None
