@@ -146,7 +146,15 @@ def _open_proxy(url: str) -> BaseStorage:
     address = urlsplit(url)
     if address.hostname is None or address.port is None:
         raise StoreError(f"a storage proxy's address must be grpc://HOST:PORT, but got {redacted(url)}; correct it")
-    return ProxyStorage(address.hostname, address.port, timeout_s=ANSWER_TIMEOUT_S)
+    proxy = ProxyStorage(address.hostname, address.port, timeout_s=ANSWER_TIMEOUT_S)
+    try:
+        proxy.wait_server_ready(CONNECT_TIMEOUT_S)
+    except ConnectionError as error:
+        raise StoreError(
+            f"a storage proxy must answer within {CONNECT_TIMEOUT_S} s, but {redacted(url)} does not; "
+            f"start it with `hyq-search storage-proxy`"
+        ) from error
+    return proxy
 
 
 def _make_database(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A database is restarted, a network is cut for a minute, SQLite is locked: none of that is a reason to lose a trial. An
 operation that failed for such a reason is repeated with growing, jittered pauses until `PATIENCE_S` are over; then a
-`StoreError` says so, and later calls try once.
+`StoreError` says so, and later calls try once. A database that has not answered yet is not waited for either.
 
 The answer to a write may be lost after the write was made. Repeating it is harmless for attributes, parameters and
 values. Two operations are not repeatable by nature and are recognised instead:
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = 300.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
-TOKEN, FINISHED_BY = "token", "finished_by"
+CREATED_BY, FINISHED_BY = "created_by", "finished_by"
 
 _Answer = TypeVar("_Answer")
 
@@ -98,7 +98,7 @@ class PatientStorage(BaseStorage):
         self._patience_s = patience_s
         self._clock = clock
         self._sleep = sleep
-        self._has_given_up = False
+        self._may_wait = False
 
     def _patiently(self, do: Callable[[], _Answer], again: Callable[[], _Answer] | None = None) -> _Answer:
         """Do something until the database answers; `again` replaces it from the second attempt on."""
@@ -110,11 +110,11 @@ class PatientStorage(BaseStorage):
                 if not is_away(error):
                     raise
                 waited_s = self._clock() - started
-                if self._has_given_up or waited_s >= self._patience_s:
-                    self._has_given_up = True
+                if not self._may_wait or waited_s >= self._patience_s:
+                    self._may_wait = False
                     raise StoreError(
-                        f"the study's database must answer within {self._patience_s:.0f} s, but it did not: "
-                        f"{first_line(error)}; start it again, then this command"
+                        f"the study's database must answer, but it did not for {waited_s:.0f} s: {first_line(error)}; "
+                        f"see that it runs and is reachable, then start this command again"
                     ) from error
                 if waited_s == 0.0 or pause_s == LONGEST_PAUSE_S:
                     logger.warning("waiting for the study's database: %s", first_line(error))
@@ -122,14 +122,14 @@ class PatientStorage(BaseStorage):
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 do = again or do
             else:
-                self._has_given_up = False
+                self._may_wait = True
                 return answer
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Add a trial exactly once."""
         token = uuid.uuid4().hex
         draft = optuna.create_trial(state=TrialState.RUNNING) if template_trial is None else template_trial
-        attributes = {**draft.user_attrs, TOKEN: token}
+        attributes = {**draft.user_attrs, CREATED_BY: token}
         marked = optuna.create_trial(
             state=draft.state,
             values=draft.values,
@@ -146,7 +146,7 @@ class PatientStorage(BaseStorage):
 
         def create_unless_there() -> int:
             trials = self._backend.get_all_trials(study_id, deepcopy=False)
-            found = (trial._trial_id for trial in reversed(trials) if trial.user_attrs.get(TOKEN) == token)
+            found = (trial._trial_id for trial in reversed(trials) if trial.user_attrs.get(CREATED_BY) == token)
             number = next(found, None)
             return create() if number is None else number
 
