@@ -16,6 +16,7 @@ locks `BUSY_TIMEOUT_S` seconds.
 import os
 import sqlite3
 import tempfile
+import weakref
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def open_storage(store: Path, *, create: bool = False, url: str | None = None) -
     elif url is None and not path.is_file():
         raise StoreError(f"store {store} holds no studies; start one with `hyq-search run`, or give another --store")
     storage = _open_tables(with_driver(url or f"sqlite:///{path}"), create=create)
-    return PatientStorage(optuna.storages.get_storage(storage))
+    patient = PatientStorage(optuna.storages.get_storage(storage))
+    weakref.finalize(patient, storage.engine.dispose)  # whoever opened a study need not close it
+    return patient
 
 
 def with_driver(url: str) -> str:

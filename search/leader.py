@@ -40,6 +40,7 @@ from search.proposal import choose_config, claim
 from search.result import TrialResult
 from search.resume import reclaim_lost_trials
 from search.samplers import build_sampler, derived_seed
+from search.sharing import MemberClaims
 from search.stages import Stages
 from search.stall import study_stall
 from search.tracking import Tracker
@@ -154,23 +155,16 @@ class Leader:
         """Measure the members of the front again that no slot has in hand; each is stored before the next begins."""
         while TrialState.RUNNING in {trial.state for trial in self._study.get_trials(deepcopy=False)}:
             self._rest()  # another slot's trial may still join the front
-        while (claimed := self._claim_member()) is not None:
-            number, lock = claimed
-            try:
-                store_confirmation(self._study, number, self._measure_again(number))
-            finally:
-                lock.release()
-            self._write_sign_of_life()
-
-    def _claim_member(self) -> tuple[int, FileLock] | None:
-        """Return a member that is to be measured again, with a lock that keeps other slots of this host from it."""
-        for number in pending(self._study, self._bench.config):
-            lock = FileLock(self._order.store / "locks" / f"{self._order.study}.confirm-{number}.lock")
-            if lock.acquire(blocking=False):
+        claims = MemberClaims(self._study, this_worker(self._order.slot, crew=self._order.crew))
+        while (members := pending(self._study, self._bench.config)) and self._reason_to_leave() is None:
+            number = next((number for number in members if claims.claim(number)), None)
+            if number is None:
+                self._rest()  # other slots have them in hand; if one dies, its members are still pending
+                continue
+            with claims.held(number):
                 if number in pending(self._study, self._bench.config):
-                    return number, lock
-                lock.release()
-        return None
+                    store_confirmation(self._study, number, self._measure_again(number))
+            self._write_sign_of_life()
 
     def _measure_again(self, number: int) -> Confirmation:
         config = trial_config(self._study.get_trials(deepcopy=False)[number])
@@ -242,7 +236,7 @@ class Leader:
         with self._failures_recorded(trial):
             config = Stages(Group()).run("suggest", lambda: choose_config(trial, self._bench.config))
             with self._stages.timed("wait"):
-                record = claim(trial, config, self._claim_lock(), while_waiting=self._keep_alive)
+                record = claim(trial, config, while_waiting=self._keep_alive)
             result = self._evaluate(config) if record is None else self._reuse(trial, record)
         for name, value in result.constraints.items():
             trial.set_constraint(name, value)
@@ -329,9 +323,6 @@ class Leader:
 
     def _write_sign_of_life(self) -> None:
         write_state(self._order.folder, SlotState(restarts_at_last_finish=self._restart_count))
-
-    def _claim_lock(self) -> Path:
-        return self._order.store / "locks" / f"{self._order.study}.claim.lock"
 
     def _keep_alive(self) -> None:
         if time.monotonic() - self._sign_of_life > KEEP_ALIVE_S:

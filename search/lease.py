@@ -8,12 +8,14 @@ lease is an ordinary user attribute. An observer that could not look for a while
 slept) does not hold that time against the workers: between two looks no more than `MAX_STEP_S` is counted.
 """
 
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -30,28 +32,36 @@ GRACE_S = 60.0
 MAX_STEP_S = 10.0
 
 
+_Holder = TypeVar("_Holder", bound=Hashable)
+
+
 @contextmanager
-def leased(trial: optuna.Trial, *, renew_s: float = RENEW_S) -> Iterator[None]:
+def leased(trial: optuna.Trial) -> Iterator[None]:
     """Renew a trial's lease from a thread for the length of a block.
 
     The thread ends by itself when the trial was taken away or the storage has given up; who tells the trial's result
     then hears of it.
     """
+    with renewing(lambda count: trial.set_user_attr(LEASE, count), f"lease-{trial.number}"):
+        yield
+
+
+@contextmanager
+def renewing(renew: Callable[[int], None], name: str, *, renew_s: float = RENEW_S) -> Iterator[None]:
+    """Call `renew` with 1, 2, 3, ... from a thread for the length of a block."""
     is_over = threading.Event()
 
-    def renew() -> None:
-        count = 0
-        while True:
-            count += 1
+    def work() -> None:
+        for count in itertools.count(1):
             try:
-                trial.set_user_attr(LEASE, count)
+                renew(count)
             except (UpdateFinishedTrialError, StoreError) as reason:
-                logger.warning("the lease of trial %d ends: %r", trial.number, reason)
+                logger.warning("%s ends: %r", name, reason)
                 return
             if is_over.wait(renew_s):
                 return
 
-    thread = threading.Thread(target=renew, name=f"lease-{trial.number}", daemon=True)
+    thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
     try:
         yield
@@ -60,7 +70,7 @@ def leased(trial: optuna.Trial, *, renew_s: float = RENEW_S) -> Iterator[None]:
         thread.join()
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sight:
     lease: object
     still_s: float
@@ -78,18 +88,21 @@ class LeaseWatch:
         self._grace_s = grace_s
         self._clock = clock
         self._looked: float | None = None
-        self._seen: dict[int, _Sight] = {}
+        self._seen: dict[Hashable, _Sight] = {}
 
-    def lost(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Return the running ones among trials whose lease has stood still for too long."""
+    def stopped(self, leases: Mapping[_Holder, object]) -> set[_Holder]:
+        """Look at all leases there are, by who holds them, and return who has not renewed for too long."""
         now = self._clock()
         passed_s = 0.0 if self._looked is None else min(now - self._looked, MAX_STEP_S)
         self._looked = now
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        self._seen = {trial.number: self._sight(trial, passed_s) for trial in running}
-        return [trial for trial in running if self._seen[trial.number].still_s >= self._grace_s]
+        self._seen = {holder: self._sight(holder, lease, passed_s) for holder, lease in leases.items()}
+        return {holder for holder in leases if self._seen[holder].still_s >= self._grace_s}
 
-    def _sight(self, trial: FrozenTrial, passed_s: float) -> _Sight:
-        before, lease = self._seen.get(trial.number), trial.user_attrs.get(LEASE)
-        has_moved = before is None or before.lease != lease
-        return _Sight(lease, 0.0 if has_moved or before is None else before.still_s + passed_s)
+    def lost(self, trials: Sequence[FrozenTrial]) -> set[int]:
+        """Return the numbers of running trials whose lease has stood still for too long."""
+        leases = {t.number: t.user_attrs.get(LEASE) for t in trials if t.state == TrialState.RUNNING}
+        return self.stopped(leases)
+
+    def _sight(self, holder: Hashable, lease: object, passed_s: float) -> _Sight:
+        before = self._seen.get(holder)
+        return _Sight(lease, 0.0 if before is None or before.lease != lease else before.still_s + passed_s)

@@ -53,7 +53,7 @@ def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None) ->
     Lost is what a dead process of this host had in hand, and what `watch` has seen without a moving lease for too long.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    still = {trial.number for trial in watch.lost(running)} if watch is not None else set()
+    still = set() if watch is None else watch.lost(running)
     lost = [trial for trial in running if trial.number in still or _is_dead_here(trial)]
     return [trial.number for trial in lost if _taken_back(study, trial, queue_again)]
 

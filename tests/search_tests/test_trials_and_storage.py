@@ -225,13 +225,13 @@ def test_presets_are_queued_once_in_a_study(study, study_config):
 def test_a_claim_waits_for_an_equal_trial_in_flight_and_then_uses_its_record(tmp_path, study, make_result):
     config = QuantConfig(linear=W8A8Dynamic())
     holder, second = ask(study), ask(study)
-    assert claim(holder, config, tmp_path / "l", while_waiting=lambda: None) is None
+    assert claim(holder, config, while_waiting=lambda: None) is None
 
     def finish_holder():
         holder.set_user_attr("result", make_result().model_dump(mode="json"))
         study.tell(holder, (0.9, 0.8))
 
-    record = claim(second, config, tmp_path / "l", while_waiting=finish_holder)
+    record = claim(second, config, while_waiting=finish_holder)
 
     assert record.number == holder.number
     assert trial_config(study.trials[second.number]) == config
@@ -240,9 +240,9 @@ def test_a_claim_waits_for_an_equal_trial_in_flight_and_then_uses_its_record(tmp
 def test_a_claim_whose_holder_fails_evaluates_the_config_itself(tmp_path, study):
     config = QuantConfig(linear=W8A8Dynamic())
     holder, second = ask(study), ask(study)
-    claim(holder, config, tmp_path / "l", while_waiting=lambda: None)
+    claim(holder, config, while_waiting=lambda: None)
 
-    record = claim(second, config, tmp_path / "l", while_waiting=lambda: study.tell(holder, state=TrialState.FAIL))
+    record = claim(second, config, while_waiting=lambda: study.tell(holder, state=TrialState.FAIL))
 
     assert record is None
 
