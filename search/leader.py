@@ -20,20 +20,22 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from hyquant.config import QuantConfig
+from hyquant.config import QuantConfig, digest
 from hyquant.distributed import Group
+from search.blame import blame_within
 from search.confirmation import Confirmation, store_confirmation
 from search.confirming import bench_for_again, measure_again, pending
 from search.databases import open_storage
 from search.earlier import FINGERPRINT, enqueue_earlier
-from search.errors import StoreError, StudyMismatch, TrialFailed
+from search.errors import OutOfMemory, StoreError, StudyMismatch, TrialFailed
 from search.lease import LeaseWatch, leased
 from search.locks import FileLock
 from search.logged import floor_metrics
 from search.media import write_trial_files
-from search.objective import Evidence, run_trial
-from search.order import SlotState, WorkOrder, is_asked_to_leave, mlflow_lock_path, write_state
+from search.objective import Evidence, out_of_memory_result, release_memory, run_trial
+from search.order import SlotState, WorkOrder, is_asked_to_leave, mlflow_lock_path, slot_folder, write_state
 from search.pace import must_wait, next_draw, stop_reason, trouble
+from search.poison import POISONED, poisoned_by
 from search.processes import this_worker
 from search.profiling import ceiling_sentence, stored_profile
 from search.proposal import choose_config, claim
@@ -43,8 +45,10 @@ from search.samplers import build_sampler, derived_seed
 from search.sharing import MemberClaims
 from search.stages import Stages
 from search.stall import study_stall
+from search.time_limits import StageLimits
 from search.tracking import Tracker
 from search.trials import scored_front, trial_config, trial_reason, trial_result, trial_state
+from search.watchdog import Watchdog, end_hung_process
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -78,12 +82,20 @@ class Leader:
         self._again: Workbench | None = None
         self._sign_of_life = time.monotonic()
         self._cycle_started = time.perf_counter()
-        self._stages = Stages(bench.group)
-        num_trials = len(study.get_trials(deepcopy=False))
-        self._sampler = build_sampler(bench.config, slot=order.lane, num_trials=num_trials)
+        trials = study.get_trials(deepcopy=False)
+        self._limits = StageLimits(bench.config.timeouts)
+        for result in filter(None, map(trial_result, trials)):
+            self._limits.learn(result.stage_seconds)
+        self._trial_in_hand: int | None = None
+        self._watchdog = Watchdog(self._limits.limit_s, bench.lock.waited_until_now_s, self._end_hung)
+        self._stages = self._new_stages()
+        self._sampler = build_sampler(bench.config, slot=order.lane, num_trials=len(trials))
         self._watch = LeaseWatch()
         self._num_done = 0
         self._knows_model = False
+        self._blame = blame_within(
+            order.crew, lambda slot: slot_folder(order.store, order.study, slot, crew=order.crew)
+        )
 
     def run(self) -> str:
         """Run trials until there is a reason to stop; release the other ranks and return the reason.
@@ -166,12 +178,18 @@ class Leader:
                     store_confirmation(self._study, number, self._measure_again(number))
             self._write_sign_of_life()
 
+    def _new_stages(self) -> Stages:
+        return Stages(self._bench.group, lambda: self._bench.lock.waited_s, self._watchdog.watching)
+
+    def _end_hung(self, sentence: str) -> None:
+        end_hung_process(self._order.folder, self._trial_in_hand, sentence)
+
     def _measure_again(self, number: int) -> Confirmation:
         config = trial_config(self._study.get_trials(deepcopy=False)[number])
         assert config is not None, "a member of the front has a config"
         self._bench.group.broadcast({"command": "again", "config": config.model_dump(mode="json")})
         self._again = self._again or bench_for_again(self._bench)
-        confirmation = measure_again(self._again, config, Stages(self._bench.group, lambda: self._bench.lock.waited_s))
+        confirmation = measure_again(self._again, config, self._new_stages())
         assert confirmation is not None, "rank 0 measures"
         logger.info("measured again number=%d reason=%s", number, confirmation.reason)
         return confirmation
@@ -182,7 +200,9 @@ class Leader:
         if self._reason_to_stop(trials) is not None and not pending(self._study, config):
             return
         try:
-            profile = Stages(Group()).run("profile", lambda: stored_profile(self._bench))
+            profile = Stages(Group(), watching=self._watchdog.watching).run(
+                "profile", lambda: stored_profile(self._bench)
+            )
         except TrialFailed as failure:
             logger.warning("no ceilings: %s", failure)
             return
@@ -202,7 +222,7 @@ class Leader:
 
     def _rest(self) -> None:
         """Wait a moment for other workers, and give up on those that are gone."""
-        reclaim_lost_trials(self._study, self._watch)
+        reclaim_lost_trials(self._study, self._watch, self._blame)
         self._keep_alive()
         time.sleep(_POLL_S)
 
@@ -230,11 +250,12 @@ class Leader:
     def _objective(self, trial: optuna.Trial) -> tuple[float, ...]:
         """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
         trial.set_user_attr("worker", this_worker(self._order.slot, crew=self._order.crew).model_dump())
-        self._evidence, self._stages = None, Stages(self._bench.group, lambda: self._bench.lock.waited_s)
+        self._evidence, self._stages, self._trial_in_hand = None, self._new_stages(), trial.number
         if self._may_track(wait=False):
             self._tracker.start_trial(trial.number)
         with self._failures_recorded(trial):
             config = Stages(Group()).run("suggest", lambda: choose_config(trial, self._bench.config))
+            self._refuse_poison(trial, config)
             with self._stages.timed("wait"):
                 record = claim(trial, config, while_waiting=self._keep_alive)
             result = self._evaluate(config) if record is None else self._reuse(trial, record)
@@ -247,11 +268,19 @@ class Leader:
 
     def _evaluate(self, config: QuantConfig) -> TrialResult:
         self._bench.group.broadcast({"command": "trial", "config": config.model_dump(mode="json")})
-        measurement = run_trial(self._bench, config, self._stages, front=lambda: scored_front(self._study))
-        self._tell_of_float()
-        assert measurement is not None, "rank 0 measures"
-        self._evidence = measurement.evidence
-        return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
+        try:
+            measurement = run_trial(self._bench, config, self._stages, front=lambda: scored_front(self._study))
+        except OutOfMemory as failure:
+            unfit = out_of_memory_result(config, failure)
+            if unfit is None:
+                raise
+        else:
+            self._tell_of_float()
+            assert measurement is not None, "rank 0 measures"
+            self._evidence = measurement.evidence
+            return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
+        release_memory(self._bench)  # the error, whose frames held tensors, is gone by now
+        return unfit.model_copy(update={"stage_seconds": self._close_cycle()})
 
     def _tell_of_float(self) -> None:
         """Write into the study what the float videos score, and the noise floor, once; the floor into MLflow too."""
@@ -272,7 +301,22 @@ class Leader:
         seconds = dict(self._stages.seconds)
         seconds["overhead"] = max(0.0, now - self._cycle_started - sum(seconds.values()))
         self._cycle_started = now
+        self._limits.learn(seconds)
         return seconds
+
+    def _refuse_poison(self, trial: optuna.Trial, config: QuantConfig) -> None:
+        """End a trial at once whose config ended its worker before; samplers see a violated constraint.
+
+        Raises:
+            TrialPruned: If it did so too often.
+        """
+        tries = poisoned_by(self._study.user_attrs, digest(config))
+        if tries:
+            trial.set_user_attr("config", config.model_dump(mode="json"))
+            trial.set_user_attr("reused_from", tries[-1])
+            trial.set_user_attr(POISONED, list(tries))
+            trial.set_constraint(POISONED, 1.0)
+            raise optuna.TrialPruned
 
     def _reuse(self, trial: optuna.Trial, record: FrozenTrial) -> TrialResult:
         result = trial_result(record)
@@ -288,8 +332,8 @@ class Leader:
         except TrialFailed as failure:
             _record_failure(trial, failure.stage, failure.reason, failure.log)
             raise
-        except (UpdateFinishedTrialError, StoreError):
-            raise  # the trial is not ours any more, or cannot be reached
+        except (UpdateFinishedTrialError, StoreError, optuna.TrialPruned):
+            raise  # the trial is not ours any more, cannot be reached, or has ended
         except BaseException as bug:
             stage = self._stages.current
             _record_failure(trial, stage, f"{type(bug).__name__}: {bug}", traceback.format_exc())

@@ -61,6 +61,7 @@ class HostLock:
 
     Attributes:
         waited_s: Seconds this object has spent waiting, so that stage times can leave them out.
+        waiting_since: When the wait in progress began, by `time.perf_counter`; None if there is none.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -68,6 +69,7 @@ class HostLock:
         self._turnstile = FileLock(folder / "turnstile.lock")
         self._room = FileLock(folder / "room.lock")
         self.waited_s = 0.0
+        self.waiting_since: float | None = None
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -94,9 +96,18 @@ class HostLock:
 
     def _enter(self, *, shared: bool) -> None:
         started = time.perf_counter()
-        with self._turnstile.held():
-            self._room.acquire(shared=shared)
-        self.waited_s += time.perf_counter() - started
+        self.waiting_since = started
+        try:
+            with self._turnstile.held():
+                self._room.acquire(shared=shared)
+        finally:
+            self.waiting_since = None
+            self.waited_s += time.perf_counter() - started
+
+    def waited_until_now_s(self) -> float:
+        """Return `waited_s` with a wait in progress; for another thread than the one that waits."""
+        since, waited_s = self.waiting_since, self.waited_s
+        return waited_s if since is None else waited_s + time.perf_counter() - since
 
 
 def default_lock_folder() -> Path:

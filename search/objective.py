@@ -16,6 +16,7 @@ from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
 from search.calibrated import calibrate_for
 from search.climb import Climb, Front, climb
+from search.errors import OutOfMemory
 from search.floor_measuring import prepare_floor
 from search.prepare import prepare_judge
 from search.result import MetricResult, Outcome, TrialResult
@@ -120,6 +121,33 @@ def _conclude(bench: Workbench, config: QuantConfig, trial: Climb) -> TrialResul
         num_prompts=num_done if is_partial else None,
         stopped_by=None if trial.defeat is None else trial.defeat.number,
     )
+
+
+QUANTIZED_STAGES = ("quantize", "render", "score", "compile", "latency")
+"""What runs out of memory here does so because of the trial's config; float alone has done the rest before."""
+
+
+def out_of_memory_result(config: QuantConfig, failure: OutOfMemory) -> TrialResult | None:
+    """Return the result of a config that does not fit into memory; None if it is not the config's fault."""
+    if failure.stage not in QUANTIZED_STAGES:
+        return None
+    return TrialResult(
+        config=config,
+        config_digest=digest(config),
+        outcome="infeasible",
+        values=None,
+        metrics={},
+        latency=None,
+        constraints={"memory": 1.0},
+        reason=str(failure),
+        weight_bytes=0,
+        stage_seconds={},
+    )
+
+
+def release_memory(bench: Workbench) -> None:
+    """Let the next trial start from a clean allocator."""
+    bench.device.release_memory(bench.group.local_rank)
 
 
 def ended_early(

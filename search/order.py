@@ -61,10 +61,12 @@ class SlotState(FrozenModel):
     Attributes:
         restarts_at_last_finish: torchrun's restart count when a trial last finished; deaths in a row are counted from
             it.
+        forgiven: Deaths since then that a marked config is to blame for (`search.poison`).
         stopped: Why the slot stopped before the study was done; None otherwise.
     """
 
     restarts_at_last_finish: int = 0
+    forgiven: int = 0
     stopped: str | None = None
 
 

@@ -6,12 +6,12 @@ import optuna
 
 from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
-from hyquant.distributed import init_group
+from hyquant.distributed import DEFAULT_TIMEOUT_S, init_group
 from search.confirming import bench_for_again, measure_again
-from search.errors import SearchError, TrialFailed
+from search.errors import OutOfMemory, SearchError, TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
-from search.objective import run_trial
+from search.objective import release_memory, run_trial
 from search.order import WorkOrder
 from search.pace import trouble
 from search.prepare import prepare_workbench
@@ -36,7 +36,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
         require_intact(study)
         config, prompts = stored_config(study), stored_prompts(study)
         device = resolve_device(config.model.device)
-        group = init_group(device)
+        group = init_group(device, timeout_s=max(DEFAULT_TIMEOUT_S, config.timeouts.first_s))
         bench = prepare_workbench(
             config, prompts, group=group, device=device, cache=order.store / "cache", lock=HostLock()
         )
@@ -64,3 +64,8 @@ def follow(bench: Workbench) -> None:
                 run_trial(bench, config, Stages(bench.group))
             except TrialFailed as failure:
                 logger.info("left a failed trial: %s", failure)
+                is_short = isinstance(failure, OutOfMemory)
+            else:
+                is_short = False
+            if is_short:
+                release_memory(bench)  # the error, whose frames held tensors, is gone by now

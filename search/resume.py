@@ -9,11 +9,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import StudyMismatch
 from search.lease import LeaseWatch
+from search.poison import note_crash
 from search.processes import WorkerId, is_alive, is_local
 from search.prompts import StudyPrompts
 from search.retry import queue_again, queue_handed_back
 from search.storage import stored_config, stored_prompts
 from search.study import StudyConfig
+
+Blame = Callable[[FrozenTrial], str | None]
 
 HANDED_BACK = "its worker left; a trial with the same parameters was queued in its place"
 
@@ -47,15 +50,31 @@ def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: stored {stored!r}, file {given!r}"
 
 
-def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None) -> list[int]:
+def reclaim_lost_trials(
+    study: optuna.Study, watch: LeaseWatch | None = None, blame: Blame = lambda _: None
+) -> list[int]:
     """Fail running trials that are lost and queue their parameters again; return their numbers.
 
     Lost is what a dead process of this host had in hand, and what `watch` has seen without a moving lease for too long.
+
+    Args:
+        study: The study.
+        watch: What this process knows of leases; None looks at processes alone.
+        blame: Says how a trial ended its worker, None if it cannot be held responsible. A config that did so too often
+            is marked and not queued again (`search.poison`).
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     still = set() if watch is None else watch.lost(running)
     lost = [trial for trial in running if trial.number in still or _is_dead_here(trial)]
-    return [trial.number for trial in lost if _taken_back(study, trial, queue_again)]
+    return [trial.number for trial in lost if _reclaimed(study, trial, blame(trial))]
+
+
+def _reclaimed(study: optuna.Study, trial: FrozenTrial, how: str | None) -> bool:
+    def queue(study: optuna.Study, trial: FrozenTrial) -> None:
+        if how is None or not note_crash(study, trial, how):
+            queue_again(study, trial)
+
+    return _taken_back(study, trial, queue, reason=how)
 
 
 def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
@@ -66,18 +85,19 @@ def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
     left = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if (worker := _worker(trial)) is not None and worker.crew == crew and is_local(worker)
+        if (worker := worker_of(trial)) is not None and worker.crew == crew and is_local(worker)
     ]
     return [trial.number for trial in left if _taken_back(study, trial, queue_handed_back, reason=HANDED_BACK)]
 
 
-def _worker(trial: FrozenTrial) -> WorkerId | None:
+def worker_of(trial: FrozenTrial) -> WorkerId | None:
+    """Return who has, or had, a trial in hand; None if nobody."""
     stored = trial.user_attrs.get("worker")
     return None if stored is None else WorkerId.model_validate(stored)
 
 
 def _is_dead_here(trial: FrozenTrial) -> bool:
-    worker = _worker(trial)
+    worker = worker_of(trial)
     return worker is not None and is_local(worker) and not is_alive(worker)
 
 

@@ -25,9 +25,10 @@ TERMINATION_GRACE_S = 10
 
 @dataclass(frozen=True)
 class RunningSlot:
-    """A started slot: its agent process and where it logs."""
+    """A started slot: its agent process, whose it is (`WorkOrder.crew`) and where it logs."""
 
     index: int
+    crew: str
     agent: subprocess.Popen[bytes]
     folder: Path
 
@@ -123,4 +124,4 @@ def _start(index: int, slot: Slot, order: WorkOrder, slots: Sequence[Slot], *, d
             start_new_session=True,
         )
     logger.info("slot index=%d ranks=%d agent_pid=%d", index, slot.ranks, agent.pid)
-    return RunningSlot(index=index, agent=agent, folder=folder)
+    return RunningSlot(index=index, crew=order.crew, agent=agent, folder=folder)

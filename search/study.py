@@ -132,6 +132,19 @@ class Slot(FrozenModel):
     devices: str | None = None
 
 
+class TimeoutsConfig(FrozenModel):
+    """When a stage of a trial counts as hung and its worker is ended (`search.time_limits`).
+
+    `factor` times the longest that was seen, at least `least_s`; `first_s` where nothing was seen yet; `stages` sets
+    seconds by the name of a stage: calibrate, quantize, reference, judge, render, score, compile, latency.
+    """
+
+    factor: Annotated[float, Field(ge=2.0)] = 10.0
+    least_s: Annotated[float, Field(gt=0.0)] = 300.0
+    first_s: Annotated[float, Field(gt=0.0)] = 14_400.0
+    stages: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+
+
 class LatencyConfig(FrozenModel):
     """How loop latency is measured: interleaved rounds per mode, warm-up rounds dropped, compiled or eager.
 
@@ -185,6 +198,7 @@ class StudyConfig(FrozenModel):
     confirm: ConfirmConfig | None = ConfirmConfig()
     presets: PresetsConfig = PresetsConfig()
     certificate: CertificateConfig | None = None
+    timeouts: TimeoutsConfig = TimeoutsConfig()
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"
     storage: str | None = None
@@ -196,7 +210,7 @@ class StudyConfig(FrozenModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the part that must stay equal on resume: what a trial depends on."""
-        changeable = {"budget", "rungs", "confirm", "presets", "slots", "certificate", *PLACES}
+        changeable = {"budget", "rungs", "confirm", "presets", "slots", "timeouts", "certificate", *PLACES}
         return self.model_dump(mode="json", exclude=changeable)
 
     def stored_form(self) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from typing import Literal
 
 import optuna
 
+from search.blame import blame_within, end_still_workers, forgive_deaths
 from search.confirmation import confirmations
 from search.confirming import pending
 from search.errors import SearchError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
-from search.resume import reclaim_lost_trials
+from search.poison import poisoned_by
+from search.resume import reclaim_lost_trials, worker_of
 from search.run_sentences import numbers_in_words, study_notes, trial_sentence
 from search.slots import RunningSlot
 from search.stall import why_over
@@ -96,7 +98,7 @@ def watch(
                 ended.add(slot.index)
                 if failure := slot.failure():
                     on_event(event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
-        reclaim_lost_trials(study, leases)
+        _take_back(study, slots, leases)
         for trial in study.get_trials(deepcopy=False):
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
@@ -104,6 +106,21 @@ def watch(
         on_event(event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
+
+
+def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:
+    """Take lost trials back, and mark the configs that ended workers of these slots too often."""
+    crew, folders = slots[0].crew, {slot.index: slot.folder for slot in slots}
+    numbers = reclaim_lost_trials(study, leases, blame_within(crew, folders.__getitem__))
+    if not numbers:
+        return
+    trials = study.get_trials(deepcopy=False)
+    lost = [trials[number] for number in numbers]
+    end_still_workers(lost, crew)
+    for trial in lost:
+        worker, tries = worker_of(trial), poisoned_by(study.user_attrs, trial.user_attrs.get("config_digest", ""))
+        if worker is not None and trial.number in tries:
+            forgive_deaths(folders[worker.slot], tries)
 
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:

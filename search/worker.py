@@ -1,9 +1,9 @@
 """One rank of a slot: `python -m search.worker`, started by torchrun; its `WorkOrder` is in the environment, as JSON.
 
 A rank that meets a bug ends, and torchrun's agent restarts the whole slot; after three deaths in a row without a
-finished trial the slot stops instead and says why. That is why this module imports little: a rank that dies of an
-import is counted too. Known errors before the first trial (missing weights, an unknown judge) would be met again
-after a restart, so they stop the slot at once.
+finished trial, those that a marked config is to blame for left out, the slot stops instead and says why. That is why
+this module imports little: a rank that dies of an import is counted too. Known errors before the first trial (missing
+weights, an unknown judge) would be met again after a restart, so they stop the slot at once.
 """
 
 import logging
@@ -27,7 +27,8 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank{rank} %(name)s %(message)s", stream=sys.stderr)
     folder = order.folder
-    deaths = restart_count - read_state(folder).restarts_at_last_finish
+    state = read_state(folder)
+    deaths = restart_count - state.restarts_at_last_finish - state.forgiven
     if deaths >= MAX_DEATHS_IN_A_ROW:
         reason = f"its worker died {deaths} times in a row without finishing a trial; see {folder / 'log.txt'}"
         stop_slot(folder, rank, reason)

@@ -51,6 +51,10 @@ class Device(Protocol):
         """Start a new measurement of peak memory, where the device can."""
         ...
 
+    def release_memory(self, index: int = 0) -> None:
+        """Give back what the allocator keeps for reuse, after garbage was collected: a clean start after a failure."""
+        ...
+
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak of memory since the last reset; on the CPU, of the process since its start."""
         ...

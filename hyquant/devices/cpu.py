@@ -1,5 +1,6 @@
 """The CPU: always there, synchronous, memory counted for the whole process."""
 
+import gc
 import resource
 import sys
 import time
@@ -34,6 +35,10 @@ class CpuDevice:
 
     def reset_memory_peak(self, index: int = 0) -> None:
         """Do nothing: the system keeps one peak per process and cannot reset it."""
+
+    def release_memory(self, index: int = 0) -> None:
+        """Collect garbage; the system's allocator gives large tensors back by itself."""
+        gc.collect()
 
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak resident size of this process since its start (getrusage: kilobytes, on macOS bytes)."""

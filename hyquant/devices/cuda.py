@@ -1,5 +1,6 @@
 """NVIDIA devices through torch.cuda."""
 
+import gc
 import time
 
 import torch
@@ -46,6 +47,12 @@ class CudaDevice:
     def reset_memory_peak(self, index: int = 0) -> None:
         """Start a new measurement of peak memory."""
         torch.cuda.reset_peak_memory_stats(index)
+
+    def release_memory(self, index: int = 0) -> None:
+        """Collect garbage and empty torch's cache of the device."""
+        gc.collect()
+        with torch.cuda.device(index):
+            torch.cuda.empty_cache()
 
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak of memory held by tensors since the last reset."""

@@ -4,6 +4,7 @@ Importing torch_npu registers the device type "npu" with torch and adds `torch.n
 `torch.cuda`. Work is queued: a host timer means something only after `synchronize`.
 """
 
+import gc
 import importlib
 import importlib.util
 import time
@@ -63,6 +64,12 @@ class NpuDevice:
     def reset_memory_peak(self, index: int = 0) -> None:
         """Start a new measurement of peak memory."""
         _runtime().npu.reset_peak_memory_stats(index)
+
+    def release_memory(self, index: int = 0) -> None:
+        """Collect garbage and empty torch_npu's cache of the device."""
+        gc.collect()
+        with _runtime().npu.device(index):
+            _runtime().npu.empty_cache()
 
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak of memory held by tensors since the last reset."""
