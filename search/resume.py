@@ -11,7 +11,7 @@ from search.errors import StudyMismatch
 from search.lease import LeaseWatch
 from search.processes import WorkerId, is_alive, is_local
 from search.prompts import StudyPrompts
-from search.retry import queue_again, queue_handed_back
+from search.retry import may_retry, queue_again, queue_handed_back, queued_again
 from search.storage import stored_config, stored_prompts
 from search.study import StudyConfig
 
@@ -56,6 +56,20 @@ def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None) ->
     still = set() if watch is None else watch.lost(running)
     lost = [trial for trial in running if trial.number in still or _is_dead_here(trial)]
     return [trial.number for trial in lost if _taken_back(study, trial, queue_again)]
+
+
+def queue_forgotten_trials(study: optuna.Study) -> list[int]:
+    """Queue what somebody had failed as lost or handed back, but was killed before queueing it; return the numbers."""
+    trials = study.get_trials(deepcopy=False)
+    known = queued_again(trials)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
+    lost = [trial for trial in failed if "reason" not in trial.user_attrs and may_retry(trial)]
+    left = [trial for trial in failed if trial.user_attrs.get("reason") == HANDED_BACK]
+    for trial in lost:
+        queue_again(study, trial)
+    for trial in left:
+        queue_handed_back(study, trial)
+    return sorted(trial.number for trial in (*lost, *left))
 
 
 def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
