@@ -165,7 +165,8 @@ class PatientStorage(BaseStorage):
             try:
                 return change()
             except UpdateFinishedTrialError:
-                if self._backend.get_trial(trial_id).user_attrs.get(FINISHED_BY) != token:
+                found = self._backend.get_trial(trial_id)
+                if found.state != state or found.user_attrs.get(FINISHED_BY) != token:
                     raise
                 return True
 

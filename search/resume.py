@@ -12,7 +12,7 @@ from search.lease import LeaseWatch
 from search.poison import note_crash
 from search.processes import WorkerId, is_alive, is_local
 from search.prompts import StudyPrompts
-from search.retry import queue_again, queue_handed_back
+from search.retry import may_retry, queue_again, queue_handed_back, queued_again
 from search.storage import stored_config, stored_prompts
 from search.study import StudyConfig
 
@@ -75,6 +75,20 @@ def _reclaimed(study: optuna.Study, trial: FrozenTrial, how: str | None) -> bool
             queue_again(study, trial)
 
     return _taken_back(study, trial, queue, reason=how)
+
+
+def queue_forgotten_trials(study: optuna.Study) -> list[int]:
+    """Queue what somebody had failed as lost or handed back, but was killed before queueing it; return the numbers."""
+    trials = study.get_trials(deepcopy=False)
+    known = queued_again(trials)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
+    lost = [trial for trial in failed if "reason" not in trial.user_attrs and may_retry(trial)]
+    left = [trial for trial in failed if trial.user_attrs.get("reason") == HANDED_BACK]
+    for trial in lost:
+        queue_again(study, trial)
+    for trial in left:
+        queue_handed_back(study, trial)
+    return sorted(trial.number for trial in (*lost, *left))
 
 
 def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:

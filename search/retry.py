@@ -5,7 +5,7 @@ Lost with its worker, a trial is queued again a few times at most; handed back b
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import optuna
@@ -27,6 +27,7 @@ def known_experiments() -> Iterator[None]:
         yield
 
 
+HANDED_BACK_FROM = "handed_back_from"
 QUEUE_ATTRIBUTES = ("fixed_params", "failed_trial", "retry_history")
 """System attributes by which Optuna queues and counts; constraints of an attempt are none of them."""
 
@@ -38,6 +39,11 @@ def queue_again(study: optuna.Study, lost: FrozenTrial) -> None:
     retry(study, _untried(lost))
 
 
+def may_retry(lost: FrozenTrial) -> bool:
+    """Say whether a lost trial is tried again."""
+    return len(lost.system_attrs.get("retry_history", ())) < MAX_RETRIES
+
+
 def queue_handed_back(study: optuna.Study, left: FrozenTrial) -> None:
     """Add a waiting trial with the parameters of one that its worker has left; that is no attempt that failed."""
     fresh = _untried(left)
@@ -47,9 +53,18 @@ def queue_handed_back(study: optuna.Study, left: FrozenTrial) -> None:
             params=fresh.params,
             distributions=fresh.distributions,
             user_attrs=fresh.user_attrs,
-            system_attrs=fresh.system_attrs,
+            system_attrs={**fresh.system_attrs, HANDED_BACK_FROM: left.number},
         )
     )
+
+
+def queued_again(trials: Iterable[FrozenTrial]) -> set[int]:
+    """Return the numbers of trials in whose place another was queued."""
+    found: set[int] = set()
+    for trial in trials:
+        found.update(trial.system_attrs.get("retry_history", ()))
+        found.update({trial.system_attrs[HANDED_BACK_FROM]} if HANDED_BACK_FROM in trial.system_attrs else ())
+    return found
 
 
 def _untried(trial: FrozenTrial) -> FrozenTrial:

@@ -21,7 +21,7 @@ from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
-from search.resume import reclaim_lost_trials, require_same_study
+from search.resume import queue_forgotten_trials, reclaim_lost_trials, require_same_study
 from search.run_sentences import numbers_in_words
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
@@ -138,7 +138,7 @@ def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> Non
     """Go on with a stored study: take over a changed budget, and take back trials whose worker is dead."""
     if stored_config(study) != config.without_places():
         store_config(study, config)
-    lost = reclaim_lost_trials(study)
+    lost = queue_forgotten_trials(study) + reclaim_lost_trials(study)
     evaluated = num_evaluated(count_states(study))
     message = f"resumed study {config.name} with {evaluated} of {config.budget.trials} trials evaluated"
     if lost:
