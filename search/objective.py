@@ -18,12 +18,13 @@ from search.calibrated import calibrate_for
 from search.climb import Climb, Front, climb
 from search.floor_measuring import prepare_floor
 from search.prepare import prepare_judge
+from search.provenance import Provenance, provenance_here
 from search.result import MetricResult, Outcome, TrialResult
 from search.rungs import Defeat
 from search.scoring import Judgement, bound_in_words, explained, judge, objective_values
 from search.stages import Stages
 from search.study import Constraint
-from search.workbench import Workbench
+from search.workbench import Workbench, stats_key
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,19 @@ def _conclude(bench: Workbench, config: QuantConfig, trial: Climb) -> TrialResul
         latent_l2=trial.latent_l2,
         num_prompts=num_done if is_partial else None,
         stopped_by=None if trial.defeat is None else trial.defeat.number,
+        provenance=_provenance(bench, config),
     )
+
+
+def _provenance(bench: Workbench, config: QuantConfig) -> Provenance:
+    prompts = [*bench.prompts.calibration, "", *bench.prompts.search]
+    digests = {
+        "model": bench.model.fingerprint(),
+        "prompts": digest(list(prompts)),
+        "config": digest(config),
+        "calibration": stats_key(bench),
+    }
+    return provenance_here(bench.model.device, seed=bench.config.workload.seed, digests=digests)
 
 
 def ended_early(
