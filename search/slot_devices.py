@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hyquant.devices import resolve_device
 from hyquant.devices.base import Device
 from search.errors import SearchError
 from search.locks import FileLock, default_lock_folder
@@ -58,6 +59,11 @@ def devices_here(device: Device, environment: Mapping[str, str]) -> tuple[str, .
     if listed := environment.get(variable, "").strip():
         return read_devices(listed)
     return tuple(map(str, range(device.num_devices())))
+
+
+def count_devices(name: str) -> int:
+    """Return how many devices of a study's kind this process may use."""
+    return len(devices_here(resolve_device(name), os.environ))
 
 
 def cores_here() -> tuple[int, ...]:
