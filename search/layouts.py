@@ -74,7 +74,7 @@ def reasoning(found: Sequence[Layout]) -> str:
     other = max(found[1:], key=lambda layout: abs(math.log(layout.slots / best.slots)))
     if other.total_s == best.total_s:
         why = "it is as fast with fewer trials in flight, of which the sampler learns more"
-    elif best.renders_s <= other.renders_s:
+    elif other.renders_s - best.renders_s >= other.once_s - best.once_s:
         why = f"the renders of its trials take {in_words(best.renders_s)} against {in_words(other.renders_s)}"
     else:
         why = f"what is made only once takes {in_words(best.once_s)} against {in_words(other.once_s)}"

@@ -80,6 +80,7 @@ def test_ranks_win_where_slots_buy_nothing(study):
 
     assert best[0].name == "1 x 8"
     assert reasoning(best).startswith("1 x 8 is fastest")
+    assert "what is made only once takes" in reasoning(best)
     assert "measured alone on the host" in reasoning(best)
 
 
