@@ -7,6 +7,8 @@ Renderings pass the turnstile after every denoising step, so a measurement waits
 
 import fcntl
 import getpass
+import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,6 +47,11 @@ class FileLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def fileno(self) -> int:
+        """Return the descriptor of a lock that is held; a process that inherits it holds the lock too."""
+        assert self._file is not None, "only a lock that is held has a descriptor"
+        return self._file.fileno()
 
     @contextmanager
     def held(self, *, shared: bool = False) -> Iterator[None]:
@@ -111,8 +118,21 @@ class HostLock:
 
 
 def default_lock_folder() -> Path:
-    """Return the folder of this host's locks: one per user, shared by all studies, because they share the devices."""
-    return Path(tempfile.gettempdir()) / f"hyq-search-{getpass.getuser()}"
+    """Make and return the folder of this host's locks: one per user, shared by all studies, as they share the devices.
+
+    Raises:
+        StoreError: If it cannot be made, or is somebody else's: whoever may write there could hold up every study.
+    """
+    folder = Path(tempfile.gettempdir()) / f"hyq-search-{getpass.getuser()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            folder.chmod(0o700)
+            return folder
+    except OSError as error:
+        raise StoreError(f"the lock folder {folder} must be usable, but is not: {error.strerror}; free it") from error
+    raise StoreError(f"the lock folder {folder} must be a folder of this user, but is not; remove it or set TMPDIR")
 
 
 def _open(path: Path) -> IO[str]:

@@ -19,12 +19,13 @@ from search.climb import Climb, Front, climb
 from search.errors import OutOfMemory
 from search.floor_measuring import prepare_floor
 from search.prepare import prepare_judge
+from search.provenance import Provenance, provenance_here
 from search.result import MetricResult, Outcome, TrialResult
 from search.rungs import Defeat
 from search.scoring import Judgement, bound_in_words, explained, judge, objective_values
 from search.stages import Stages
 from search.study import Constraint
-from search.workbench import Workbench
+from search.workbench import Workbench, stats_key
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _conclude(bench: Workbench, config: QuantConfig, trial: Climb) -> TrialResul
         latent_l2=trial.latent_l2,
         num_prompts=num_done if is_partial else None,
         stopped_by=None if trial.defeat is None else trial.defeat.number,
+        provenance=_provenance(bench, config),
     )
 
 
@@ -148,6 +150,17 @@ def out_of_memory_result(config: QuantConfig, failure: OutOfMemory) -> TrialResu
 def release_memory(bench: Workbench) -> None:
     """Let the next trial start from a clean allocator."""
     bench.device.release_memory(bench.group.local_rank)
+
+
+def _provenance(bench: Workbench, config: QuantConfig) -> Provenance:
+    prompts = [*bench.prompts.calibration, "", *bench.prompts.search]
+    digests = {
+        "model": bench.model.fingerprint(),
+        "prompts": digest(list(prompts)),
+        "config": digest(config),
+        "calibration": stats_key(bench),
+    }
+    return provenance_here(bench.model.device, seed=bench.config.workload.seed, digests=digests)
 
 
 def ended_early(

@@ -13,6 +13,7 @@ from hyquant.config import FrozenModel, Target
 from hyquant.cost import DeviceProfile
 from hyquant.models.base import DeploymentShape, RenderSettings
 from search.margins import CertificateConfig
+from search.slot_devices import AUTO, read_devices
 from spaces.space import SearchSpace
 from spaces.targets import narrowed
 
@@ -126,10 +127,34 @@ class PresetsConfig(FrozenModel):
 
 
 class Slot(FrozenModel):
-    """One long-lived group of ranks. The visible-devices variable is set to `devices`; None leaves it."""
+    """One long-lived group of ranks.
+
+    Attributes:
+        ranks: Its processes.
+        devices: A list such as "0-3,6", of cores where models run on the CPU; "auto" cuts as many as there are ranks
+            from those that are free, None leaves all that are visible. A named device belongs to one slot of the host.
+        environment: Variables of its processes, set over those of the runner.
+    """
 
     ranks: Annotated[int, Field(ge=1)] = 1
     devices: str | None = None
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], str | int] = Field(default={})
+
+    @model_validator(mode="after")
+    def _has_a_device_for_each_rank(self) -> "Slot":
+        if self.devices in (None, AUTO):
+            return self
+        num_devices = len(read_devices(self.devices))
+        if self.ranks > num_devices:
+            raise ValueError(f"ranks must be at most devices, but {self.ranks} ranks share {num_devices}; take fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_the_interpreter_alone(self) -> "Slot":
+        # A stored study reaches other hosts: it may tune their libraries, never choose what code they load.
+        if refused := sorted(name for name in self.environment if name.startswith(("LD_", "PYTHON", "HYQ_"))):
+            raise ValueError(f"environment must not set LD_*, PYTHON* or HYQ_*, but sets {refused}; delete them")
+        return self
 
 
 class TimeoutsConfig(FrozenModel):
@@ -224,6 +249,13 @@ class StudyConfig(FrozenModel):
     @model_validator(mode="after")
     def _has_a_valid_strategy(self) -> "StudyConfig":
         narrowed(self.space, self.target)
+        return self
+
+    @model_validator(mode="after")
+    def _gives_a_device_to_one_slot(self) -> "StudyConfig":
+        named = [name for slot in self.slots if slot.devices not in (None, AUTO) for name in read_devices(slot.devices)]
+        if repeated := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"slots must not share devices, but {repeated} stand in two; give each to one slot")
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,10 @@ class Device(Protocol):
         """
         ...
 
+    def num_devices(self) -> int:
+        """Return how many devices this process sees; 1 for the CPU."""
+        ...
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the torch device with this index among the visible ones."""
         ...

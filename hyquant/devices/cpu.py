@@ -22,6 +22,10 @@ class CpuDevice:
     def require(self) -> None:
         """Do nothing: a CPU is always usable."""
 
+    def num_devices(self) -> int:
+        """Return 1: the CPU is one device."""
+        return 1
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the CPU; it has no index."""
         return torch.device("cpu")

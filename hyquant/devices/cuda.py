@@ -31,6 +31,10 @@ class CudaDevice:
                 f"{torch.__version__} sees none; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use device cpu"
             )
 
+    def num_devices(self) -> int:
+        """Return how many devices torch sees."""
+        return torch.cuda.device_count()
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the CUDA device with this index among the visible ones."""
         return torch.device("cuda", index)

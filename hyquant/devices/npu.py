@@ -47,6 +47,10 @@ class NpuDevice:
                 "ASCEND_RT_VISIBLE_DEVICES, or use device cpu"
             )
 
+    def num_devices(self) -> int:
+        """Return how many NPUs torch_npu sees."""
+        return int(_runtime().npu.device_count())
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the NPU with this index among the visible ones."""
         _runtime()

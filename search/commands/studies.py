@@ -37,14 +37,29 @@ def run(
 
 
 def trial(
-    study: Study,
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A quantization config, written by hand.")],
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="Path of a study file, or a name; with --from, number of the trial.")
+    ],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A quantization config, written by hand.")
+    ] = None,
+    from_study: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="STUDY", help="Run a trial of this study again, and compare; exit code 3 if not equal."
+        ),
+    ] = None,
     store: Store = None,
     storage: Storage = None,
     kernel: Kernel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate one hand-written config as a trial of the study, logged like the rest."""
+    """Evaluate one hand-written config as a trial of the study, or with --from STUDY TRIAL run a trial again."""
+    if from_study is not None:
+        _run_again(from_study, study, config, store, storage, kernel, as_json)
+        return
+    if config is None:
+        raise SearchError("trial needs CONFIG.yaml, or --from STUDY TRIAL, but got neither; add one")
     from search.config_file import load_config
     from search.kernels import force_kernel
     from search.locate import config_to_run, locate_study, overview_of
@@ -60,6 +75,35 @@ def trial(
     if row is None or row.state in ("failed", "stopped"):
         raise SearchError(f"trial {number} must finish, but {row.reason if row else 'is gone'}; see hyq-search show")
     _show(study, number, store, storage, as_json)
+
+
+def _run_again(
+    study: str,
+    number: str,
+    config: Path | None,
+    store: Path | None,
+    storage: str | None,
+    kernel: str | None,
+    as_json: bool,
+) -> None:
+    """Run a stored trial again; exit code 3 says that its scores do not agree."""
+    if config is not None or not number.isdecimal():
+        raise SearchError(f"trial --from STUDY takes the number of a trial and no config, but got {number!r}; give one")
+    from search.answers import rerun_json, rerun_lines
+    from search.kernels import force_kernel
+    from search.locate import config_to_run, locate_study
+    from search.rerun import run_again
+
+    ref = locate_study(study, store, storage)
+    force_kernel(kernel, config_to_run(ref)[0].model.device)
+    rerun = run_again(ref, int(number))
+    if as_json:
+        print_json(rerun_json(rerun))
+    else:
+        for line in rerun_lines(rerun):
+            print_line(line)
+    if not rerun.agrees:
+        raise typer.Exit(3)
 
 
 def status(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:

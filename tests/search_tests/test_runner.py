@@ -14,7 +14,7 @@ from search.order import MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_st
 from search.prompts import load_prompts
 from search.repair import agreement
 from search.runner import run_study
-from search.slots import agent_command, slot_environment
+from search.slots import agent_command
 from search.storage import create_study, require_space, stored_config
 from search.study import Budget, JudgeConfig, Slot
 from search.trials import count_states
@@ -109,24 +109,6 @@ def test_an_agent_starts_its_ranks_on_a_port_of_its_own():
     assert "--nproc-per-node=3" in command
     assert "--rdzv-endpoint=127.0.0.1:0" in command
     assert command[-1] == "search.worker"
-
-
-def test_ranks_share_the_cores_unless_the_user_says_otherwise():
-    slots = (Slot(ranks=2), Slot(ranks=1))
-
-    def threads(environment):
-        made = slot_environment(slots[0], slots, device="cpu", environment=environment, num_cores=8)
-        return made["OMP_NUM_THREADS"]
-
-    assert threads({}) == "2"
-    assert threads({"OMP_NUM_THREADS": "5"}) == "5"
-
-
-def test_a_slot_cannot_name_devices_where_there_is_no_variable_for_them():
-    slot = Slot(devices="0,1")
-
-    with pytest.raises(SearchError, match="cannot name devices, but one names '0,1'"):
-        slot_environment(slot, (slot,), device="cpu", environment={}, num_cores=2)
 
 
 def test_ctrl_c_is_counted_and_heard_between_steps():
