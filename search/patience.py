@@ -60,7 +60,8 @@ def is_away(error: BaseException) -> bool:
             return "locked" in str(error.orig) or "busy" in str(error.orig)
         families = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
         return error.connection_invalidated or isinstance(error, families)
-    if isinstance(error, sqlalchemy.exc.TimeoutError):
+    # A session goes on being used after its connection broke where Optuna reads trials and tries a slower query.
+    if isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.PendingRollbackError):
         return True
     grpc = sys.modules.get("grpc")
     if grpc is not None and isinstance(error, grpc.RpcError):

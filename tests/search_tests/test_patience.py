@@ -154,6 +154,7 @@ def test_what_a_database_says_about_a_mistake_is_not_repeated():
 
     assert not any(map(is_away, mistakes))
     assert is_away(gone())
+    assert is_away(sqlalchemy.exc.PendingRollbackError("Can't reconnect until invalid transaction is rolled back."))
 
 
 def test_addresses_get_the_drivers_that_we_install():
