@@ -6,7 +6,6 @@ trials back like everyone else. What ends a study (MLflow put right, the report)
 with nothing in flight, `run` or a worker; doing it twice does no harm.
 """
 
-import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from search.order import WorkOrder, ask_to_leave
 from search.prompts import load_prompts
 from search.resume import hand_back_trials, reclaim_lost_trials, require_same_study
 from search.run_sentences import numbers_in_words
+from search.slot_devices import read_layout
 from search.slots import RunningSlot, start_slots, stop_slots
 from search.stall import why_over
 from search.storage import open_study, require_intact, require_space, store_errors, stored_config
@@ -147,13 +147,17 @@ def _crew(store: Path, study: str) -> Iterator[str]:
     raise StoreError(f"a host has at most {MAX_CREWS} workers of a study, but {store} has as many; end some")
 
 
-def slots_of(text: str) -> tuple[Slot, ...]:
-    """Return the slots that a text such as "2 x 4" means: two slots of four ranks.
+def slots_of(text: str | None) -> tuple[Slot, ...]:
+    """Return the slots that a layout such as "2 x 4" means: two slots of four ranks, each with devices of its own.
+
+    None is one rank that names no device, so that several workers may share what is visible.
 
     Raises:
-        SearchError: If it is something else.
+        SearchError: If it is no layout.
     """
-    match = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", text)
-    if match is None:
-        raise SearchError(f"slots must be given as NUMBER x RANKS, such as '2 x 4', but got {text!r}; correct it")
-    return (Slot(ranks=int(match[2])),) * int(match[1])
+    if text is None:
+        return (Slot(),)
+    try:
+        return tuple(Slot.model_validate(slot) for slot in read_layout(text))
+    except ValueError as error:
+        raise SearchError(str(error)) from error

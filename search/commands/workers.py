@@ -20,8 +20,12 @@ def worker(
     ] = None,
     store: Store = None,
     slots: Annotated[
-        str, typer.Option(help="Slots of this host: how many, and of how many ranks each.", metavar="N x RANKS")
-    ] = "1 x 1",
+        str | None,
+        typer.Option(
+            help="Slots of this host, which get devices of their own [default: one rank on whatever is visible].",
+            metavar="N x RANKS",
+        ),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(help="Leave after so many trials of each slot [default: when the study is over].")
     ] = None,
