@@ -28,7 +28,7 @@ from search.runner import run_point, run_study
 from search.stages import Stages
 from search.storage import open_study
 from search.study_file import load_study
-from search.tracking import prepare_store
+from search.mlflow_client import prepare_store
 from search.trials import count_states, front, is_evaluated, trial_config, trial_result
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]

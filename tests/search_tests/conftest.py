@@ -18,7 +18,7 @@ from search.prompts import StudyPrompts
 from search.result import MetricResult, TrialResult
 from search.storage import create_study
 from search.study import Budget, JudgeConfig, LatencyConfig, ModelConfig, Objective, StudyConfig, Workload
-from search.tracking import prepare_store
+from search.mlflow_client import prepare_store
 from spaces.space import load_space
 
 CONFIGS = {

@@ -27,7 +27,8 @@ from search.result import TrialResult
 from search.stages import Stages
 from search.storage import create_study, stored_floor
 from search.study import Budget, Constraint, Objective
-from search.tracking import Tracker, tracking_uri
+from search.mlflow_client import tracking_uri
+from search.tracking import Tracker
 from search.trials import trial_result, trial_state
 
 PROMPTS = StudyPrompts(calibration=("one red cube",), search=("a green cone", "a grey ring", "two tall blue boxes"))
