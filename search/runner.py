@@ -182,8 +182,8 @@ def _run_slots(
 
 def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
     """Make MLflow's database ready while the workers start; mlflow is imported here, when they are under way."""
-    from search.repair import repair
     from search.mlflow_client import prepare_store
+    from search.repair import repair
     from search.tracking import Tracker
 
     store = Path(config.store)

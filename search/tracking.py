@@ -260,9 +260,7 @@ class Tracker:
         location = (self._store / "artifacts").resolve().as_uri() if self._uri is None else None
         try:
             with mlflow_errors(self._store, self._uri):
-                made = self._client.create_experiment(
-                    self._study, artifact_location=location, tags=_EXPERIMENT_TAGS
-                )
+                made = self._client.create_experiment(self._study, artifact_location=location, tags=_EXPERIMENT_TAGS)
             return str(made), True
         except StoreError:  # perhaps because another host was faster
             experiment = self._client.get_experiment_by_name(self._study)

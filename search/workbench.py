@@ -18,8 +18,8 @@ from hyquant.calibration.observe import observe
 from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.records import StoredRecords
 from hyquant.calibration.sequential import needs_sequential_stats
-from hyquant.calibration.stats import GroupStats
 from hyquant.calibration.shared import open_store
+from hyquant.calibration.stats import GroupStats
 from hyquant.calibration.store import Entry, Store
 from hyquant.config import digest
 from hyquant.devices.base import Device

@@ -1,7 +1,6 @@
 """Commands for many machines: worker (join a study from any host) and storage-proxy (share a database)."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer

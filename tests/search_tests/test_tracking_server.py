@@ -89,9 +89,7 @@ def test_hosts_that_open_a_study_at_once_get_one_parent_run(server, study, tmp_p
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
-def test_what_a_dead_server_misses_is_sent_with_its_videos_when_it_is_back(
-    study, files, make_result, tmp_path, caplog
-):
+def test_what_a_dead_server_misses_is_sent_with_its_videos_when_it_is_back(study, files, make_result, tmp_path, caplog):
     folder = tmp_path / "server"
     folder.mkdir()
     server = mlflow_server(folder)
