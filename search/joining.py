@@ -74,7 +74,7 @@ def join_study(
         require_intact(study)
         if isinstance(place, StudyConfig) and study_file is not None:
             require_same_study(study, place, load_prompts(place.workload, study_file.parent))
-        here = {"store": str(store), "storage": url, "slots": slots}
+        here = {"store": str(store), "storage": url, "tracking": tracking, "slots": slots}
         config = stored_config(study).model_copy(update=here)
         with _crew(store, name) as crew:
             if _is_over(study, config):
@@ -106,7 +106,7 @@ def _work(
             ask_to_leave(slot.folder)
 
     on_event(event("resumed", f"joined study {config.name} as {order.crew}", study, config))
-    from search.tracking import database_path as mlflow_path
+    from search.mlflow_client import database_path as mlflow_path
 
     with counted_interrupts(Leaving(leave, is_hasty=is_hasty)) as interrupts:
         try:

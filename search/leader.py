@@ -75,7 +75,7 @@ class Leader:
         self._study = study
         self._order = order
         self._restart_count = restart_count
-        self._tracker = Tracker(order.store, order.study)
+        self._tracker = Tracker(order.store, order.study, order.tracking)
         self._is_tracking = False
         self._has_told_of_float = False
         self._evidence: Evidence | None = None
@@ -360,7 +360,8 @@ class Leader:
                 plan, report, samples = (e.plan, e.report, e.samples) if (e := self._evidence) else (None, None, [])
                 write_trial_files(folder, result, plan=plan, report=report, samples=samples)
             files = folder if result is not None else None
-            self._tracker.finish_trial(trial.number, state, result, reason=trial_reason(trial), files=files)
+            span = (trial.datetime_start, trial.datetime_complete)
+            self._tracker.finish_trial(trial.number, state, result, reason=trial_reason(trial), files=files, span=span)
         self._evidence = None
         self._write_sign_of_life()
         logger.info("trial number=%d state=%s reason=%s", trial.number, state, trial_reason(trial))

@@ -37,8 +37,9 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
         config, prompts = stored_config(study), stored_prompts(study)
         device = resolve_device(config.model.device)
         group = init_group(device, timeout_s=max(DEFAULT_TIMEOUT_S, config.timeouts.first_s))
+        cache = order.store / "cache"
         bench = prepare_workbench(
-            config, prompts, group=group, device=device, cache=order.store / "cache", lock=HostLock()
+            config, prompts, group=group, device=device, cache=cache, lock=HostLock(), shared=order.shared
         )
         if group.rank == 0:
             reason = Leader(bench, study, order, restart_count=restart_count).run()

@@ -154,6 +154,8 @@ def _run_slots(
     order = WorkOrder(
         store=store.resolve(),
         url=config.storage,
+        tracking=config.tracking,
+        shared=None if config.shared is None else Path(config.shared).resolve(),
         study=config.name,
         slot=0,
         first_trial=len(study.get_trials(deepcopy=False)),
@@ -180,11 +182,13 @@ def _run_slots(
 
 def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
     """Make MLflow's database ready while the workers start; mlflow is imported here, when they are under way."""
+    from search.mlflow_client import prepare_store
     from search.repair import repair
-    from search.tracking import Tracker, prepare_store
+    from search.tracking import Tracker
 
     store = Path(config.store)
-    prepare_store(store)
-    Tracker(store, config.name).open_study(config.without_places())
-    for sentence in repair(store, study):
+    if config.tracking is None:
+        prepare_store(store)
+    Tracker(store, config.name, config.tracking).open_study(config.without_places())
+    for sentence in repair(store, study, config.tracking):
         on_event(event("note", f"corrected in MLflow: {sentence}", study, config))

@@ -203,7 +203,9 @@ class StudyConfig(FrozenModel):
     """A study file.
 
     `store` is this host's folder of caches, logs and databases. `storage` is the address of Optuna's database, for
-    studies shared by several machines (`search.databases`); None is `optuna.db` in the store.
+    studies shared by several machines (`search.databases`); None is `optuna.db` in the store. `tracking` is the
+    address of an MLflow server; None is `mlflow.db` in the store. `shared` is a folder that all hosts see, through
+    which they share what was captured, rendered and measured once.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -227,6 +229,8 @@ class StudyConfig(FrozenModel):
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"
     storage: str | None = None
+    tracking: str | None = None
+    shared: str | None = None
 
     @property
     def valid_space(self) -> SearchSpace:

@@ -132,8 +132,8 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
     if lost := reclaim_lost_trials(study):
         on_event(event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
     store = Path(config.store)
-    tracker = Tracker(store, config.name)
-    for sentence in repair(store, study):
+    tracker = Tracker(store, config.name, config.tracking)
+    for sentence in repair(store, study, config.tracking):
         on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)

@@ -29,6 +29,10 @@ Storage = Annotated[
         show_default=False,
     ),
 ]
+SharedFolder = Annotated[
+    Path | None,
+    typer.Option("--shared", help="Folder through which hosts share calibrated inputs and the like."),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(

@@ -6,14 +6,20 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Kernel, Storage, Store, Study
+from search.commands.options import AsJson, Kernel, SharedFolder, Storage, Store, Study, TrackingUri
 from search.console import print_json, print_line, print_table, remark
 from search.errors import SearchError
 from search.progress import RunProgress, in_words
 
 
 def run(
-    study: Study, store: Store = None, storage: Storage = None, kernel: Kernel = None, as_json: AsJson = False
+    study: Study,
+    store: Store = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    shared: SharedFolder = None,
+    kernel: Kernel = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create a study, or resume it, and evaluate trials until its budget is used."""
     from search.answers import status_json
@@ -23,6 +29,8 @@ def run(
 
     ref = locate_study(study, store, storage)
     config, study_file = config_to_run(ref)
+    given = {"tracking": tracking_uri, "shared": None if shared is None else str(shared)}
+    config = config.model_copy(update={name: value for name, value in given.items() if value is not None})
     force_kernel(kernel, config.model.device)
     with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
         summary = run_study(config, study_file=study_file, on_event=progress)

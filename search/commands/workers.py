@@ -1,12 +1,11 @@
 """Commands for many machines: worker (join a study from any host) and storage-proxy (share a database)."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Kernel, Storage, Store, Study, TrackingUri
+from search.commands.options import AsJson, Kernel, SharedFolder, Storage, Store, Study, TrackingUri
 from search.console import print_json, print_line, remark
 from search.progress import RunProgress
 
@@ -15,9 +14,7 @@ def worker(
     study: Study,
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
-    shared: Annotated[
-        Path | None, typer.Option(help="Folder through which hosts share calibrated inputs and the like.")
-    ] = None,
+    shared: SharedFolder = None,
     store: Store = None,
     slots: Annotated[
         str | None,

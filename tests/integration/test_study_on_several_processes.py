@@ -21,6 +21,7 @@ from search.confirmation import confirmations
 from search.errors import SearchError, StoreError
 from search.locate import locate_study
 from search.locks import HostLock
+from search.mlflow_client import prepare_store
 from search.objective import run_trial
 from search.prepare import prepare_workbench
 from search.prompts import load_prompts
@@ -31,7 +32,6 @@ from search.slot_devices import cores_here
 from search.stages import Stages
 from search.storage import open_study
 from search.study_file import load_study
-from search.tracking import prepare_store
 from search.trials import count_states, front, is_evaluated, trial_config, trial_result
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
