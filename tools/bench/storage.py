@@ -2,9 +2,9 @@
 
     python -m tools.bench.storage --json docs/benchmarks/storage.json [--url postgresql://...]
 
-Workers are processes of this machine that ask, suggest, write what a real trial writes (a config, a result of 10 kB) and
-tell, as fast as they can, with no rendering between. With more workers than cores they also contend for the cores, which
-is part of what the table shows; on machines of their own they would not. Random samplers show the storage alone.
+Workers are processes of this machine that ask, suggest, write what a real trial writes (a config, a result of 10 kB)
+and tell, as fast as they can, with no rendering between. With more workers than cores they also contend for the cores,
+which is part of what the table shows; on machines of their own they would not. Random samplers show the storage alone.
 """
 
 import argparse

@@ -49,7 +49,9 @@ def checks(study: optuna.Study, follower: Follower, url: str, store: Path, scrat
     yield Check("every trial is in a final state", not open_ones, f"{dict(states)}; not final: {open_ones}")
     rows = finished(url)
     twice = [number for number, found in rows.items() if len(found) != 1]
-    yield Check("exactly once, and it never changed", not twice and not follower.changed, str([*twice, *follower.changed]))
+    yield Check(
+        "exactly once, and it never changed", not twice and not follower.changed, str([*twice, *follower.changed])
+    )
     numbers = [trial.number for trial in trials]
     yield Check("numbers have no gap", numbers == list(range(len(numbers))), f"0 to {len(numbers) - 1}")
     evaluated = [trial for trial in trials if is_evaluated(trial)]
@@ -84,9 +86,7 @@ def non_dominated(values: dict[int, tuple[float, ...]]) -> list[int]:
     )
 
 
-def _again(
-    study: optuna.Study, trials: Sequence[FrozenTrial], scratch: Path
-) -> Iterator[tuple[float, ...] | None]:
+def _again(study: optuna.Study, trials: Sequence[FrozenTrial], scratch: Path) -> Iterator[tuple[float, ...] | None]:
     """Evaluate the configs of trials in this process, with a cache of its own and nobody else about."""
     config = stored_config(study)
     bench = prepare_workbench(

@@ -1,7 +1,7 @@
 """Two hosts in network namespaces, joined to the servers by a bridge; all of it inside the run's own namespaces.
 
-    10.77.0.1   the run itself: PostgreSQL, MLflow          bridge hyq0
-    10.77.0.2   host hyq-a, 10.77.0.3 host hyq-b            veth pairs
+10.77.0.1   the run itself: PostgreSQL, MLflow          bridge hyq0
+10.77.0.2   host hyq-a, 10.77.0.3 host hyq-b            veth pairs
 """
 
 import subprocess

@@ -54,7 +54,9 @@ def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tup
     found = list(checks(_study(rack), follower, STUDY_URL, rack.workers[0].store, folder / "quiet"))
     starts = ", ".join(f"{worker.name} {worker.num_starts}" for worker in rack.workers)
     logger.info("%d faults in %.0f s; starts: %s", len(plan), time.monotonic() - started, starts)
-    print(markdown([{"": "yes" if one.holds else "NO", "what must hold": one.what, "found": one.found} for one in found]))
+    print(
+        markdown([{"": "yes" if one.holds else "NO", "what must hold": one.what, "found": one.found} for one in found])
+    )
     return 0 if _all_hold(found) else 1
 
 
@@ -139,7 +141,7 @@ def _log_says(worker: Worker, words: str) -> bool:
     return words in worker.log.read_text().rpartition("Traceback")[2][-4000:]
 
 
-def _study(rack: Rack):  # noqa: ANN202
+def _study(rack: Rack):
     return open_study(rack.workers[0].store, NAME, url=STUDY_URL)
 
 

@@ -16,7 +16,7 @@ UNREACHED = 10_000
 _STUDY: dict[str, Any] = {
     "name": NAME,
     "model": {"kind": "tiny", "source": "0", "device": "cpu"},
-    "space": "hunyuan_video",
+    "space": "mini",
     "workload": {
         "calibration_prompts": "calibration.txt",
         "search_prompts": "search.txt",
