@@ -1,4 +1,4 @@
-"""What is logged of a trial or a study, as one flat value: it can wait on disk, and logging it twice changes nothing."""
+"""What is logged of a trial or a study, as one flat value: it can wait on disk, and twice logged is once logged."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
