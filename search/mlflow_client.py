@@ -19,8 +19,11 @@ from search.logged import LoggedMetric
 from search.redaction import redacted
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient as Client
-    from mlflow.entities import Run as Run
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+    Client = MlflowClient
+    Run = MlflowRun
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
