@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from search.errors import StoreError
 from search.logged import LoggedMetric
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-    Client = MlflowClient
-    Run = MlflowRun
+    Client: TypeAlias = MlflowClient
+    Run: TypeAlias = MlflowRun
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

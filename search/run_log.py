@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from hyquant.config import FrozenModel
 from search.logged import LoggedMetric, config_params, result_metrics
 from search.result import TrialResult
@@ -42,8 +44,8 @@ class RunLog(FrozenModel):
     number: int | None
     status: str | None = None
     metrics: tuple[LoggedMetric, ...] = ()
-    params: dict[str, str] = {}
-    tags: dict[str, str] = {}
+    params: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
     started_ms: int | None = None
     finished_ms: int | None = None
 
@@ -73,7 +75,7 @@ def trial_log(
     if is_repaired:
         tags[REPAIRED_TAG] = "true"
     metrics: list[LoggedMetric] = []
-    params: dict[str, str] = {}
+    params: dict[str, str] = Field(default_factory=dict)
     if result is not None:
         tags[DIGEST_TAG] = result.config_digest
         metrics, params = result_metrics(result), config_params(result.config)
