@@ -1,4 +1,4 @@
-"""What is logged of a trial or a study, as one flat value: it can wait on disk, and logging it twice changes nothing."""
+"""What is logged of a trial or a study as one flat value: it can wait on disk, and logging it twice is harmless."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ def trial_log(
     if is_repaired:
         tags[REPAIRED_TAG] = "true"
     metrics: list[LoggedMetric] = []
-    params: dict[str, str] = Field(default_factory=dict)
+    params: dict[str, str] = {}
     if result is not None:
         tags[DIGEST_TAG] = result.config_digest
         metrics, params = result_metrics(result), config_params(result.config)
