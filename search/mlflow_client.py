@@ -12,15 +12,18 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from search.errors import StoreError
 from search.logged import LoggedMetric
 from search.redaction import redacted
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient as Client
-    from mlflow.entities import Run as Run
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+    Client: TypeAlias = MlflowClient
+    Run: TypeAlias = MlflowRun
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -1,7 +1,9 @@
-"""What is logged of a trial or a study, as one flat value: it can wait on disk, and twice logged is once logged."""
+"""What is logged of a trial or a study as one flat value: it can wait on disk, and logging it twice is harmless."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
+
+from pydantic import Field
 
 from hyquant.config import FrozenModel
 from search.logged import LoggedMetric, config_params, result_metrics
@@ -42,8 +44,8 @@ class RunLog(FrozenModel):
     number: int | None
     status: str | None = None
     metrics: tuple[LoggedMetric, ...] = ()
-    params: dict[str, str] = {}
-    tags: dict[str, str] = {}
+    params: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
     started_ms: int | None = None
     finished_ms: int | None = None
 

@@ -119,7 +119,7 @@ def test_what_a_dead_server_misses_is_sent_with_its_videos_when_it_is_back(study
     assert away_s < 20
     assert len(caplog.records) == 1
     assert (silent, remaining, again) == (6, 0, 0)
-    assert held == dict.fromkeys(range(5), ["videos.mp4"])
+    assert held == {number: ["videos.mp4"] for number in range(5)}
     assert {(run.status, run.state) for run in runs} == {("FINISHED", "complete")}
     assert floor == {"noise_floor.psnr_db": 40.0}
 
