@@ -16,7 +16,7 @@ from search.order import WorkOrder
 from search.pace import trouble
 from search.prepare import prepare_workbench
 from search.stages import Stages
-from search.storage import open_study, store_errors, stored_config, stored_prompts
+from search.storage import open_study, require_intact, store_errors, stored_config, stored_prompts
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
     optuna.logging.enable_propagation()
     with store_errors(order.store):
         study = open_study(order.store, order.study, url=order.url)
+        require_intact(study)
         config, prompts = stored_config(study), stored_prompts(study)
         device = resolve_device(config.model.device)
         group = init_group(device)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hyquant.devices import resolve_device
 from search.errors import SearchError
-from search.order import SlotState, WorkOrder, read_state, slot_folder, write_state
+from search.order import ORDER_VARIABLE, SlotState, WorkOrder, read_state, write_state
 from search.study import Slot
 
 logger = logging.getLogger(__name__)
@@ -103,14 +103,14 @@ def agent_command(slot: Slot, order: WorkOrder, *, runner_pid: int) -> list[str]
         f"--max-restarts={MAX_RESTARTS}",
         "--module",
         "search.worker",
-        order.model_dump_json(),
     ]
     return [sys.executable, "-m", "search.agent", str(runner_pid), str(TERMINATION_GRACE_S), *torchrun]
 
 
 def _start(index: int, slot: Slot, order: WorkOrder, slots: Sequence[Slot], *, device: str) -> RunningSlot:
-    folder = slot_folder(order.store, order.study, index)
+    folder = order.folder
     write_state(folder, SlotState())
+    (folder / "leave").unlink(missing_ok=True)
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = slot_environment(slot, slots, device=device, environment=os.environ, num_cores=num_cores)
     with (folder / "log.txt").open("ab") as log:
@@ -119,7 +119,7 @@ def _start(index: int, slot: Slot, order: WorkOrder, slots: Sequence[Slot], *, d
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**environment, ORDER_VARIABLE: order.model_dump_json()},
             start_new_session=True,
         )
     logger.info("slot index=%d ranks=%d agent_pid=%d", index, slot.ranks, agent.pid)

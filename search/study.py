@@ -157,11 +157,15 @@ DEFAULT_CONSTRAINTS = (
 )
 
 
+PLACES = ("store", "storage", "tracking", "shared")
+"""Fields that say where a study is. Every host has its own, addresses hold passwords, and so they are never stored."""
+
+
 class StudyConfig(FrozenModel):
     """A study file.
 
-    `store` is the folder of databases, caches and logs. `storage` is Optuna's database as a SQLAlchemy URL, for studies
-    shared by several machines; None is `optuna.db` in the store.
+    `store` is this host's folder of caches, logs and databases. `storage` is the address of Optuna's database, for
+    studies shared by several machines (`search.databases`); None is `optuna.db` in the store.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -192,8 +196,16 @@ class StudyConfig(FrozenModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the part that must stay equal on resume: what a trial depends on."""
-        changeable = {"budget", "rungs", "confirm", "presets", "slots", "store", "storage", "certificate"}
+        changeable = {"budget", "rungs", "confirm", "presets", "slots", "certificate", *PLACES}
         return self.model_dump(mode="json", exclude=changeable)
+
+    def stored_form(self) -> dict[str, Any]:
+        """Return what is stored of a study: all but its places."""
+        return self.model_dump(mode="json", exclude=set(PLACES))
+
+    def without_places(self) -> "StudyConfig":
+        """Return the config as every host has it."""
+        return StudyConfig.model_validate(self.stored_form())
 
     @model_validator(mode="after")
     def _has_a_valid_strategy(self) -> "StudyConfig":

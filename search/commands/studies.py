@@ -6,20 +6,22 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Kernel, Store, Study
+from search.commands.options import AsJson, Kernel, Storage, Store, Study
 from search.console import print_json, print_line, print_table, remark
 from search.errors import SearchError
 from search.progress import RunProgress, in_words
 
 
-def run(study: Study, store: Store = None, kernel: Kernel = None, as_json: AsJson = False) -> None:
+def run(
+    study: Study, store: Store = None, storage: Storage = None, kernel: Kernel = None, as_json: AsJson = False
+) -> None:
     """Create a study, or resume it, and evaluate trials until its budget is used."""
     from search.answers import status_json
     from search.kernels import force_kernel
     from search.locate import config_to_run, locate_study, overview_of
     from search.runner import run_study
 
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     config, study_file = config_to_run(ref)
     force_kernel(kernel, config.model.device)
     with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
@@ -38,6 +40,7 @@ def trial(
     study: Study,
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A quantization config, written by hand.")],
     store: Store = None,
+    storage: Storage = None,
     kernel: Kernel = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +51,7 @@ def trial(
     from search.runner import run_point
 
     point = load_config(config)
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     study_config, study_file = config_to_run(ref)
     force_kernel(kernel, study_config.model.device)
     with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
@@ -56,15 +59,15 @@ def trial(
     row = overview_of(ref).row(number)
     if row is None or row.state in ("failed", "stopped"):
         raise SearchError(f"trial {number} must finish, but {row.reason if row else 'is gone'}; see hyq-search show")
-    _show(study, number, store, as_json)
+    _show(study, number, store, storage, as_json)
 
 
-def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+def status(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:
     """Say how far a study is."""
     from search.answers import floor_lines, status_json
     from search.locate import locate_study, overview_of
 
-    overview = overview_of(locate_study(study, store))
+    overview = overview_of(locate_study(study, store, storage))
     answer = status_json(overview)
     if as_json:
         print_json(answer)
@@ -85,12 +88,12 @@ def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
         print_line(f"one trial takes {in_words(answer['median_trial_s'])}")
 
 
-def front(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+def front(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:
     """List the trials that no other trial beats, best quality first."""
     from search.answers import front_json, table_row
     from search.locate import locate_study, overview_of
 
-    overview = overview_of(locate_study(study, store))
+    overview = overview_of(locate_study(study, store, storage))
     if as_json:
         print_json(front_json(overview))
     elif overview.front:
@@ -103,17 +106,18 @@ def show(
     study: Study,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial.")],
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Show everything about one trial."""
-    _show(study, trial, store, as_json)
+    _show(study, trial, store, storage, as_json)
 
 
-def _show(study: str, number: int, store: Path | None, as_json: bool) -> None:
+def _show(study: str, number: int, store: Path | None, storage: str | None, as_json: bool) -> None:
     from search.answers import trial_json, trial_lines
     from search.locate import locate_study, overview_of
 
-    overview = overview_of(locate_study(study, store))
+    overview = overview_of(locate_study(study, store, storage))
     row = overview.row(number)
     if row is None:
         known = f"0 to {len(overview.rows) - 1}" if overview.rows else "none yet"
