@@ -31,7 +31,7 @@ from search.errors import OutOfMemory, StoreError, StudyMismatch, TrialFailed
 from search.lease import LeaseWatch, leased
 from search.locks import FileLock
 from search.logged import floor_metrics
-from search.media import write_trial_files
+from search.media import written_trial_files
 from search.objective import Evidence, out_of_memory_result, release_memory, run_trial
 from search.order import SlotState, WorkOrder, is_asked_to_leave, mlflow_lock_path, slot_folder, write_state
 from search.pace import must_wait, next_draw, stop_reason, trouble
@@ -355,11 +355,10 @@ class Leader:
         result, state = trial_result(trial), trial_state(trial)
         self._may_track(wait=True)
         with tempfile.TemporaryDirectory(prefix="hyq-trial-") as name:
-            folder = Path(name)
+            folder, files = Path(name), None
             if result is not None:
                 plan, report, samples = (e.plan, e.report, e.samples) if (e := self._evidence) else (None, None, [])
-                write_trial_files(folder, result, plan=plan, report=report, samples=samples)
-            files = folder if result is not None else None
+                files = written_trial_files(folder, result, plan=plan, report=report, samples=samples)
             span = (trial.datetime_start, trial.datetime_complete)
             self._tracker.finish_trial(trial.number, state, result, reason=trial_reason(trial), files=files, span=span)
         self._evidence = None
