@@ -7,7 +7,7 @@ BENCH_VENV ?= .venv-bench
 BENCH := $(BENCH_VENV)/bin/python -m
 STAMP := $(VENV)/.installed
 
-.PHONY: help install study test check format bench clean
+.PHONY: help install study test check format bench chaos clean
 
 help: ## Show what each target does.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/'
@@ -60,6 +60,9 @@ bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and wri
 	$(BENCH) tools.bench.rank_split --json docs/benchmarks/rank_split.json
 	$(BENCH) tools.bench.streaming --folder $${TMPDIR:-/tmp} --json docs/benchmarks/streaming.json
 	$(BENCH) tools.bench.page
+
+chaos: $(STAMP) ## Run a study under 50 faults in namespaces of its own (Linux, root, PostgreSQL; a quarter of an hour).
+	nice -n 19 $(BIN)/python -m tools.chaos --faults 50
 
 clean: ## Remove caches and built files; studies and exports stay.
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,6 +1,8 @@
 """torchrun's agent of one slot, which does not outlive the runner.
 
-    python -m search.agent RUNNER_PID GRACE_S TORCHRUN_ARGUMENTS
+    python -m search.agent RUNNER_PID GRACE_S CORES TORCHRUN_ARGUMENTS
+
+CORES is "all" or a list such as "0,1"; the workers inherit what the agent may run on.
 
 On Linux the kernel sends it SIGTERM when the runner dies (prctl, PR_SET_PDEATHSIG), and torchrun then ends its workers.
 """
@@ -20,9 +22,11 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != runner_pid:
         sys.exit("the runner ended before its agent began")
+    if (cores := sys.argv[3]) != "all":
+        os.sched_setaffinity(0, set(map(int, cores.split(","))))
     from torch.distributed import run
 
-    grace_s, arguments = sys.argv[2], sys.argv[3:]
+    grace_s, arguments = sys.argv[2], sys.argv[4:]
     # Older torchrun has no such option; there workers get its fixed 30 seconds to end.
     if "--shutdown-timeout" in run.get_args_parser().format_help():
         arguments = [f"--shutdown-timeout={grace_s}", *arguments]

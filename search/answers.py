@@ -10,12 +10,14 @@ from search.metric_names import LATENT_L2, worse
 from search.noise_floor import NoiseFloor
 from search.overview import Overview, TrialRow
 from search.plain import plain
+from search.provenance import Provenance
 from search.readable import readable, with_interval
 from search.result import TrialResult
 from spaces.space import SearchSpace
 
 if TYPE_CHECKING:
     from hyquant.export import VerifyReport
+    from search.rerun import Rerun
 
 _CONFIG_COLUMNS = ("linear.act_method", "linear.timestep_sep", "smoothing.placement")
 
@@ -119,6 +121,7 @@ def trial_json(row: TrialRow) -> dict[str, Any]:
         "stopped_by": None if result is None else result.stopped_by,
         "stage_seconds": {} if result is None else result.stage_seconds,
         "duration_s": row.duration_s,
+        "provenance": None if result is None else result.provenance,
     }
     return {key: plain(value) for key, value in answer.items()}
 
@@ -148,6 +151,7 @@ def trial_lines(row: TrialRow, floor: NoiseFloor | None = None) -> list[str]:
         ]
         lines += [f"  bound on {name} is exceeded by {v:.3g}" for name, v in row.result.constraints.items() if v > 0]
         lines += _latency_lines(row.result.latency)
+        lines += _provenance_lines(row.result.provenance)
         lines += _latent_lines(row)
         lines.append(_memory_line(row.result))
         if (again := row.confirmation) is not None and again.result is not None:
@@ -180,6 +184,35 @@ def _again(row: TrialRow) -> str:
         return ""
     values = row.confirmation.values
     return "not held" if values is None else ", ".join(map(readable, values))
+
+
+def rerun_json(rerun: "Rerun") -> dict[str, Any]:
+    """Return the answer of `hyq-search trial --from --json`; documented in docs/cli.md."""
+    metrics = [{**plain(metric), "agrees": metric.agrees} for metric in rerun.metrics]
+    return {**plain(rerun), "metrics": metrics, "agrees": rerun.agrees}
+
+
+def rerun_lines(rerun: "Rerun") -> list[str]:
+    """Return what running a trial again has shown, as lines for people."""
+    lines = [
+        f"  {one.metric}: {readable(one.then)} then, {readable(one.now)} now; {one.distance:.2g} apart, "
+        f"{'within' if one.agrees else 'beyond'} {one.allowance:.2g}"
+        for one in rerun.metrics
+    ]
+    changed = ["where it was run is not known"] if rerun.changed is None else [f"changed: {x}" for x in rerun.changed]
+    verdict = "agrees within the noise floor" if rerun.agrees else "does not agree"
+    return [f"trial {rerun.number} run again {verdict}", *lines, *(changed or ["nothing changed in its provenance"])]
+
+
+def _provenance_lines(provenance: Provenance | None) -> list[str]:
+    if provenance is None:
+        return []
+    versions = ", ".join(f"{name} {value}" for name, value in (provenance.packages | provenance.drivers).items())
+    digests = ", ".join(f"{name} {value[:12]}" for name, value in provenance.digests.items())
+    return [
+        f"made with: code {provenance.code[:12] or 'of the package'}, {versions}, on {provenance.device}",
+        f"  seed {provenance.seed}; digests: {digests}",
+    ]
 
 
 def _latency_lines(latency: LatencyReport | None) -> list[str]:

@@ -48,6 +48,7 @@ def write_statistics(
         device=resolve_device(config.model.device),
         cache=Path(config.store) / "cache",
         lock=HostLock(),
+        shared=config.shared,
     )
     model, num_steps = bench.model, config.workload.settings.num_steps
     plan = build_plan(

@@ -22,6 +22,7 @@ from search.commands import (
     sensitivity,
     service,
     studies,
+    workers,
 )
 from search.console import one_line, remark
 from search.install import check_installation
@@ -40,6 +41,8 @@ for command in (
     studies.front,
     studies.show,
     studies.trial,
+    workers.worker,
+    workers.storage_proxy,
     explaining.explain,
     exports.export,
     exports.verify,

@@ -2,6 +2,7 @@
 
     SearchError
     ├── TrialFailed       one trial could not finish; carries stage, rank and log
+    │   └── OutOfMemory   because a rank had no memory left
     ├── StudyMismatch     a stored study does not belong to this study file
     ├── StoreError        the study's databases are missing, locked or out of space
     └── InstallError      a package or file this installation needs is missing
@@ -29,6 +30,10 @@ class TrialFailed(SearchError):
         self.reason = reason
         self.rank = rank
         self.log = log
+
+
+class OutOfMemory(TrialFailed):
+    """A trial could not finish because a rank had no memory left."""
 
 
 class StudyMismatch(SearchError):

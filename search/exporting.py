@@ -115,7 +115,9 @@ def export_config(
     """
     device = resolve_device(config.model.device)
     cache = Path(config.store) / "cache"
-    bench = build_workbench(config, prompts, group=Group(), device=device, cache=cache, lock=HostLock())
+    bench = build_workbench(
+        config, prompts, group=Group(), device=device, cache=cache, lock=HostLock(), shared=config.shared
+    )
     model = bench.model
     num_steps = config.workload.settings.num_steps
     plan = build_plan(

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -29,10 +29,36 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+class Leaving(Interrupts):
+    """Leave at leisure: the first signal asks to leave, the next one breaks off.
+
+    Args:
+        leave: Called once, at the first signal.
+        is_hasty: Whether the first signal breaks off already.
+    """
+
+    def __init__(self, leave: Callable[[], None], *, is_hasty: bool) -> None:
+        super().__init__()
+        self._leave = leave
+        self._num_calm = 0 if is_hasty else 1
+        self._is_leaving = False
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; see to a signal that came."""
+        if not self._event.wait(seconds):
+            return
+        self._event.clear()
+        if self.count > self._num_calm:
+            raise KeyboardInterrupt
+        if not self._is_leaving:
+            self._is_leaving = True
+            self._leave()
+
+
 @contextmanager
-def counted_interrupts() -> Iterator[Interrupts]:
+def counted_interrupts(interrupts: Interrupts | None = None) -> Iterator[Interrupts]:
     """Count SIGINT and SIGTERM for a block; only in the main thread, because Python allows handlers nowhere else."""
-    interrupts = Interrupts()
+    interrupts = interrupts or Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return

@@ -1,5 +1,6 @@
 """From what a user types as STUDY to a stored study: a study file's path, or the name of a study in a store."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from search.storage import open_study, store_errors, stored_config, stored_promp
 from search.study import StudyConfig
 
 DEFAULT_STORE = Path("mlruns")
+STORAGE_VARIABLE = "HYQ_STORAGE"
 
 
 @dataclass(frozen=True)
@@ -30,24 +32,26 @@ class StudyRef:
     config: StudyConfig | None = None
 
 
-def locate_study(text: str, store: Path | None = None) -> StudyRef:
+def locate_study(text: str, store: Path | None = None, storage: str | None = None) -> StudyRef:
     """Read STUDY: text with a slash or a YAML suffix, or an existing file, is a path; anything else is a name.
 
     Args:
         text: What the user typed.
         store: Folder that overrides the study file's `store`; names are looked up there, else in ./mlruns.
+        storage: Address of the database; else the study file's `storage`, else $HYQ_STORAGE, else SQLite in the store.
 
     Raises:
         ConfigError: If a study file is missing or breaks rules.
     """
-    path = Path(text)
+    path, address = Path(text), os.environ.get(STORAGE_VARIABLE)
     if path.suffix not in (".yaml", ".yml") and "/" not in text and not path.is_file():
-        return StudyRef(name=text, store=store or DEFAULT_STORE)
+        return StudyRef(name=text, store=store or DEFAULT_STORE, url=storage or address)
     from search.study_file import load_study  # loads the metrics to check their names
 
     config = load_study(path)
     if store is not None:
         config = config.model_copy(update={"store": str(store)})
+    config = config.model_copy(update={"storage": storage or config.storage or address})
     return StudyRef(name=config.name, store=Path(config.store), url=config.storage, file=path, config=config)
 
 
@@ -86,7 +90,7 @@ def config_to_run(ref: StudyRef) -> tuple[StudyConfig, Path | None]:
         return ref.config, ref.file
     with opened_study(ref) as study:
         config = stored_config(study)
-    return config.model_copy(update={"store": str(ref.store)}), None
+    return config.model_copy(update={"store": str(ref.store), "storage": ref.url}), None
 
 
 def prompts_to_run(ref: StudyRef) -> StudyPrompts:

@@ -7,6 +7,8 @@ Renderings pass the turnstile after every denoising step, so a measurement waits
 
 import fcntl
 import getpass
+import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -46,6 +48,11 @@ class FileLock:
             self._file.close()
             self._file = None
 
+    def fileno(self) -> int:
+        """Return the descriptor of a lock that is held; a process that inherits it holds the lock too."""
+        assert self._file is not None, "only a lock that is held has a descriptor"
+        return self._file.fileno()
+
     @contextmanager
     def held(self, *, shared: bool = False) -> Iterator[None]:
         """Hold the lock for a block, waiting for it as long as needed."""
@@ -61,6 +68,7 @@ class HostLock:
 
     Attributes:
         waited_s: Seconds this object has spent waiting, so that stage times can leave them out.
+        waiting_since: When the wait in progress began, by `time.perf_counter`; None if there is none.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -68,6 +76,7 @@ class HostLock:
         self._turnstile = FileLock(folder / "turnstile.lock")
         self._room = FileLock(folder / "room.lock")
         self.waited_s = 0.0
+        self.waiting_since: float | None = None
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -94,14 +103,36 @@ class HostLock:
 
     def _enter(self, *, shared: bool) -> None:
         started = time.perf_counter()
-        with self._turnstile.held():
-            self._room.acquire(shared=shared)
-        self.waited_s += time.perf_counter() - started
+        self.waiting_since = started
+        try:
+            with self._turnstile.held():
+                self._room.acquire(shared=shared)
+        finally:
+            self.waiting_since = None
+            self.waited_s += time.perf_counter() - started
+
+    def waited_until_now_s(self) -> float:
+        """Return `waited_s` with a wait in progress; for another thread than the one that waits."""
+        since, waited_s = self.waiting_since, self.waited_s
+        return waited_s if since is None else waited_s + time.perf_counter() - since
 
 
 def default_lock_folder() -> Path:
-    """Return the folder of this host's locks: one per user, shared by all studies, because they share the devices."""
-    return Path(tempfile.gettempdir()) / f"hyq-search-{getpass.getuser()}"
+    """Make and return the folder of this host's locks: one per user, shared by all studies, as they share the devices.
+
+    Raises:
+        StoreError: If it cannot be made, or is somebody else's: whoever may write there could hold up every study.
+    """
+    folder = Path(tempfile.gettempdir()) / f"hyq-search-{getpass.getuser()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            folder.chmod(0o700)
+            return folder
+    except OSError as error:
+        raise StoreError(f"the lock folder {folder} must be usable, but is not: {error.strerror}; free it") from error
+    raise StoreError(f"the lock folder {folder} must be a folder of this user, but is not; remove it or set TMPDIR")
 
 
 def _open(path: Path) -> IO[str]:

@@ -1,6 +1,7 @@
 """What a trial leaves to look at: videos and frames, float and quantized side by side; and its values as JSON."""
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from hyquant.quantize import QuantReport
     from metrics.base import Sample
     from search.result import TrialResult
+
+logger = logging.getLogger(__name__)
 
 _MIN_PLAY_S = 4.0
 _SHOWN_SAMPLES = 8
@@ -55,6 +58,26 @@ def write_trial_files(
             (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     if samples:
         write_videos(folder, samples)
+
+
+def written_trial_files(
+    folder: Path,
+    result: "TrialResult",
+    *,
+    plan: "QuantPlan | None",
+    report: "QuantReport | None",
+    samples: Sequence["Sample"],
+) -> Path | None:
+    """Do what `write_trial_files` does and return the folder; None, after a warning, if the disk refuses.
+
+    The trial is in Optuna by then: a full disk costs its pictures, not its worker.
+    """
+    try:
+        write_trial_files(folder, result, plan=plan, report=report, samples=samples)
+    except OSError as error:
+        logger.warning("a trial's files need room in %s, but: %s; free some, the trial goes without", folder, error)
+        return None
+    return folder
 
 
 def write_videos(folder: Path, samples: Sequence["Sample"]) -> None:

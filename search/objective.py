@@ -16,14 +16,16 @@ from hyquant.quantize import QuantReport, restore_
 from metrics.base import Sample
 from search.calibrated import calibrate_for
 from search.climb import Climb, Front, climb
+from search.errors import OutOfMemory
 from search.floor_measuring import prepare_floor
 from search.prepare import prepare_judge
+from search.provenance import Provenance, provenance_here
 from search.result import MetricResult, Outcome, TrialResult
 from search.rungs import Defeat
 from search.scoring import Judgement, bound_in_words, explained, judge, objective_values
 from search.stages import Stages
 from search.study import Constraint
-from search.workbench import Workbench
+from search.workbench import Workbench, stats_key
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,46 @@ def _conclude(bench: Workbench, config: QuantConfig, trial: Climb) -> TrialResul
         latent_l2=trial.latent_l2,
         num_prompts=num_done if is_partial else None,
         stopped_by=None if trial.defeat is None else trial.defeat.number,
+        provenance=_provenance(bench, config),
     )
+
+
+QUANTIZED_STAGES = ("quantize", "render", "score", "compile", "latency")
+"""What runs out of memory here does so because of the trial's config; float alone has done the rest before."""
+
+
+def out_of_memory_result(config: QuantConfig, failure: OutOfMemory) -> TrialResult | None:
+    """Return the result of a config that does not fit into memory; None if it is not the config's fault."""
+    if failure.stage not in QUANTIZED_STAGES:
+        return None
+    return TrialResult(
+        config=config,
+        config_digest=digest(config),
+        outcome="infeasible",
+        values=None,
+        metrics={},
+        latency=None,
+        constraints={"memory": 1.0},
+        reason=str(failure),
+        weight_bytes=0,
+        stage_seconds={},
+    )
+
+
+def release_memory(bench: Workbench) -> None:
+    """Let the next trial start from a clean allocator."""
+    bench.device.release_memory(bench.group.local_rank)
+
+
+def _provenance(bench: Workbench, config: QuantConfig) -> Provenance:
+    prompts = [*bench.prompts.calibration, "", *bench.prompts.search]
+    digests = {
+        "model": bench.model.fingerprint(),
+        "prompts": digest(list(prompts)),
+        "config": digest(config),
+        "calibration": stats_key(bench),
+    }
+    return provenance_here(bench.model.device, seed=bench.config.workload.seed, digests=digests)
 
 
 def ended_early(

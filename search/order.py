@@ -1,35 +1,58 @@
-"""What the runner tells a slot's workers, and what they tell it back: two small values on the border of processes."""
+"""What the runner tells a slot's workers, and what they tell it back: small values on the border of processes.
+
+The order goes through the environment and not through the command line, which every user of the host may read: the
+address of a database holds a password.
+"""
 
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from hyquant.calibration.store import write_atomically
-from hyquant.config import FrozenModel
+from hyquant.config import FrozenModel, digest
 
 MAX_DEATHS_IN_A_ROW = 3
+ORDER_VARIABLE = "HYQ_WORK_ORDER"
 
 
 class WorkOrder(FrozenModel):
-    """What the workers of one slot are to do; the only argument of `python -m search.worker`, as JSON.
+    """What the workers of one slot are to do, as JSON in the environment variable `HYQ_WORK_ORDER`.
 
     Attributes:
-        store: Folder of the store.
-        url: SQLAlchemy URL of Optuna's database; None is SQLite in the store.
+        store: Folder of the store on this host.
+        url: Address of Optuna's database (`search.databases`); None is SQLite in the store.
+        tracking: MLflow's address; None is the store's own.
+        shared: Folder through which cache entries reach other hosts; None for none.
         study: Name of the study.
+        crew: "" for the slots of `run`; the name of a joined worker, unique on its host, for those of `worker`.
         slot: Index of the slot, from 0.
         first_trial: Number of trials when the run began; rows of failures before it are not held against this run.
-        deadline: Unix time at which no further trial is begun; None for never.
+        deadline: Monotonic time of this host (seconds) at which no further trial is begun; None for never.
         until_trial: Stop once this trial has finished, whatever the budget; None for a whole study.
+        max_trials: Leave after so many trials of this slot; None for no limit.
     """
 
     store: Path
     url: str | None
+    tracking: str | None = None
+    shared: Path | None = None
     study: str
+    crew: str = ""
     slot: int
     first_trial: int
     deadline: float | None
     until_trial: int | None
+    max_trials: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return where this slot keeps its log and state."""
+        return slot_folder(self.store, self.study, self.slot, crew=self.crew)
+
+    @property
+    def lane(self) -> int:
+        """Return a number that no other slot of the study has, on no host: samplers draw by it."""
+        return self.slot if not self.crew else int(digest([self.crew, self.slot], length=8), 16)
 
 
 class SlotState(FrozenModel):
@@ -38,16 +61,18 @@ class SlotState(FrozenModel):
     Attributes:
         restarts_at_last_finish: torchrun's restart count when a trial last finished; deaths in a row are counted from
             it.
+        forgiven: Deaths since then that a marked config is to blame for (`search.poison`).
         stopped: Why the slot stopped before the study was done; None otherwise.
     """
 
     restarts_at_last_finish: int = 0
+    forgiven: int = 0
     stopped: str | None = None
 
 
-def slot_folder(store: Path, study: str, slot: int) -> Path:
+def slot_folder(store: Path, study: str, slot: int, *, crew: str = "") -> Path:
     """Return where a slot keeps its log and state."""
-    return store / "logs" / study / f"slot{slot}"
+    return store / "logs" / study / crew / f"slot{slot}"
 
 
 def mlflow_lock_path(store: Path) -> Path:
@@ -67,3 +92,13 @@ def write_state(folder: Path, state: SlotState) -> None:
     """Replace the state of a slot."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "state.json", state.model_dump_json().encode())
+
+
+def ask_to_leave(folder: Path) -> None:
+    """Tell a slot to finish the trial in hand and begin no other."""
+    (folder / "leave").touch()
+
+
+def is_asked_to_leave(folder: Path) -> bool:
+    """Say whether a slot is to begin no further trial."""
+    return (folder / "leave").exists()

@@ -40,7 +40,14 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_workbench(
-    config: StudyConfig, prompts: StudyPrompts, *, group: Group, device: Device, cache: Path, lock: HostLock
+    config: StudyConfig,
+    prompts: StudyPrompts,
+    *,
+    group: Group,
+    device: Device,
+    cache: Path,
+    lock: HostLock,
+    shared: str | Path | None = None,
 ) -> Workbench:
     """Load the model on every rank, and see that the weights of judge and metrics are there.
 
@@ -50,7 +57,7 @@ def prepare_workbench(
 
     def load() -> Workbench:
         _require_weights(config)
-        return build_workbench(config, prompts, group=group, device=device, cache=cache, lock=lock)
+        return build_workbench(config, prompts, group=group, device=device, cache=cache, lock=lock, shared=shared)
 
     stages = Stages(group, lambda: lock.waited_s)
     bench = stages.run("load", load)

@@ -18,22 +18,28 @@ class WorkerId(FrozenModel):
     """The process that runs a trial; stored in the trial's user attribute "worker".
 
     `started` is the kernel's start time of the process in clock ticks since boot, "" where the kernel does not tell.
+    `kernel` tells two hosts or containers of one name apart. `crew` is the joined worker it belongs to, "" for `run`.
     """
 
     host: str
     pid: int
     started: str
     slot: int
+    kernel: str = ""
+    crew: str = ""
 
 
-def this_worker(slot: int) -> WorkerId:
+def this_worker(slot: int, *, crew: str = "") -> WorkerId:
     """Return the identity of this process."""
-    return WorkerId(host=socket.gethostname(), pid=os.getpid(), started=_start_time(os.getpid()), slot=slot)
+    pid = os.getpid()
+    return WorkerId(
+        host=socket.gethostname(), pid=pid, started=_start_time(pid), slot=slot, kernel=_kernel(), crew=crew
+    )
 
 
 def is_local(worker: WorkerId) -> bool:
-    """Say whether a worker belongs to this host."""
-    return worker.host == socket.gethostname()
+    """Say whether a worker's process id means something here: same host, same boot, same container."""
+    return worker.host == socket.gethostname() and worker.kernel == _kernel()
 
 
 def is_alive(worker: WorkerId) -> bool:
@@ -59,6 +65,15 @@ def exit_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _kernel() -> str:
+    """Return the boot and the process namespace that process ids of this process belong to, "" where unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _start_time(pid: int) -> str:

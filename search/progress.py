@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from search.runner import RunEvent
+    from search.watching import RunEvent
 
 
 def time_left_s(finished_s: Sequence[float], remaining: int) -> float | None:

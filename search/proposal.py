@@ -7,17 +7,16 @@ in hand is waited for, because running it twice would cost more.
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig, digest
-from search.locks import FileLock
 from search.study import StudyConfig
 from search.trials import find_record
 from spaces.suggest import preset_params, suggest
 
+HOLDS = "config_digest"
 _POLL_S = 0.5
 
 
@@ -51,37 +50,41 @@ def choose_config(trial: optuna.Trial, config: StudyConfig) -> QuantConfig:
     return suggest(trial, config.valid_space, num_steps=config.workload.settings.num_steps)
 
 
-def claim(
-    trial: optuna.Trial, config: QuantConfig, lock_path: Path, *, while_waiting: Callable[[], None]
-) -> FrozenTrial | None:
+def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[], None]) -> FrozenTrial | None:
     """Write a trial's config into it, and return the evaluated trial of an equal config if there is one.
 
     If another trial with an equal config is running, it is waited for: its record then answers, or, if it failed, this
-    trial evaluates the config itself. Reading and writing happen under a lock of this host; two hosts may in rare cases
-    evaluate one config twice.
+    trial evaluates the config itself. That holds between hosts too, because only the storage is used: a trial writes
+    the digest (it *holds* the config), and reads all trials after that. Of two that hold the same, the one that wrote
+    later sees the other. The higher number lets go and waits; the lower one keeps its hold and waits until the higher
+    one has let go, or has finished because it read before the lower one wrote.
 
     Args:
         trial: The running trial.
         config: What it chose.
-        lock_path: File lock shared by the workers of the study.
         while_waiting: Called about twice a second while waiting.
     """
     key = digest(config)
     trial.set_user_attr("config", config.model_dump(mode="json"))
+
+    def look() -> tuple[FrozenTrial | None, list[int]]:
+        trials = trial.study.get_trials(deepcopy=False)
+        return find_record(trials, key), _holders(trials, key, trial.number)
+
     while True:
-        with FileLock(lock_path).held():
-            trials = trial.study.get_trials(deepcopy=False)
-            record = find_record(trials, key)
-            if record is not None or not _is_claimed_elsewhere(trials, key, trial.number):
-                trial.set_user_attr("config_digest", key)
+        record, others = look()
+        if record is not None or all(other > trial.number for other in others):
+            trial.set_user_attr(HOLDS, key)
+            record, others = look()
+            if record is not None or not others:
                 return record
+            if min(others) < trial.number:
+                trial.set_user_attr(HOLDS, None)
         while_waiting()
         time.sleep(_POLL_S)
 
 
-def _is_claimed_elsewhere(trials: list[FrozenTrial], key: str, number: int) -> bool:
-    """Say whether another running trial holds the config; only the holder has the digest among its attributes."""
-    return any(
-        trial.state == TrialState.RUNNING and trial.number != number and trial.user_attrs.get("config_digest") == key
-        for trial in trials
-    )
+def _holders(trials: list[FrozenTrial], key: str, number: int) -> list[int]:
+    """Return the numbers of other running trials that hold a config."""
+    running = (trial for trial in trials if trial.state == TrialState.RUNNING and trial.number != number)
+    return [trial.number for trial in running if trial.user_attrs.get(HOLDS) == key]

@@ -6,17 +6,17 @@ import optuna
 
 from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
-from hyquant.distributed import init_group
+from hyquant.distributed import DEFAULT_TIMEOUT_S, init_group
 from search.confirming import bench_for_again, measure_again
-from search.errors import SearchError, TrialFailed
+from search.errors import OutOfMemory, SearchError, TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
-from search.objective import run_trial
+from search.objective import release_memory, run_trial
 from search.order import WorkOrder
 from search.pace import trouble
 from search.prepare import prepare_workbench
 from search.stages import Stages
-from search.storage import open_study, store_errors, stored_config, stored_prompts
+from search.storage import open_study, require_intact, store_errors, stored_config, stored_prompts
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,13 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
     optuna.logging.enable_propagation()
     with store_errors(order.store):
         study = open_study(order.store, order.study, url=order.url)
+        require_intact(study)
         config, prompts = stored_config(study), stored_prompts(study)
         device = resolve_device(config.model.device)
-        group = init_group(device)
+        group = init_group(device, timeout_s=max(DEFAULT_TIMEOUT_S, config.timeouts.first_s))
+        cache = order.store / "cache"
         bench = prepare_workbench(
-            config, prompts, group=group, device=device, cache=order.store / "cache", lock=HostLock()
+            config, prompts, group=group, device=device, cache=cache, lock=HostLock(), shared=order.shared
         )
         if group.rank == 0:
             reason = Leader(bench, study, order, restart_count=restart_count).run()
@@ -63,3 +65,8 @@ def follow(bench: Workbench) -> None:
                 run_trial(bench, config, Stages(bench.group))
             except TrialFailed as failure:
                 logger.info("left a failed trial: %s", failure)
+                is_short = isinstance(failure, OutOfMemory)
+            else:
+                is_short = False
+            if is_short:
+                release_memory(bench)  # the error, whose frames held tensors, is gone by now

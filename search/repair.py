@@ -14,7 +14,8 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from search.logged import result_metrics
-from search.tracking import RUN_STATUS, Tracker, TrialRun
+from search.run_log import RUN_STATUS, trial_log
+from search.tracking import Tracker, TrialRun
 from search.trials import trial_reason, trial_result, trial_state
 
 
@@ -31,25 +32,27 @@ class Difference:
         return f"trial {self.number} {self.what}"
 
 
-def agreement(store: Path, study: optuna.Study) -> tuple[str, ...]:
+def agreement(store: Path, study: optuna.Study, uri: str | None = None) -> tuple[str, ...]:
     """Return in one sentence each where MLflow and Optuna differ; nothing is written.
 
     Raises:
         StoreError: If the MLflow store does not answer or does not know the study.
     """
-    runs = Tracker(store, study.study_name).trial_runs()
+    runs = Tracker(store, study.study_name, uri).trial_runs()
     return tuple(str(difference) for difference in differences(study.get_trials(deepcopy=False), runs))
 
 
-def repair(store: Path, study: optuna.Study) -> tuple[str, ...]:
+def repair(store: Path, study: optuna.Study, uri: str | None = None) -> tuple[str, ...]:
     """Correct MLflow where it differs from Optuna and return in one sentence each what was wrong.
 
-    A run that was lost gets its parameters and numbers back, not its videos; a run that exists keeps its files.
+    What waits in the spool is sent first. A run that was lost without a trace there gets its parameters and numbers
+    back, not its videos; a run that exists keeps its files.
 
     Raises:
         StoreError: If the MLflow store does not answer or does not know the study.
     """
-    tracker = Tracker(store, study.study_name)
+    tracker = Tracker(store, study.study_name, uri)
+    tracker.deliver()
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     found = differences(trials.values(), tracker.trial_runs())
     for difference in found:
@@ -57,7 +60,7 @@ def repair(store: Path, study: optuna.Study) -> tuple[str, ...]:
             tracker.delete_run(run_id)
         trial = trials.get(difference.number)
         if trial is not None:
-            tracker.write_trial(
+            log = trial_log(
                 trial.number,
                 trial_state(trial),
                 trial_result(trial),
@@ -65,6 +68,7 @@ def repair(store: Path, study: optuna.Study) -> tuple[str, ...]:
                 span=(trial.datetime_start, trial.datetime_complete),
                 is_repaired=True,
             )
+            tracker.send(log)
     return tuple(str(difference) for difference in found)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from hyquant.config import FrozenModel, QuantConfig
 from hyquant.latency_report import LatencyKind, LatencyReport
+from search.provenance import Provenance
 
 Outcome = Literal["complete", "infeasible", "stopped"]
 
@@ -34,7 +35,7 @@ class TrialResult(FrozenModel):
     `num_prompts` is how many prompts were rendered where a trial was ended before all of them, and then `metrics` are
     over these alone; None is all. `stopped_by` is the front member that beat a stopped trial. `latent_l2` is the
     relative L2 error of the latents against float's by prompt and step, [P][N]; empty where it is not finite, and in
-    results of old.
+    results of old. `provenance` says what it rests on; None in results of old.
     """
 
     config: QuantConfig
@@ -51,6 +52,7 @@ class TrialResult(FrozenModel):
     latent_l2: tuple[tuple[float, ...], ...] = ()
     num_prompts: int | None = None
     stopped_by: int | None = None
+    provenance: Provenance | None = None
 
     @property
     def latency_kind(self) -> LatencyKind | None:

@@ -1,7 +1,6 @@
-"""Taking a stored study up again: whether it still is the same, and which running trials have lost their worker."""
+"""Taking a stored study up again: whether it still is the same, and which running trials are lost."""
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -9,14 +8,17 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import StudyMismatch
+from search.lease import LeaseWatch
+from search.poison import note_crash
 from search.processes import WorkerId, is_alive, is_local
 from search.prompts import StudyPrompts
-from search.retry import queue_again
+from search.retry import may_retry, queue_again, queue_handed_back, queued_again
 from search.storage import stored_config, stored_prompts
 from search.study import StudyConfig
 
-NAMELESS_GRACE = timedelta(seconds=30)
-"""A worker writes its identity into a trial right after popping it; a running trial without one for so long is lost."""
+Blame = Callable[[FrozenTrial], str | None]
+
+HANDED_BACK = "its worker left; a trial with the same parameters was queued in its place"
 
 
 def require_same_study(study: optuna.Study, config: StudyConfig, prompts: StudyPrompts) -> None:
@@ -48,31 +50,84 @@ def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: stored {stored!r}, file {given!r}"
 
 
-def reclaim_lost_trials(study: optuna.Study, *, nameless_grace: timedelta = NAMELESS_GRACE) -> list[int]:
-    """Fail running trials whose worker on this host is dead and queue their parameters again; return their numbers.
+def reclaim_lost_trials(
+    study: optuna.Study, watch: LeaseWatch | None = None, blame: Blame = lambda _: None
+) -> list[int]:
+    """Fail running trials that are lost and queue their parameters again; return their numbers.
 
-    Trials of other hosts are left to Optuna's heartbeat.
+    Lost is what a dead process of this host had in hand, and what `watch` has seen without a moving lease for too long.
+
+    Args:
+        study: The study.
+        watch: What this process knows of leases; None looks at processes alone.
+        blame: Says how a trial ended its worker, None if it cannot be held responsible. A config that did so too often
+            is marked and not queued again (`search.poison`).
     """
-    return [
-        trial.number
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    still = set() if watch is None else watch.lost(running)
+    lost = [trial for trial in running if trial.number in still or _is_dead_here(trial)]
+    return [trial.number for trial in lost if _reclaimed(study, trial, blame(trial))]
+
+
+def _reclaimed(study: optuna.Study, trial: FrozenTrial, how: str | None) -> bool:
+    def queue(study: optuna.Study, trial: FrozenTrial) -> None:
+        if how is None or not note_crash(study, trial, how):
+            queue_again(study, trial)
+
+    return _taken_back(study, trial, queue, reason=how)
+
+
+def queue_forgotten_trials(study: optuna.Study) -> list[int]:
+    """Queue what somebody had failed as lost or handed back, but was killed before queueing it; return the numbers."""
+    trials = study.get_trials(deepcopy=False)
+    known = queued_again(trials)
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
+    lost = [trial for trial in failed if "reason" not in trial.user_attrs and may_retry(trial)]
+    left = [trial for trial in failed if trial.user_attrs.get("reason") == HANDED_BACK]
+    for trial in lost:
+        queue_again(study, trial)
+    for trial in left:
+        queue_handed_back(study, trial)
+    return sorted(trial.number for trial in (*lost, *left))
+
+
+def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
+    """Queue again what the slots of a joined worker of this host have in hand; return the numbers.
+
+    Called before the slots are stopped, or a runner of this host would see dead workers and count a lost attempt.
+    """
+    left = [
+        trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if _is_lost(trial, nameless_grace) and _fail_and_requeue(study, trial)
+        if (worker := worker_of(trial)) is not None and worker.crew == crew and is_local(worker)
     ]
+    return [trial.number for trial in left if _taken_back(study, trial, queue_handed_back, reason=HANDED_BACK)]
 
 
-def _is_lost(trial: FrozenTrial, nameless_grace: timedelta) -> bool:
+def worker_of(trial: FrozenTrial) -> WorkerId | None:
+    """Return who has, or had, a trial in hand; None if nobody."""
     stored = trial.user_attrs.get("worker")
-    if stored is None:
-        return trial.datetime_start is None or datetime.now() - trial.datetime_start >= nameless_grace
-    worker = WorkerId.model_validate(stored)
-    return is_local(worker) and not is_alive(worker)
+    return None if stored is None else WorkerId.model_validate(stored)
 
 
-def _fail_and_requeue(study: optuna.Study, trial: FrozenTrial) -> bool:
-    """Do what Optuna does with a stale trial; False if its worker, or another runner, finished it meanwhile."""
+def _is_dead_here(trial: FrozenTrial) -> bool:
+    worker = worker_of(trial)
+    return worker is not None and is_local(worker) and not is_alive(worker)
+
+
+def _taken_back(
+    study: optuna.Study,
+    trial: FrozenTrial,
+    queue: Callable[[optuna.Study, FrozenTrial], None],
+    *,
+    reason: str | None = None,
+) -> bool:
+    """Fail a trial and queue it; False if its worker finished it, or somebody else took it back, meanwhile."""
     try:
+        if reason is not None:
+            study._storage.set_trial_user_attr(trial._trial_id, "reason", reason)
         study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, UpdateFinishedTrialError):
+    except (ValueError, UpdateFinishedTrialError):  # Optuna's words for a trial that has finished
         return False
-    queue_again(study, trial)
+    queue(study, trial)
     return True

@@ -5,77 +5,41 @@ One runner per study at a time (a file lock). The runner creates databases befor
 trials back, makes MLflow agree with Optuna at the start and at the end, and leaves no process behind.
 """
 
-import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Literal
 
 import optuna
 
 from hyquant.config import QuantConfig
-from search.confirmation import confirmations
 from search.confirming import pending
 from search.errors import SearchError, StoreError
-from search.interrupts import Interrupts, counted_interrupts
+from search.interrupts import counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
-from search.resume import reclaim_lost_trials, require_same_study
-from search.run_sentences import numbers_in_words, study_notes, trial_sentence
+from search.resume import queue_forgotten_trials, reclaim_lost_trials, require_same_study
+from search.run_sentences import numbers_in_words
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
 from search.stall import USED_UP, why_over
-from search.storage import create_study, open_study, require_space, store_errors, stored_config, stored_prompts
+from search.storage import (
+    create_study,
+    open_study,
+    require_space,
+    store_config,
+    store_errors,
+    stored_config,
+    stored_prompts,
+)
 from search.study import Slot, StudyConfig
-from search.trials import count_states, front, num_evaluated
+from search.trials import count_states, num_evaluated
+from search.watching import OnEvent, RunSummary, event, require_progress, summary_of, tidy_up, watch
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
-
-logger = logging.getLogger(__name__)
-
-POLL_S = 0.5
-
-EventKind = Literal["created", "resumed", "note", "progress", "trial", "slot_stopped"]
-
-
-@dataclass(frozen=True)
-class RunEvent:
-    """Something a watcher may show.
-
-    Attributes:
-        kind: What happened.
-        message: One sentence; empty for "progress".
-        counts: Trials by state, as `search.trials.count_states` gives them.
-        budget: Evaluated trials to reach.
-        trial: Number of the trial a "trial" event is about.
-    """
-
-    kind: EventKind
-    message: str
-    counts: dict[str, int] = field(default_factory=dict)
-    budget: int = 0
-    trial: int | None = None
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """How a run ended."""
-
-    study: str
-    counts: dict[str, int]
-    evaluated: int
-    front_size: int
-    message: str
-
-
-OnEvent = Callable[[RunEvent], None]
 
 
 def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent) -> RunSummary:
@@ -96,17 +60,17 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
         added = enqueue_presets(study, config)
         if added:
             for what, reason in left_out(config.space, config.target).items():
-                on_event(_event("note", f"left out {what}: {reason}", study, config))
-            on_event(_event("note", f"queued the {added} presets of space {config.space.name}", study, config))
+                on_event(event("note", f"left out {what}: {reason}", study, config))
+            on_event(event("note", f"queued the {added} presets of space {config.space.name}", study, config))
         before = why_over(study, config)
         is_done = before is not None and not pending(study, config)
         # Without slots what remains is to tidy up, which a run that was killed at its very end has not done.
         slots = () if is_done else config.slots
         _run_slots(study, config, slots, until_trial=None, on_event=on_event)
         if is_done and before == USED_UP:
-            return _summary(study, f"the budget of {config.budget.trials} evaluated trials was already used")
+            return summary_of(study, f"the budget of {config.budget.trials} evaluated trials was already used")
         after = why_over(study, config)
-        return _summary(study, "done" if after in (None, USED_UP) else f"done, as {after}")
+        return summary_of(study, "done" if after in (None, USED_UP) else f"done, as {after}")
 
 
 def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | None, on_event: OnEvent) -> int:
@@ -118,7 +82,7 @@ def run_point(config: StudyConfig, point: QuantConfig, *, study_file: Path | Non
     """
     with _opened(config, study_file, on_event) as (study, config):
         number = enqueue_point(study, point)
-        on_event(_event("note", f"queued the config as trial {number}", study, config))
+        on_event(event("note", f"queued the config as trial {number}", study, config))
         _run_slots(study, config, config.slots[:1], until_trial=number, on_event=on_event)
         return number
 
@@ -148,9 +112,9 @@ def _opened(
             config = with_measured_ladder(_with_stored_ladder(config), prompts)
             study, is_new = create_study(store, config, prompts, url=config.storage)
             if is_new:
-                on_event(_event("created", f"created study {config.name} in {store}", study, config))
+                on_event(event("created", f"created study {config.name} in {store}", study, config))
                 if note := guidance_note(config):
-                    on_event(_event("note", note, study, config))
+                    on_event(event("note", note, study, config))
             else:
                 require_same_study(study, config, prompts)
                 _take_up(study, config, on_event)
@@ -172,14 +136,14 @@ def _with_stored_ladder(config: StudyConfig) -> StudyConfig:
 
 def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
     """Go on with a stored study: take over a changed budget, and take back trials whose worker is dead."""
-    if stored_config(study) != config:
-        study.set_user_attr("study_config", config.model_dump(mode="json"))
-    lost = reclaim_lost_trials(study, nameless_grace=timedelta(0))
+    if stored_config(study) != config.without_places():
+        store_config(study, config)
+    lost = queue_forgotten_trials(study) + reclaim_lost_trials(study)
     evaluated = num_evaluated(count_states(study))
     message = f"resumed study {config.name} with {evaluated} of {config.budget.trials} trials evaluated"
     if lost:
         message += f"; {numbers_in_words(lost)} lost with a worker, queued again"
-    on_event(_event("resumed", message, study, config))
+    on_event(event("resumed", message, study, config))
 
 
 def _run_slots(
@@ -190,10 +154,12 @@ def _run_slots(
     order = WorkOrder(
         store=store.resolve(),
         url=config.storage,
+        tracking=config.tracking,
+        shared=None if config.shared is None else Path(config.shared).resolve(),
         study=config.name,
         slot=0,
         first_trial=len(study.get_trials(deepcopy=False)),
-        deadline=None if config.budget.time_s is None else time.time() + config.budget.time_s,
+        deadline=None if config.budget.time_s is None else time.monotonic() + config.budget.time_s,
         until_trial=until_trial,
     )
     running: list[RunningSlot] = []
@@ -203,100 +169,26 @@ def _run_slots(
             with FileLock(mlflow_lock_path(store)).held():
                 running = start_slots(slots, order, device=config.model.device)
                 _open_tracking(study, config, on_event)
-            _watch(study, config, running, interrupts, on_event)
+            watch(study, config, running, interrupts, on_event)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
-            _tidy_up(study, config, status, on_event)
-    _require_progress(study, config, running, until_trial)
+            tidy_up(study, config, status, on_event)
+    require_progress(study, config, running, until_trial)
 
 
 def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
     """Make MLflow's database ready while the workers start; mlflow is imported here, when they are under way."""
+    from search.mlflow_client import prepare_store
     from search.repair import repair
-    from search.tracking import Tracker, prepare_store
-
-    store = Path(config.store)
-    prepare_store(store)
-    Tracker(store, config.name).open_study(config)
-    for sentence in repair(store, study):
-        on_event(_event("note", f"corrected in MLflow: {sentence}", study, config))
-
-
-def _watch(
-    study: optuna.Study, config: StudyConfig, slots: list[RunningSlot], interrupts: Interrupts, on_event: OnEvent
-) -> None:
-    """Report progress until every slot has ended; take back the trials of workers that died."""
-    seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
-    ended: set[int] = set()
-    told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
-    while len(ended) < len(slots):
-        for sentence in study_notes(study, config):
-            if sentence not in told:
-                told.add(sentence)
-                on_event(_event("note", sentence, study, config))
-        for slot in slots:
-            if slot.index not in ended and not slot.is_running:
-                ended.add(slot.index)
-                if failure := slot.failure():
-                    on_event(_event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
-        reclaim_lost_trials(study)
-        for trial in study.get_trials(deepcopy=False):
-            if trial.state.is_finished() and trial.number not in seen:
-                seen.add(trial.number)
-                on_event(_event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
-        on_event(_event("progress", "", study, config))
-        if len(ended) < len(slots):
-            interrupts.wait(POLL_S)
-
-
-def _tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:
-    """Take back what was running, make MLflow agree, and log the study's report."""
-    from search.repair import repair
-    from search.report import write_study_report
     from search.tracking import Tracker
 
-    if lost := reclaim_lost_trials(study, nameless_grace=timedelta(0)):
-        on_event(_event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
     store = Path(config.store)
-    tracker = Tracker(store, config.name)
-    for sentence in repair(store, study):
-        on_event(_event("note", f"corrected in MLflow: {sentence}", study, config))
-    with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
-        write_study_report(Path(name), config, study)
-        for number, confirmation in confirmations(study).items():
-            tracker.log_again(number, confirmation)
-        tracker.finish_study(status, Path(name))
-
-
-def _require_progress(
-    study: optuna.Study, config: StudyConfig, slots: Sequence[RunningSlot], until_trial: int | None
-) -> None:
-    """Refuse to call a study done whose slots all stopped before the budget was used."""
-    failures = [failure for slot in slots if (failure := slot.failure())]
-    is_done = why_over(study, config) is not None and not pending(study, config)
-    if until_trial is None and failures and not is_done:
-        raise SearchError(f"study {config.name} stopped early: {failures[0]}")
-    if until_trial is not None and failures:
-        raise SearchError(f"trial {until_trial} was not run: {failures[0]}")
-
-
-def _summary(study: optuna.Study, message: str) -> RunSummary:
-    counts = count_states(study)
-    return RunSummary(
-        study=study.study_name,
-        counts=counts,
-        evaluated=num_evaluated(counts),
-        front_size=len(front(study)),
-        message=message,
-    )
-
-
-def _event(
-    kind: EventKind, message: str, study: optuna.Study, config: StudyConfig, *, trial: int | None = None
-) -> RunEvent:
-    counts = count_states(study)
-    return RunEvent(kind=kind, message=message, counts=counts, budget=config.budget.trials, trial=trial)
+    if config.tracking is None:
+        prepare_store(store)
+    Tracker(store, config.name, config.tracking).open_study(config.without_places())
+    for sentence in repair(store, study, config.tracking):
+        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))

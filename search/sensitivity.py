@@ -89,6 +89,7 @@ def measure_sensitivity(
         device=resolve_device(config.model.device),
         cache=Path(config.store) / "cache",
         lock=HostLock(),
+        shared=config.shared,
     )
     subject = _subject(bench, options)
     path = _folder(config) / f"{digest(subject)}.json"

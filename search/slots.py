@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyquant.devices import resolve_device
-from search.errors import SearchError
-from search.order import SlotState, WorkOrder, read_state, slot_folder, write_state
+from search.claims import Claim, claimed
+from search.order import ORDER_VARIABLE, SlotState, WorkOrder, read_state, write_state
+from search.slot_devices import cores_here
 from search.study import Slot
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,16 @@ MAX_RESTARTS = 1000
 
 TERMINATION_GRACE_S = 10
 
+MAX_LOG_BYTES = 16 * 2**20
+"""A log that is longer when a slot starts becomes `log.old.txt`, so that no slot keeps more than two."""
+
 
 @dataclass(frozen=True)
 class RunningSlot:
-    """A started slot: its agent process and where it logs."""
+    """A started slot: its agent process, whose it is (`WorkOrder.crew`) and where it logs."""
 
     index: int
+    crew: str
     agent: subprocess.Popen[bytes]
     folder: Path
 
@@ -47,11 +51,21 @@ class RunningSlot:
 
 
 def start_slots(slots: Sequence[Slot], order: WorkOrder, *, device: str) -> list[RunningSlot]:
-    """Start the agent of every slot; each has a session of its own, so that Ctrl-C reaches the runner alone."""
-    return [
-        _start(index, slot, order.model_copy(update={"slot": index}), slots, device=device)
-        for index, slot in enumerate(slots)
-    ]
+    """Start the agent of every slot; each has a session of its own, so that Ctrl-C reaches the runner alone.
+
+    What a slot claims on the host, its agent holds from then on, and nobody once it has ended.
+
+    Raises:
+        SearchError: If devices or ports are not there, or held by another slot; no slot is started then.
+    """
+    claims = claimed(slots, order, device=device)
+    try:
+        return [
+            _start(index, claim, order.model_copy(update={"slot": index}), claims) for index, claim in enumerate(claims)
+        ]
+    finally:
+        for claim in claims:
+            claim.release()
 
 
 def stop_slots(slots: Sequence[RunningSlot], *, is_impatient: Callable[[], bool]) -> None:
@@ -71,27 +85,24 @@ def stop_slots(slots: Sequence[RunningSlot], *, is_impatient: Callable[[], bool]
 
 
 def slot_environment(
-    slot: Slot, slots: Sequence[Slot], *, device: str, environment: Mapping[str, str], num_cores: int
+    claim: Claim, claims: Sequence[Claim], *, environment: Mapping[str, str], num_cores: int
 ) -> dict[str, str]:
-    """Return the environment of a slot's ranks: its devices, and its share of the cores unless OMP_NUM_THREADS is set.
+    """Return the environment of a slot's ranks.
 
-    Raises:
-        SearchError: If the slot names devices and the kind of device has no variable for that.
+    What the slot itself sets goes before what the user's environment has, and that before our defaults: the library's
+    variables for its device, its ports, and its share of the cores.
     """
-    result = dict(environment)
-    if slot.devices is not None:
-        name = resolve_device(device).visible_devices_env
-        if name is None:
-            raise SearchError(
-                f"slots of {device} devices cannot name devices, but one names {slot.devices!r}; delete it"
-            )
-        result[name] = slot.devices
-    num_ranks = sum(other.ranks for other in slots)
-    result.setdefault("OMP_NUM_THREADS", str(max(1, num_cores // num_ranks)))
-    return result
+    slot = claim.slot
+    threads = num_cores // sum(other.slot.ranks for other in claims)
+    if claim.cores:
+        threads = len(claim.cores) // slot.ranks
+    result = {"OMP_NUM_THREADS": str(max(1, threads)), **claim.defaults, **environment}
+    if claim.devices is not None and claim.variable is not None:
+        result[claim.variable] = ",".join(claim.devices)
+    return result | {name: str(value) for name, value in slot.environment.items()}
 
 
-def agent_command(slot: Slot, order: WorkOrder, *, runner_pid: int) -> list[str]:
+def agent_command(slot: Slot, order: WorkOrder, *, runner_pid: int, cores: Sequence[int] = ()) -> list[str]:
     """Return the command of a slot's agent: torchrun with a rendezvous of its own on a free loopback port."""
     torchrun = [
         "--nnodes=1",
@@ -103,24 +114,32 @@ def agent_command(slot: Slot, order: WorkOrder, *, runner_pid: int) -> list[str]
         f"--max-restarts={MAX_RESTARTS}",
         "--module",
         "search.worker",
-        order.model_dump_json(),
     ]
-    return [sys.executable, "-m", "search.agent", str(runner_pid), str(TERMINATION_GRACE_S), *torchrun]
+    spelled = ",".join(map(str, cores)) or "all"
+    return [sys.executable, "-m", "search.agent", str(runner_pid), str(TERMINATION_GRACE_S), spelled, *torchrun]
 
 
-def _start(index: int, slot: Slot, order: WorkOrder, slots: Sequence[Slot], *, device: str) -> RunningSlot:
-    folder = slot_folder(order.store, order.study, index)
+def keep_short(log: Path) -> None:
+    """Put a long log aside, over the one that was put aside before."""
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+        log.replace(log.with_name("log.old.txt"))
+
+
+def _start(index: int, claim: Claim, order: WorkOrder, claims: Sequence[Claim]) -> RunningSlot:
+    slot, folder = claim.slot, order.folder
     write_state(folder, SlotState())
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = slot_environment(slot, slots, device=device, environment=os.environ, num_cores=num_cores)
+    (folder / "leave").unlink(missing_ok=True)
+    environment = slot_environment(claim, claims, environment=os.environ, num_cores=len(cores_here()))
+    keep_short(folder / "log.txt")
     with (folder / "log.txt").open("ab") as log:
         agent = subprocess.Popen(
-            agent_command(slot, order, runner_pid=os.getpid()),
+            agent_command(slot, order, runner_pid=os.getpid(), cores=claim.cores),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**environment, ORDER_VARIABLE: order.model_dump_json()},
             start_new_session=True,
+            pass_fds=[lock.fileno() for lock in claim.locks],
         )
     logger.info("slot index=%d ranks=%d agent_pid=%d", index, slot.ranks, agent.pid)
-    return RunningSlot(index=index, agent=agent, folder=folder)
+    return RunningSlot(index=index, crew=order.crew, agent=agent, folder=folder)

@@ -8,7 +8,7 @@ are exchanged at the end of every stage, and all ranks raise the same `TrialFail
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from hyquant.config import FrozenModel
 from hyquant.distributed import Group
 from hyquant.errors import HyquantError
 from metrics.errors import MetricError
-from search.errors import SearchError, TrialFailed
+from search.errors import OutOfMemory, SearchError, TrialFailed
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ class Failure(FrozenModel):
     reason: str
     rank: int
     log: str
+    is_memory: bool = False
 
 
 @dataclass
@@ -41,11 +42,13 @@ class Stages:
     """Stages that all ranks of a group enter and leave together, and their wall times without waiting for locks.
 
     Attributes:
+        watching: Entered with a stage's name for as long as it runs, such as a watchdog's method.
         current: The stage that was entered last.
     """
 
     group: Group
     waited_s: Callable[[], float] = lambda: 0.0
+    watching: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
     seconds: dict[str, float] = field(default_factory=dict)
     current: str = "start"
 
@@ -53,7 +56,7 @@ class Stages:
         """Run this rank's part of a stage; no collective call may be inside.
 
         Raises:
-            TrialFailed: On every rank, if one rank raised one of our errors or ran out of memory.
+            TrialFailed: On every rank, if one rank raised one of our errors; `OutOfMemory` if it ran out of memory.
         """
         failure: Failure | None = None
         with self.timed(stage):
@@ -63,12 +66,15 @@ class Stages:
                 if not is_expected(error):
                     raise
                 log = "".join(traceback.format_exc().splitlines(keepends=True)[-_LOG_LINES:])
-                failure = Failure(reason=_reason(error), rank=self.group.rank, log=log)
+                failure = Failure(
+                    reason=_reason(error), rank=self.group.rank, log=log, is_memory=is_out_of_memory(error)
+                )
             told = self.group.all_gather(None if failure is None else failure.model_dump())
         failures = [Failure.model_validate(one) for one in told if one is not None]
         if failures:
             first = failures[0]
-            raise TrialFailed(stage, first.reason, rank=first.rank, log=first.log)
+            kind = OutOfMemory if first.is_memory else TrialFailed
+            raise kind(stage, first.reason, rank=first.rank, log=first.log)
         return result
 
     @contextmanager
@@ -77,7 +83,8 @@ class Stages:
         self.current = stage
         started, waited_before = time.perf_counter(), self.waited_s()
         try:
-            yield
+            with self.watching(stage):
+                yield
         finally:
             waited = self.waited_s() - waited_before
             self._add("wait", waited)
@@ -89,7 +96,12 @@ class Stages:
 
 def is_expected(error: Exception) -> bool:
     """Say whether an error fails a trial and not the worker: one of ours, or out-of-memory."""
-    if isinstance(error, (HyquantError, SearchError, MetricError, MemoryError, torch.OutOfMemoryError)):
+    return isinstance(error, (HyquantError, SearchError, MetricError)) or is_out_of_memory(error)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error means that the device or the host had no memory left."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 

@@ -1,10 +1,9 @@
-"""Where studies are kept: Optuna's database, and what a study's own attributes hold.
+"""What a study's own attributes hold, and how a study is opened, created and named; databases are `search.databases`.
 
-The runner alone creates databases. Workers and readers open what exists. SQLite is put into WAL mode once, and every
-transaction begins IMMEDIATE: Optuna reads a trial's state before it writes it, and on SQLite only a lock taken before
-the read keeps two workers from popping the same waiting trial. Optuna waits for locks `BUSY_TIMEOUT_S` seconds.
+The runner alone creates studies. Workers and readers open what exists.
 
     study.user_attrs    study_config, prompts    what the study is; workers read it from here
+                        content_digests          digests of both, so that who joins from elsewhere can check them
                         float_scores             metrics of the float videos, by name, once measured
                         noise_floor              how far float itself moves under neutral changes, once measured
                         presets_enqueued         True once the space's presets are in the queue
@@ -12,37 +11,28 @@ the read keeps two workers from popping the same waiting trial. Optuna waits for
                         confirmed:NUMBER         a member of the front measured again
 """
 
-import os
 import shutil
-import sqlite3
-import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 
+from hyquant.config import digest
+from search.databases import database_path, open_storage
 from search.errors import StoreError
 from search.noise_floor import NoiseFloor
+from search.patience import database_errors, first_line
 from search.prompts import StudyPrompts
+from search.redaction import redacted
 from search.result import MetricResult
-from search.retry import known_experiments, queue_again
+from search.retry import known_experiments
 from search.study import StudyConfig
 from spaces.space import did_you_mean
 
-BUSY_TIMEOUT_S = 60.0
-HEARTBEAT_S = 5
-GRACE_S = 60
-"""A trial without a heartbeat for so long is lost; a local runner notices a dead worker at once, by its process id."""
 MIN_FREE_BYTES = 200 * 2**20
-
-
-def database_path(store: Path) -> Path:
-    """Return the file of the Optuna database in a store."""
-    return store / "optuna.db"
 
 
 def open_study(store: Path, name: str, *, create: bool = False, url: str | None = None) -> optuna.Study:
@@ -52,7 +42,7 @@ def open_study(store: Path, name: str, *, create: bool = False, url: str | None 
         store: The study's folder.
         name: The study's name.
         create: Make the database if it does not exist; the study itself is made by `create_study`.
-        url: SQLAlchemy URL of the database; None is SQLite in the store.
+        url: Address of the database (`search.databases`); None is SQLite in the store.
 
     Raises:
         StoreError: If the database or the study does not exist, or the database is locked or cannot be used.
@@ -63,7 +53,8 @@ def open_study(store: Path, name: str, *, create: bool = False, url: str | None 
         if name not in names:
             known = ", ".join(names) or "none yet"
             hint = did_you_mean(name, names)
-            raise StoreError(f"study {name!r} is not in store {store}; it holds {known}{hint}")
+            place = f"store {store}" if url is None else f"storage {redacted(url)}"
+            raise StoreError(f"study {name!r} is not in {place}; it holds {known}{hint}")
         return optuna.load_study(study_name=name, storage=storage)
 
 
@@ -84,8 +75,31 @@ def create_study(
             with known_experiments():
                 study.set_metric_names([objective.metric for objective in config.objectives])
             study.set_user_attr("prompts", prompts.model_dump(mode="json"))
-            study.set_user_attr("study_config", config.model_dump(mode="json"))
+            store_config(study, config)
         return study, is_new
+
+
+def store_config(study: optuna.Study, config: StudyConfig) -> None:
+    """Write what a study is into it, with digests of that; where it is stored is left out, for it holds passwords."""
+    stored = config.stored_form()
+    contents = {"study_config": digest(stored), "prompts": digest(study.user_attrs["prompts"])}
+    study.set_user_attr("content_digests", contents)
+    study.set_user_attr("study_config", stored)
+
+
+def require_intact(study: optuna.Study) -> None:
+    """Refuse a study whose config or prompts are not what was stored; studies made before digests were are believed.
+
+    Raises:
+        StoreError: If a digest differs.
+    """
+    attributes = study.user_attrs
+    for key, expected in attributes.get("content_digests", {}).items():
+        if (found := digest(attributes.get(key))) != expected:
+            raise StoreError(
+                f"the {key} of study {study.study_name!r} must have digest {expected}, but has {found}; "
+                f"resume the study with `hyq-search run` and its study file"
+            )
 
 
 def study_names(store: Path, *, url: str | None = None) -> tuple[str, ...]:
@@ -93,7 +107,7 @@ def study_names(store: Path, *, url: str | None = None) -> tuple[str, ...]:
 
     Args:
         store: The studies' folder.
-        url: SQLAlchemy URL of the database; None is SQLite in the store.
+        url: Address of the database (`search.databases`); None is SQLite in the store.
 
     Raises:
         StoreError: If a database does not answer.
@@ -136,42 +150,15 @@ def stored_floor(study: optuna.Study) -> NoiseFloor | None:
     return None if found is None else NoiseFloor.model_validate(found)
 
 
-def open_storage(store: Path, *, create: bool = False, url: str | None = None) -> RDBStorage:
-    """Open the Optuna database of a store; with `create`, make it if it does not exist.
-
-    Raises:
-        StoreError: If there is none and `create` is off, or it cannot be used.
-    """
-    path = database_path(store)
-    if url is None and create:
-        _make_database(path)
-    elif url is None and not path.is_file():
-        raise StoreError(f"store {store} holds no studies; start one with `hyq-search run`, or give another --store")
-    is_sqlite = url is None or url.startswith("sqlite")
-    with known_experiments():
-        storage = RDBStorage(
-            url or f"sqlite:///{path}",
-            engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT_S}} if is_sqlite else {"pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=queue_again,
-        )
-    if is_sqlite:
-        _begin_immediate(storage.engine)
-    return storage
-
-
 @contextmanager
 def store_errors(store: Path) -> Iterator[None]:
     """Turn what a database or file system says about a store into one StoreError."""
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error) as error:
-        cause = error.__cause__ or error
-        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
+    except database_errors() as error:
         raise StoreError(
-            f"the databases of store {store} must be usable, but one answered '{reason}'; see that no other program "
-            f"holds it and that the folder is writable"
+            f"the databases of store {store} must be usable, but one answered '{first_line(error)}'; see that no other "
+            f"program holds it and that the folder is writable"
         ) from error
     except OSError as error:
         raise StoreError(f"store {store} must be a writable folder, but: {error}; give another --store") from error
@@ -193,44 +180,7 @@ def require_space(store: Path) -> None:
         )
 
 
-def _make_database(path: Path) -> None:
-    """Make a database with all its tables, unless there is one; who looks meanwhile finds none, not half of one."""
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
-        draft = Path(folder) / path.name
-        with closing(sqlite3.connect(draft)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        RDBStorage(f"sqlite:///{draft}").engine.dispose()
-        with closing(sqlite3.connect(draft)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        with suppress(FileExistsError):  # another runner was faster
-            os.link(draft, path)
-
-
-def _begin_immediate(engine: sqlalchemy.Engine) -> None:
-    """Let every transaction take SQLite's write lock when it begins.
-
-    With a write-ahead log, `synchronous=NORMAL` keeps the database whole in a crash; only a power cut may lose the last
-    transactions.
-
-    Source: SQLAlchemy's documentation of the pysqlite dialect on transactional modes; sqlite.org/pragma.html.
-    """
-
-    def leave_transactions_to_us(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    sqlalchemy.event.listen(engine, "connect", leave_transactions_to_us)
-    sqlalchemy.event.listen(engine, "begin", begin)
-    engine.dispose()
-
-
-def _names(storage: RDBStorage) -> tuple[str, ...]:
+def _names(storage: BaseStorage) -> tuple[str, ...]:
     return tuple(sorted(summary.study_name for summary in storage.get_all_studies()))
 
 

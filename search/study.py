@@ -13,6 +13,7 @@ from hyquant.config import FrozenModel, Target
 from hyquant.cost import DeviceProfile
 from hyquant.models.base import DeploymentShape, RenderSettings
 from search.margins import CertificateConfig
+from search.slot_devices import AUTO, read_devices
 from spaces.space import SearchSpace
 from spaces.targets import narrowed
 
@@ -126,10 +127,47 @@ class PresetsConfig(FrozenModel):
 
 
 class Slot(FrozenModel):
-    """One long-lived group of ranks. The visible-devices variable is set to `devices`; None leaves it."""
+    """One long-lived group of ranks.
+
+    Attributes:
+        ranks: Its processes.
+        devices: A list such as "0-3,6", of cores where models run on the CPU; "auto" cuts as many as there are ranks
+            from those that are free, None leaves all that are visible. A named device belongs to one slot of the host.
+        environment: Variables of its processes, set over those of the runner.
+    """
 
     ranks: Annotated[int, Field(ge=1)] = 1
     devices: str | None = None
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")], str | int] = Field(default={})
+
+    @model_validator(mode="after")
+    def _has_a_device_for_each_rank(self) -> "Slot":
+        if self.devices in (None, AUTO):
+            return self
+        num_devices = len(read_devices(self.devices))
+        if self.ranks > num_devices:
+            raise ValueError(f"ranks must be at most devices, but {self.ranks} ranks share {num_devices}; take fewer")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_the_interpreter_alone(self) -> "Slot":
+        # A stored study reaches other hosts: it may tune their libraries, never choose what code they load.
+        if refused := sorted(name for name in self.environment if name.startswith(("LD_", "PYTHON", "HYQ_"))):
+            raise ValueError(f"environment must not set LD_*, PYTHON* or HYQ_*, but sets {refused}; delete them")
+        return self
+
+
+class TimeoutsConfig(FrozenModel):
+    """When a stage of a trial counts as hung and its worker is ended (`search.time_limits`).
+
+    `factor` times the longest that was seen, at least `least_s`; `first_s` where nothing was seen yet; `stages` sets
+    seconds by the name of a stage: calibrate, quantize, reference, judge, render, score, compile, latency.
+    """
+
+    factor: Annotated[float, Field(ge=2.0)] = 10.0
+    least_s: Annotated[float, Field(gt=0.0)] = 300.0
+    first_s: Annotated[float, Field(gt=0.0)] = 14_400.0
+    stages: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
 
 
 class LatencyConfig(FrozenModel):
@@ -157,11 +195,17 @@ DEFAULT_CONSTRAINTS = (
 )
 
 
+PLACES = ("store", "storage", "tracking", "shared")
+"""Fields that say where a study is. Every host has its own, addresses hold passwords, and so they are never stored."""
+
+
 class StudyConfig(FrozenModel):
     """A study file.
 
-    `store` is the folder of databases, caches and logs. `storage` is Optuna's database as a SQLAlchemy URL, for studies
-    shared by several machines; None is `optuna.db` in the store.
+    `store` is this host's folder of caches, logs and databases. `storage` is the address of Optuna's database, for
+    studies shared by several machines (`search.databases`); None is `optuna.db` in the store. `tracking` is the
+    address of an MLflow server; None is `mlflow.db` in the store. `shared` is a folder that all hosts see, through
+    which they share what was captured, rendered and measured once.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -181,9 +225,12 @@ class StudyConfig(FrozenModel):
     confirm: ConfirmConfig | None = ConfirmConfig()
     presets: PresetsConfig = PresetsConfig()
     certificate: CertificateConfig | None = None
+    timeouts: TimeoutsConfig = TimeoutsConfig()
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"
     storage: str | None = None
+    tracking: str | None = None
+    shared: str | None = None
 
     @property
     def valid_space(self) -> SearchSpace:
@@ -192,12 +239,27 @@ class StudyConfig(FrozenModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the part that must stay equal on resume: what a trial depends on."""
-        changeable = {"budget", "rungs", "confirm", "presets", "slots", "store", "storage", "certificate"}
+        changeable = {"budget", "rungs", "confirm", "presets", "slots", "timeouts", "certificate", *PLACES}
         return self.model_dump(mode="json", exclude=changeable)
+
+    def stored_form(self) -> dict[str, Any]:
+        """Return what is stored of a study: all but its places."""
+        return self.model_dump(mode="json", exclude=set(PLACES))
+
+    def without_places(self) -> "StudyConfig":
+        """Return the config as every host has it."""
+        return StudyConfig.model_validate(self.stored_form())
 
     @model_validator(mode="after")
     def _has_a_valid_strategy(self) -> "StudyConfig":
         narrowed(self.space, self.target)
+        return self
+
+    @model_validator(mode="after")
+    def _gives_a_device_to_one_slot(self) -> "StudyConfig":
+        named = [name for slot in self.slots if slot.devices not in (None, AUTO) for name in read_devices(slot.devices)]
+        if repeated := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"slots must not share devices, but {repeated} stand in two; give each to one slot")
         return self
 
     @model_validator(mode="after")

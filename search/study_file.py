@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from hyquant.errors import ConfigError
 from search.config_file import load_device_profile
 from search.metric_names import unknown_metrics
+from search.slot_devices import read_layout
 from search.study import StudyConfig
 from spaces.space import SearchSpace, did_you_mean, load_space, plain_location
 
@@ -32,6 +33,7 @@ def load_study(path: Path) -> StudyConfig:
     if space is not None:
         content["space"] = space.model_dump()
     _read_device_profile(content.get("latency"), path, problems)
+    _read_slots(content, problems)
     try:
         config = StudyConfig.model_validate(content)
     except ValidationError as error:
@@ -86,6 +88,17 @@ def _read_device_profile(latency: object, path: Path, problems: list[str]) -> No
     except ConfigError as error:
         problems.append(f"latency.device_profile: {error}")
         del latency["device_profile"]
+
+
+def _read_slots(content: dict[str, Any], problems: list[str]) -> None:
+    """Put the slots that a layout such as "2 x 4" means in its place."""
+    if not isinstance(content.get("slots"), str):
+        return
+    try:
+        content["slots"] = read_layout(content["slots"])
+    except ValueError as error:
+        problems.append(f"slots: {error}")
+        del content["slots"]
 
 
 def _sentences(error: ValidationError, *prefix: str) -> list[str]:

@@ -1,125 +1,56 @@
-"""The MLflow record of a study: one parent run for the study, one child run per trial. The only importer of mlflow.
+"""The MLflow record of a study: one parent run for the study, one child run per trial, in the store or on a server.
 
-The store is a folder: `mlflow.db` (SQLite, write-ahead log) and `artifacts/`. `prepare_store` creates the database and
-is called by the runner alone, because two processes that create it crash each other; everyone else finds it ready.
-
-MLflow is a record, not the truth (Optuna is): what cannot be logged is warned about once and made up for by
-`search.repair`, and never fails a trial.
+MLflow is a record, not the truth (Optuna is). What is to be logged is written into the store's spool first and sent
+from there (`search.spool`): MLflow that does not answer is warned about once and asked again every half minute, and
+never fails or holds up a trial. `search.repair` makes up for what is missing in the end.
 """
 
 import logging
-import os
-import sqlite3
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from search.errors import StoreError
-from search.logged import LoggedMetric, config_params, flatten, result_metrics
+from search.logged import LoggedMetric, flatten
+from search.mlflow_client import Refused, connect, database_path, log_batches, mlflow_errors
 from search.result import TrialResult
+from search.run_log import (
+    DIGEST_TAG,
+    PARENT_TAG,
+    STATE_TAG,
+    STUDY_TAG,
+    TRIAL_TAG,
+    RunLog,
+    Span,
+    again_log,
+    trial_log,
+)
+from search.spool import Spool
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
     from search.confirmation import Confirmation
+    from search.mlflow_client import Client, Run
     from search.study import StudyConfig
 
 logger = logging.getLogger(__name__)
 
-STUDY_TAG, TRIAL_TAG, STATE_TAG = "hyq.study", "hyq.trial", "hyq.state"
-DIGEST_TAG, REASON_TAG, REPAIRED_TAG = "hyq.config_digest", "hyq.reason", "hyq.repaired"
-AGAIN_TAG, STOPPED_TAG = "hyq.measured_again", "hyq.stopped_by"
-LATENCY_TAG, MEASUREMENT_TAG = "hyq.latency", "hyq.measurement_error"
-PARENT_TAG = "mlflow.parentRunId"  # the tag by which the MLflow UI nests runs
+RETRY_S = 30.0
+"""After a failure nothing is sent for so long; then one log is tried."""
 
-RUN_STATUS = {
-    "running": "RUNNING",
-    "complete": "FINISHED",
-    "infeasible": "FINISHED",
-    "reused": "FINISHED",
-    "stopped": "KILLED",
-    "failed": "FAILED",
-}
-"""MLflow's run status for each state of a trial; a waiting trial has no run."""
+CREATOR_S = 10.0
+"""Whoever made the experiment makes the study's run; others wait for it so long before they make one."""
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's page for runs, not for chat models
+_RUN_TAG = "hyq.run"  # of the experiment: the study's own run
 _NOTE = (
     "A study of hyq-search. Under Artifacts: the front as `front.html` and `front.png`, what decides about each "
     "objective as `importances.png`, all trials as `trials.md`. Each nested run is a trial: its `videos.mp4` and "
     "`strip.png` show float and quantized side by side."
 )
-
-_MAX_METRICS, _MAX_PARAMS = 1000, 100  # per batch: limits of MLflow's REST API, "Log Batch"
-
-
-def database_path(store: Path) -> Path:
-    """Return where a store keeps its MLflow database."""
-    return store / "mlflow.db"
-
-
-def tracking_uri(store: Path) -> str:
-    """Return the URI under which MLflow finds a store."""
-    return f"sqlite:///{database_path(store).resolve()}"
-
-
-def prepare_store(store: Path) -> None:
-    """Create a store's folder and MLflow database, or check that the existing one can be written.
-
-    Raises:
-        StoreError: If the folder or database cannot be written, is locked, or was made by another MLflow version.
-    """
-    path = database_path(store)
-    try:
-        (store / "artifacts").mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=5.0)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
-    except (OSError, sqlite3.Error) as error:
-        raise StoreError(
-            f"the MLflow database must be writable, but {path} gave '{error}'; "
-            "close the program that holds it, free disk space, or give another store in the study file."
-        ) from error
-    with _store_errors(store):
-        _connect(store)  # an empty database is migrated here
-
-
-def _connect(store: Path) -> "MlflowClient":
-    """Return a client of an existing database; MLflow's usage pings and its chatter are switched off."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    if not database_path(store).is_file():
-        raise StoreError(f"a store must hold mlflow.db, but {store} does not; start the study with hyq-search run.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's own, about how it uses SQLAlchemy
-        from mlflow import MlflowClient
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach us as exceptions
-        return MlflowClient(tracking_uri=tracking_uri(store))
-
-
-@contextmanager
-def _store_errors(store: Path) -> Iterator[None]:
-    """Turn what MLflow, SQLAlchemy and the disk raise into one StoreError."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise StoreError(
-            f"the MLflow store {store} must answer, but gave '{first_line}'; run again when it is free "
-            f"(after an upgrade of MLflow: mlflow db upgrade {tracking_uri(store)})."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -135,51 +66,56 @@ class TrialRun:
 
 
 class Tracker:
-    """Logs one study to its store; made in the runner and in every worker's rank 0.
+    """Logs one study; made in the runner and in every worker's rank 0.
 
     Args:
-        store: Folder of the store; `prepare_store` was called on it.
+        store: Folder of the store, with the spool; `prepare_store` was called on it if there is no `uri`.
         study: The study's name, which is also the name of the MLflow experiment.
+        uri: Address of an MLflow server; None is the store's own database.
+        clock: Seconds that never go back.
     """
 
-    def __init__(self, store: Path, study: str) -> None:
+    def __init__(
+        self, store: Path, study: str, uri: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._study = study
-        self._open_client: MlflowClient | None = None
+        self._uri = uri
+        self._clock = clock
+        self._spool = Spool(store, study)
+        self._open_client: Client | None = None
         self._ids: tuple[str, str] | None = None
+        self._silent_until = 0.0
         self._has_warned = False
 
     def open_study(self, config: "StudyConfig") -> str:
         """Find or create the study's experiment and parent run, mark it running, and return the parent's run id.
 
+        Of several hosts that do this at once one creates, because a server has one experiment of a name.
+
         Raises:
-            StoreError: If the store does not answer.
+            StoreError: If MLflow does not answer.
         """
-        with _store_errors(self._store):
-            client = self._client
-            experiment = client.get_experiment_by_name(self._study)
-            location = (self._store / "artifacts").resolve().as_uri()
-            experiment_id = (
-                client.create_experiment(self._study, artifact_location=location, tags=_EXPERIMENT_TAGS)
-                if experiment is None
-                else experiment.experiment_id
-            )
-            parent = self._find_run(experiment_id, f"tags.`{STUDY_TAG}` = '{self._study}'")
-            if parent is None:
+        with mlflow_errors(self._store, self._uri):
+            experiment_id, is_mine = self._experiment()
+            parent_id = self._parent(experiment_id) if is_mine else self._awaited_parent(experiment_id)
+            if parent_id is None:
                 tags = {STUDY_TAG: self._study, "mlflow.note.content": _NOTE}
-                parent = client.create_run(experiment_id, tags=tags, run_name=self._study)
-            parent_id = str(parent.info.run_id)
+                parent_id = str(self._client.create_run(experiment_id, tags=tags, run_name=self._study).info.run_id)
+            self._client.set_experiment_tag(experiment_id, _RUN_TAG, parent_id)
             self._ids = (experiment_id, parent_id)
-            client.update_run(parent_id, status="RUNNING")
+            self._client.update_run(parent_id, status="RUNNING")
             plain = config.model_dump(mode="json", exclude={"space"})
             params = {"space": config.space.name, **dict(flatten(plain, "study."))}
-            self._log_batches(parent_id, [], {} if parent.data.params else params, {}, 0)
-            client.log_text(parent_id, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "study.yaml")
+            is_known = bool(self._client.get_run(parent_id).data.params)
+            log_batches(self._client, parent_id, [], {} if is_known else params, {}, 0)
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+            self._client.log_text(parent_id, text, "study.yaml")
         return parent_id
 
     def start_trial(self, number: int) -> None:
-        """Create the trial's child run in status RUNNING."""
-        self._guarded(lambda: self._create_run(number, None))
+        """Create the trial's child run in status RUNNING, if MLflow answers; `finish_trial` does it otherwise."""
+        self._attempt(lambda: self._create_run(number, None))
 
     def finish_trial(
         self,
@@ -189,6 +125,7 @@ class Tracker:
         *,
         reason: str | None = None,
         files: Path | None = None,
+        span: Span = (None, None),
     ) -> None:
         """Log everything about a finished trial and end its run; doing it twice changes nothing.
 
@@ -198,91 +135,58 @@ class Tracker:
             result: What the trial found out; None if it did not get that far.
             reason: Why it failed, stopped or is infeasible.
             files: Folder whose files become the run's artifacts.
+            span: When it began and ended.
         """
-        self._guarded(lambda: self.write_trial(number, state, result, reason=reason, files=files))
+        self._log(f"trial-{number}", trial_log(number, state, result, reason=reason, span=span), files)
 
     def log_study(self, metrics: Sequence[LoggedMetric]) -> None:
         """Log numbers of the study itself to its parent run; doing it twice changes nothing."""
-
-        def log() -> None:
-            _, parent_id = self._study_ids()
-            self._log_batches(parent_id, metrics, {}, {}, 0)
-
-        self._guarded(log)
+        self._log("study", RunLog(number=None, metrics=tuple(metrics)))
 
     def log_again(self, number: int, confirmation: "Confirmation") -> None:
         """Log what measuring a member of the front again has shown, as `again.NAME`; doing it twice changes nothing."""
-
-        def log() -> None:
-            run = self._find_trial_run(number)
-            if run is not None:
-                found = () if confirmation.result is None else result_metrics(confirmation.result)
-                metrics = [LoggedMetric(f"again.{name}", value, step) for name, value, step in found]
-                tags = {AGAIN_TAG: confirmation.reason or "holds"}
-                self._log_batches(str(run.info.run_id), metrics, {}, tags, int(run.info.start_time))
-
-        self._guarded(log)
+        self._log(f"again-{number}", again_log(number, confirmation))
 
     def finish_study(self, status: str, files: Path | None) -> None:
         """End the parent run as "FINISHED", "KILLED" or "FAILED" and log the study's report files."""
+        self._log("report", RunLog(number=None, status=status), files)
 
-        def finish() -> None:
-            _, parent_id = self._study_ids()
-            if files is not None:
-                self._client.log_artifacts(parent_id, str(files))
-            self._client.set_terminated(parent_id, status)
+    def deliver(self) -> int:
+        """Send what waits in the spool, oldest first, unless MLflow is known to be away; return how many remain."""
+        with self._spool.sending() as is_ours:
+            if is_ours:
+                for spooled in self._spool.waiting():
+                    if self._attempt(lambda spooled=spooled: self.send(spooled.log, spooled.files)):  # type: ignore[misc]
+                        self._spool.remove(spooled)
+                    elif self._is_silent:
+                        break
+        return sum(1 for _ in self._spool.waiting())
 
-        self._guarded(finish)
-
-    def write_trial(
-        self,
-        number: int,
-        state: str,
-        result: TrialResult | None,
-        *,
-        reason: str | None = None,
-        files: Path | None = None,
-        span: tuple[datetime | None, datetime | None] = (None, None),
-        is_repaired: bool = False,
-    ) -> None:
-        """Do what `finish_trial` does, but let errors out; repair uses it, with the times Optuna remembers.
+    def send(self, log: RunLog, files: Path | None = None) -> None:
+        """Log to MLflow now; doing it twice changes nothing.
 
         Raises:
-            StoreError: If the store does not answer.
+            StoreError: If MLflow does not answer or does not take it.
         """
-        with _store_errors(self._store):
-            run = self._find_trial_run(number) or self._create_run(number, span[0])
-            run_id = str(run.info.run_id)
-            tags = {STATE_TAG: state}
-            if reason is not None:
-                tags[REASON_TAG] = reason
-            if is_repaired:
-                tags[REPAIRED_TAG] = "true"
-            metrics: list[LoggedMetric] = []
-            params: dict[str, str] = {}
-            if result is not None:
-                tags[DIGEST_TAG] = result.config_digest
-                metrics, params = result_metrics(result), config_params(result.config)
-                if result.stopped_by is not None:
-                    tags[STOPPED_TAG] = str(result.stopped_by)
-                if result.latency is not None:
-                    tags[LATENCY_TAG] = result.latency.kind
-                    if (error := result.latency.measurement_error) is not None:
-                        tags[MEASUREMENT_TAG] = error
-            self._log_batches(run_id, metrics, params, tags, int(run.info.start_time))
+        with mlflow_errors(self._store, self._uri):
+            if log.number is None:
+                run_id, timestamp_ms = self._study_ids()[1], 0
+            else:
+                run = self._find_trial_run(log.number) or self._create_run(log.number, log.started_ms)
+                run_id, timestamp_ms = str(run.info.run_id), int(run.info.start_time)
+            log_batches(self._client, run_id, log.metrics, log.params, log.tags, timestamp_ms)
             if files is not None:
                 self._client.log_artifacts(run_id, str(files))
-            status = RUN_STATUS[state]
-            if status != "RUNNING":
-                self._client.set_terminated(run_id, status, end_time=_milliseconds(span[1]))
+            if log.status is not None:
+                self._client.set_terminated(run_id, log.status, end_time=log.finished_ms)
 
     def trial_runs(self) -> tuple[TrialRun, ...]:
         """Return every child run of the study, oldest first.
 
         Raises:
-            StoreError: If the store does not answer.
+            StoreError: If MLflow does not answer.
         """
-        with _store_errors(self._store):
+        with mlflow_errors(self._store, self._uri):
             experiment_id, parent_id = self._study_ids()
             runs: list[Run] = []
             token: str | None = None
@@ -302,38 +206,92 @@ class Tracker:
         """Take a run out of the record (MLflow keeps it restorable).
 
         Raises:
-            StoreError: If the store does not answer.
+            StoreError: If MLflow does not answer.
         """
-        with _store_errors(self._store):
+        with mlflow_errors(self._store, self._uri):
             self._client.delete_run(run_id)
 
     @property
-    def _client(self) -> "MlflowClient":
+    def _client(self) -> "Client":
         if self._open_client is None:
-            self._open_client = _connect(self._store)
+            self._open_client = connect(self._store, self._uri)
         return self._open_client
 
-    def _guarded(self, log: Callable[[], object]) -> None:
-        """Run one logging action; if the store does not answer, warn the first time and go on."""
+    @property
+    def _is_silent(self) -> bool:
+        return self._clock() < self._silent_until
+
+    def _log(self, label: str, log: RunLog, files: Path | None = None) -> None:
+        """Write a log to the spool and send what lies there; nothing is kept for a store without MLflow."""
+        if self._uri is None and not database_path(self._store).is_file():
+            self._attempt(lambda: self._client)
+            return
         try:
-            with _store_errors(self._store):
-                log()
+            self._spool.add(label, log, files)
+        except OSError as error:
+            self._warn(f"the spool must take what MLflow is to get, but {self._spool.folder} gave '{error}'.")
+            return
+        self.deliver()
+
+    def _attempt(self, action: Callable[[], object]) -> bool:
+        """Do something with MLflow and say whether it worked; after it did not answer, do nothing for a while."""
+        if self._is_silent:
+            return False
+        try:
+            with mlflow_errors(self._store, self._uri):
+                action()
         except StoreError as error:
-            if not self._has_warned:
-                logger.warning("%s The study goes on; its MLflow record is completed when it ends.", error)
-            self._has_warned = True
+            self._warn(str(error))
+            if not isinstance(error, Refused):
+                self._silent_until = self._clock() + RETRY_S
+            return False
+        return True
+
+    def _warn(self, sentence: str) -> None:
+        if not self._has_warned:
+            logger.warning("%s The study goes on; its MLflow record is completed later.", sentence)
+        self._has_warned = True
+
+    def _experiment(self) -> tuple[str, bool]:
+        """Return the experiment's id and whether its run is ours to make: it is there already or just made by us."""
+        from_before = self._client.get_experiment_by_name(self._study)
+        if from_before is not None:
+            return str(from_before.experiment_id), False
+        location = (self._store / "artifacts").resolve().as_uri() if self._uri is None else None
+        try:
+            with mlflow_errors(self._store, self._uri):
+                made = self._client.create_experiment(self._study, artifact_location=location, tags=_EXPERIMENT_TAGS)
+            return str(made), True
+        except StoreError:  # perhaps because another host was faster
+            experiment = self._client.get_experiment_by_name(self._study)
+            if experiment is None:
+                raise
+            return str(experiment.experiment_id), False
+
+    def _parent(self, experiment_id: str) -> str | None:
+        tags = self._client.get_experiment(experiment_id).tags
+        if _RUN_TAG in tags:
+            return str(tags[_RUN_TAG])
+        run = self._find_run(experiment_id, f"tags.`{STUDY_TAG}` = '{self._study}'")
+        return None if run is None else str(run.info.run_id)
+
+    def _awaited_parent(self, experiment_id: str) -> str | None:
+        deadline = time.monotonic() + CREATOR_S
+        while (found := self._parent(experiment_id)) is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
 
     def _study_ids(self) -> tuple[str, str]:
-        """Return the ids of experiment and parent run, which the runner has made."""
+        """Return the ids of experiment and parent run, which `open_study` has made."""
         if self._ids is None:
             experiment = self._client.get_experiment_by_name(self._study)
-            parent = experiment and self._find_run(experiment.experiment_id, f"tags.`{STUDY_TAG}` = '{self._study}'")
-            if experiment is None or parent is None:
+            parent_id = experiment and self._parent(experiment.experiment_id)
+            if experiment is None or parent_id is None:
                 raise StoreError(
                     f"MLflow must know study '{self._study}', but {self._store} has no run of it; "
                     "start it with hyq-search run."
                 )
-            self._ids = (experiment.experiment_id, str(parent.info.run_id))
+            self._ids = (str(experiment.experiment_id), parent_id)
         return self._ids
 
     def _find_run(self, experiment_id: str, condition: str) -> "Run | None":
@@ -344,30 +302,10 @@ class Tracker:
         experiment_id, parent_id = self._study_ids()
         return self._find_run(experiment_id, f"tags.`{PARENT_TAG}` = '{parent_id}' AND tags.`{TRIAL_TAG}` = '{number}'")
 
-    def _create_run(self, number: int, started: datetime | None) -> "Run":
+    def _create_run(self, number: int, started_ms: int | None) -> "Run":
         experiment_id, parent_id = self._study_ids()
         tags = {PARENT_TAG: parent_id, TRIAL_TAG: str(number), STATE_TAG: "running"}
-        return self._client.create_run(experiment_id, _milliseconds(started), tags, run_name=f"trial {number}")
-
-    def _log_batches(
-        self,
-        run_id: str,
-        metrics: Sequence[LoggedMetric],
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-        timestamp_ms: int,
-    ) -> None:
-        """Log in as few calls as the server's limits allow; one fixed time stamp makes a repetition harmless."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        numbers = [Metric(m.name, m.value, timestamp_ms, m.step) for m in metrics]
-        texts = [Param(key, value) for key, value in params.items()]
-        labels = [RunTag(key, value) for key, value in tags.items()]
-        for start in range(0, max(len(numbers), 1), _MAX_METRICS):
-            batch = {"metrics": numbers[start : start + _MAX_METRICS]}
-            self._client.log_batch(run_id, **batch, tags=labels if start == 0 else ())
-        for start in range(0, len(texts), _MAX_PARAMS):
-            self._client.log_batch(run_id, params=texts[start : start + _MAX_PARAMS])
+        return self._client.create_run(experiment_id, started_ms, tags, run_name=f"trial {number}")
 
 
 def _trial_run(run: "Run") -> TrialRun:
@@ -380,7 +318,3 @@ def _trial_run(run: "Run") -> TrialRun:
         digest=tags.get(DIGEST_TAG),
         metrics=dict(run.data.metrics),
     )
-
-
-def _milliseconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp() * 1000)

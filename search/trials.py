@@ -59,6 +59,8 @@ def trial_reason(trial: FrozenTrial) -> str | None:
     if state == "failed":
         return str(trial.user_attrs.get("reason", LOST))
     if state == "reused":
+        if tries := trial.user_attrs.get("poisoned"):
+            return f"its config ended its worker in trials {', '.join(map(str, tries))}, and is not tried again"
         return f"the same config as trial {reused_from(trial)}"
     result = trial_result(trial)
     return None if result is None else result.reason

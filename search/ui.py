@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from search.errors import SearchError, StoreError
-from search.tracking import database_path, tracking_uri
+from search.mlflow_client import database_path, tracking_uri
 
 HOST = "127.0.0.1"
 

@@ -18,6 +18,7 @@ from hyquant.calibration.observe import observe
 from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.records import StoredRecords
 from hyquant.calibration.sequential import needs_sequential_stats
+from hyquant.calibration.shared import open_store
 from hyquant.calibration.stats import GroupStats
 from hyquant.calibration.store import Entry, Store
 from hyquant.config import digest
@@ -157,9 +158,19 @@ class Workbench:
 
 
 def build_workbench(
-    config: StudyConfig, prompts: StudyPrompts, *, group: Group, device: Device, cache: Path, lock: HostLock
+    config: StudyConfig,
+    prompts: StudyPrompts,
+    *,
+    group: Group,
+    device: Device,
+    cache: Path,
+    lock: HostLock,
+    shared: str | Path | None = None,
 ) -> Workbench:
-    """Load the model, and cut calibration and search prompts over the ranks. No collective call."""
+    """Load the model, and cut calibration and search prompts over the ranks. No collective call.
+
+    `shared` is a folder of all hosts that the cache fetches from and gives to; None for none.
+    """
     model_config, seed = config.model, config.workload.seed
     model = load_model(model_config.kind, model_config.source, device=model_config.device, dtype=model_config.dtype)
     is_first = group.rank == 0
@@ -172,7 +183,7 @@ def build_workbench(
         group=group,
         device=device,
         model=model,
-        cache=Store(cache),
+        cache=open_store(cache, shared),
         lock=lock,
         calibration=shard(calibration, group.rank, group.world_size),
         pairs=pairs,

@@ -1,9 +1,9 @@
-"""One rank of a slot: `python -m search.worker ORDER`, started by torchrun, ORDER being a `WorkOrder` as JSON.
+"""One rank of a slot: `python -m search.worker`, started by torchrun; its `WorkOrder` is in the environment, as JSON.
 
 A rank that meets a bug ends, and torchrun's agent restarts the whole slot; after three deaths in a row without a
-finished trial the slot stops instead and says why. That is why this module imports little: a rank that dies of an
-import is counted too. Known errors before the first trial (missing weights, an unknown judge) would be met again
-after a restart, so they stop the slot at once.
+finished trial, those that a marked config is to blame for left out, the slot stops instead and says why. That is why
+this module imports little: a rank that dies of an import is counted too. Known errors before the first trial (missing
+weights, an unknown judge) would be met again after a restart, so they stop the slot at once.
 """
 
 import logging
@@ -13,21 +13,22 @@ from pathlib import Path
 
 from hyquant.errors import HyquantError
 from search.errors import SearchError
-from search.order import MAX_DEATHS_IN_A_ROW, WorkOrder, read_state, slot_folder, write_state
+from search.order import MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, write_state
 from search.processes import exit_with_parent
 
 logger = logging.getLogger(__name__)
 
 
-def main(argument: str) -> None:
+def main() -> None:
     """Work until the study is done or the slot must stop; the runner reads why from the slot's state."""
     exit_with_parent(os.getppid())
-    order = WorkOrder.model_validate_json(argument)
+    order = WorkOrder.model_validate_json(os.environ[ORDER_VARIABLE])
     restart_count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank{rank} %(name)s %(message)s", stream=sys.stderr)
-    folder = slot_folder(order.store, order.study, order.slot)
-    deaths = restart_count - read_state(folder).restarts_at_last_finish
+    folder = order.folder
+    state = read_state(folder)
+    deaths = restart_count - state.restarts_at_last_finish - state.forgiven
     if deaths >= MAX_DEATHS_IN_A_ROW:
         reason = f"its worker died {deaths} times in a row without finishing a trial; see {folder / 'log.txt'}"
         stop_slot(folder, rank, reason)
@@ -48,4 +49,4 @@ def stop_slot(folder: Path, rank: int, reason: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -54,9 +54,13 @@ def capture_records(
     """
     folders = []
     for prompt, seed in zip(prompts, seeds, strict=True):
-        folder = store.folder(cache_key("records", model, prompt, seed, settings))
+        key = cache_key("records", model, prompt, seed, settings)
+        folder = store.folder(key)
         if not are_intact(folder):
-            write_records(folder, partial(model.capture, [prompt], [seed], settings))
+            store.fetch_folder(key, are_intact)
+            if not are_intact(folder):
+                write_records(folder, partial(model.capture, [prompt], [seed], settings))
+        store.give_folder(key, are_intact)
         folders.append(folder)
         if on_prompt is not None:
             on_prompt()

@@ -103,6 +103,12 @@ class Store:
             raise ConfigError(f"a store key must be letters, digits, '.', '_' and '-', but got {key!r}; use a digest")
         return self.root / key
 
+    def fetch_folder(self, key: str, is_intact: Callable[[Path], bool]) -> None:
+        """Look elsewhere for an entry of many files that is missing here; a store of one level has nowhere to look."""
+
+    def give_folder(self, key: str, is_intact: Callable[[Path], bool]) -> None:
+        """Share an entry of many files; a store of one level shares with nobody."""
+
     def _paths(self, key: str) -> tuple[Path, Path]:
         stem = self.folder(key).name
         return self.root / f"{stem}.safetensors", self.root / f"{stem}.json"

@@ -35,6 +35,10 @@ class Device(Protocol):
         """
         ...
 
+    def num_devices(self) -> int:
+        """Return how many devices this process sees; 1 for the CPU."""
+        ...
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the torch device with this index among the visible ones."""
         ...
@@ -49,6 +53,10 @@ class Device(Protocol):
 
     def reset_memory_peak(self, index: int = 0) -> None:
         """Start a new measurement of peak memory, where the device can."""
+        ...
+
+    def release_memory(self, index: int = 0) -> None:
+        """Give back what the allocator keeps for reuse, after garbage was collected: a clean start after a failure."""
         ...
 
     def memory_peak_bytes(self, index: int = 0) -> int:

@@ -1,5 +1,6 @@
 """The CPU: always there, synchronous, memory counted for the whole process."""
 
+import gc
 import resource
 import sys
 import time
@@ -21,6 +22,10 @@ class CpuDevice:
     def require(self) -> None:
         """Do nothing: a CPU is always usable."""
 
+    def num_devices(self) -> int:
+        """Return 1: the CPU is one device."""
+        return 1
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the CPU; it has no index."""
         return torch.device("cpu")
@@ -34,6 +39,10 @@ class CpuDevice:
 
     def reset_memory_peak(self, index: int = 0) -> None:
         """Do nothing: the system keeps one peak per process and cannot reset it."""
+
+    def release_memory(self, index: int = 0) -> None:
+        """Collect garbage; the system's allocator gives large tensors back by itself."""
+        gc.collect()
 
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak resident size of this process since its start (getrusage: kilobytes, on macOS bytes)."""

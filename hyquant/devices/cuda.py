@@ -1,5 +1,6 @@
 """NVIDIA devices through torch.cuda."""
 
+import gc
 import time
 
 import torch
@@ -30,6 +31,10 @@ class CudaDevice:
                 f"{torch.__version__} sees none; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use device cpu"
             )
 
+    def num_devices(self) -> int:
+        """Return how many devices torch sees."""
+        return torch.cuda.device_count()
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the CUDA device with this index among the visible ones."""
         return torch.device("cuda", index)
@@ -46,6 +51,12 @@ class CudaDevice:
     def reset_memory_peak(self, index: int = 0) -> None:
         """Start a new measurement of peak memory."""
         torch.cuda.reset_peak_memory_stats(index)
+
+    def release_memory(self, index: int = 0) -> None:
+        """Collect garbage and empty torch's cache of the device."""
+        gc.collect()
+        with torch.cuda.device(index):
+            torch.cuda.empty_cache()
 
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak of memory held by tensors since the last reset."""

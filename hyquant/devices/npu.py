@@ -4,6 +4,7 @@ Importing torch_npu registers the device type "npu" with torch and adds `torch.n
 `torch.cuda`. Work is queued: a host timer means something only after `synchronize`.
 """
 
+import gc
 import importlib
 import importlib.util
 import time
@@ -46,6 +47,10 @@ class NpuDevice:
                 "ASCEND_RT_VISIBLE_DEVICES, or use device cpu"
             )
 
+    def num_devices(self) -> int:
+        """Return how many NPUs torch_npu sees."""
+        return int(_runtime().npu.device_count())
+
     def torch_device(self, index: int = 0) -> torch.device:
         """Return the NPU with this index among the visible ones."""
         _runtime()
@@ -63,6 +68,12 @@ class NpuDevice:
     def reset_memory_peak(self, index: int = 0) -> None:
         """Start a new measurement of peak memory."""
         _runtime().npu.reset_peak_memory_stats(index)
+
+    def release_memory(self, index: int = 0) -> None:
+        """Collect garbage and empty torch_npu's cache of the device."""
+        gc.collect()
+        with _runtime().npu.device(index):
+            _runtime().npu.empty_cache()
 
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak of memory held by tensors since the last reset."""

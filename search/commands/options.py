@@ -19,3 +19,28 @@ Kernel = Annotated[
         "--kernel", help="Kernel of every quantized Linear; see doctor --kernels [default: the fastest measured]."
     ),
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="Database of the study, if it is not in the store: postgresql://, mysql:// or grpc:// "
+        "[default: $HYQ_STORAGE, which no other user of the host can read].",
+        show_default=False,
+    ),
+]
+SharedFolder = Annotated[
+    Path | None,
+    typer.Option("--shared", help="Folder through which hosts share calibrated inputs and the like."),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        envvar="MLFLOW_TRACKING_URI",
+        help="MLflow server of the study [default: the store's own database].",
+        show_default=False,
+        show_envvar=False,
+    ),
+]

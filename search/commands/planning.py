@@ -15,15 +15,21 @@ def plan(
         list[str] | None,
         typer.Option(metavar="METRIC=DEVIATION", help="Deviation between prompts of a metric's paired difference."),
     ] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, help="Compare slot layouts of so many devices [default: those there are]."),
+    ] = None,
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how long each phase of a study takes on this machine and what precision it buys; nothing is stored."""
+    """Say how long each phase of a study takes here, what precision it buys, and which slots are faster."""
     from hyquant.models import load_model
+    from search.layouts import layouts, reasoning
     from search.locate import config_to_run, locate_study, prompts_to_run
     from search.plain import plain
     from search.planning import measure_costs, phases, precision
     from search.progress import in_words
+    from search.slot_devices import count_devices
 
     spreads = dict(map(_spread, spread or ()))
     ref = locate_study(study, store)
@@ -33,6 +39,7 @@ def plan(
     costs = measure_costs(load_model(about.kind, about.source, device=about.device, dtype=about.dtype), config, prompt)
     found = phases(config, costs)
     total_s = sum(phase.total_s for phase in found)
+    compared = layouts(config, costs, devices or count_devices(config.model.device))
     if as_json:
         print_json(
             {
@@ -41,6 +48,8 @@ def plan(
                 "phases": [{**plain(phase), "total_s": phase.total_s} for phase in found],
                 "total_s": total_s,
                 "precision": precision(config, spreads),
+                "layouts": [{**plain(one), "name": one.name} for one in compared],
+                "reasoning": reasoning(compared),
             }
         )
         return
@@ -55,6 +64,19 @@ def plan(
         ]
     )
     print_line(f"in all {in_words(total_s)}; scores, quantizing, compiling and loading come on top")
+    print_table(
+        [
+            {
+                "slots": one.name,
+                "a trial": in_words(one.trial_s),
+                "trials an hour": f"{one.trials_per_hour:.3g}",
+                "once": in_words(one.once_s),
+                "in all": in_words(one.total_s),
+            }
+            for one in compared
+        ]
+    )
+    print_line(reasoning(compared))
     for line in precision(config, spreads):
         print_line(line)
 

@@ -6,21 +6,31 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Kernel, Store, Study
+from search.commands.options import AsJson, Kernel, SharedFolder, Storage, Store, Study, TrackingUri
 from search.console import print_json, print_line, print_table, remark
 from search.errors import SearchError
 from search.progress import RunProgress, in_words
 
 
-def run(study: Study, store: Store = None, kernel: Kernel = None, as_json: AsJson = False) -> None:
+def run(
+    study: Study,
+    store: Store = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    shared: SharedFolder = None,
+    kernel: Kernel = None,
+    as_json: AsJson = False,
+) -> None:
     """Create a study, or resume it, and evaluate trials until its budget is used."""
     from search.answers import status_json
     from search.kernels import force_kernel
     from search.locate import config_to_run, locate_study, overview_of
     from search.runner import run_study
 
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     config, study_file = config_to_run(ref)
+    given = {"tracking": tracking_uri, "shared": None if shared is None else str(shared)}
+    config = config.model_copy(update={name: value for name, value in given.items() if value is not None})
     force_kernel(kernel, config.model.device)
     with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
         summary = run_study(config, study_file=study_file, on_event=progress)
@@ -35,20 +45,36 @@ def run(study: Study, store: Store = None, kernel: Kernel = None, as_json: AsJso
 
 
 def trial(
-    study: Study,
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A quantization config, written by hand.")],
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="Path of a study file, or a name; with --from, number of the trial.")
+    ],
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A quantization config, written by hand.")
+    ] = None,
+    from_study: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="STUDY", help="Run a trial of this study again, and compare; exit code 3 if not equal."
+        ),
+    ] = None,
     store: Store = None,
+    storage: Storage = None,
     kernel: Kernel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate one hand-written config as a trial of the study, logged like the rest."""
+    """Evaluate one hand-written config as a trial of the study, or with --from STUDY TRIAL run a trial again."""
+    if from_study is not None:
+        _run_again(from_study, study, config, store, storage, kernel, as_json)
+        return
+    if config is None:
+        raise SearchError("trial needs CONFIG.yaml, or --from STUDY TRIAL, but got neither; add one")
     from search.config_file import load_config
     from search.kernels import force_kernel
     from search.locate import config_to_run, locate_study, overview_of
     from search.runner import run_point
 
     point = load_config(config)
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     study_config, study_file = config_to_run(ref)
     force_kernel(kernel, study_config.model.device)
     with RunProgress(sys.stderr if as_json else sys.stdout) as progress:
@@ -56,15 +82,44 @@ def trial(
     row = overview_of(ref).row(number)
     if row is None or row.state in ("failed", "stopped"):
         raise SearchError(f"trial {number} must finish, but {row.reason if row else 'is gone'}; see hyq-search show")
-    _show(study, number, store, as_json)
+    _show(study, number, store, storage, as_json)
 
 
-def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+def _run_again(
+    study: str,
+    number: str,
+    config: Path | None,
+    store: Path | None,
+    storage: str | None,
+    kernel: str | None,
+    as_json: bool,
+) -> None:
+    """Run a stored trial again; exit code 3 says that its scores do not agree."""
+    if config is not None or not number.isdecimal():
+        raise SearchError(f"trial --from STUDY takes the number of a trial and no config, but got {number!r}; give one")
+    from search.answers import rerun_json, rerun_lines
+    from search.kernels import force_kernel
+    from search.locate import config_to_run, locate_study
+    from search.rerun import run_again
+
+    ref = locate_study(study, store, storage)
+    force_kernel(kernel, config_to_run(ref)[0].model.device)
+    rerun = run_again(ref, int(number))
+    if as_json:
+        print_json(rerun_json(rerun))
+    else:
+        for line in rerun_lines(rerun):
+            print_line(line)
+    if not rerun.agrees:
+        raise typer.Exit(3)
+
+
+def status(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:
     """Say how far a study is."""
     from search.answers import floor_lines, status_json
     from search.locate import locate_study, overview_of
 
-    overview = overview_of(locate_study(study, store))
+    overview = overview_of(locate_study(study, store, storage))
     answer = status_json(overview)
     if as_json:
         print_json(answer)
@@ -85,12 +140,12 @@ def status(study: Study, store: Store = None, as_json: AsJson = False) -> None:
         print_line(f"one trial takes {in_words(answer['median_trial_s'])}")
 
 
-def front(study: Study, store: Store = None, as_json: AsJson = False) -> None:
+def front(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:
     """List the trials that no other trial beats, best quality first."""
     from search.answers import front_json, table_row
     from search.locate import locate_study, overview_of
 
-    overview = overview_of(locate_study(study, store))
+    overview = overview_of(locate_study(study, store, storage))
     if as_json:
         print_json(front_json(overview))
     elif overview.front:
@@ -103,17 +158,18 @@ def show(
     study: Study,
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial.")],
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Show everything about one trial."""
-    _show(study, trial, store, as_json)
+    _show(study, trial, store, storage, as_json)
 
 
-def _show(study: str, number: int, store: Path | None, as_json: bool) -> None:
+def _show(study: str, number: int, store: Path | None, storage: str | None, as_json: bool) -> None:
     from search.answers import trial_json, trial_lines
     from search.locate import locate_study, overview_of
 
-    overview = overview_of(locate_study(study, store))
+    overview = overview_of(locate_study(study, store, storage))
     row = overview.row(number)
     if row is None:
         known = f"0 to {len(overview.rows) - 1}" if overview.rows else "none yet"

@@ -20,7 +20,7 @@ IMPORTERS = {
     "diffusers": ("hyquant/models/",),
     "huggingface_hub": ("metrics/published.py",),
     "matplotlib": ("search/plots.py", "search/sensitivity_plots.py", "search/latent_plots.py"),
-    "mlflow": ("search/tracking.py",),
+    "mlflow": ("search/mlflow_client.py",),
     "open_clip": ("metrics/embedders.py",),
     "optuna": ("search/", "spaces/suggest.py"),
     "plotly": ("search/plots.py", "search/sensitivity_plots.py"),

@@ -19,16 +19,19 @@ from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from search.confirmation import confirmations
 from search.errors import SearchError, StoreError
+from search.locate import locate_study
 from search.locks import HostLock
+from search.mlflow_client import prepare_store
 from search.objective import run_trial
 from search.prepare import prepare_workbench
 from search.prompts import load_prompts
 from search.repair import agreement
+from search.rerun import run_again
 from search.runner import run_point, run_study
+from search.slot_devices import cores_here
 from search.stages import Stages
 from search.storage import open_study
 from search.study_file import load_study
-from search.tracking import prepare_store
 from search.trials import count_states, front, is_evaluated, trial_config, trial_result
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
@@ -148,6 +151,20 @@ def test_two_slots_share_a_study_without_a_duplicate_or_lost_trial(make_study_fi
     assert slots == {0, 1}
     assert summary.counts["failed"] == 0
     assert_sound(path, at_least=7, at_most=8)
+
+
+@pytest.mark.skipif(len(cores_here()) < 2, reason="two slots of their own cores need two cores")
+def test_slots_cut_from_the_cores_run_and_a_trial_of_theirs_agrees_when_it_is_run_again(make_study_file):
+    path = make_study_file(budget={"trials": 3}, slots="2 x 1")
+
+    summary, study, _ = run(path)
+
+    assert summary.counts["failed"] == 0
+    trial = next(filter(is_evaluated, study.trials))
+    assert set(trial_result(trial).provenance.digests) == {"model", "prompts", "config", "calibration"}
+    again = run_again(locate_study(str(path)), trial.number)
+    assert again.agrees, again
+    assert_sound(path, at_least=3, at_most=4)
 
 
 def test_two_ranks_climb_rungs_together_and_measure_the_front_again(make_study_file):

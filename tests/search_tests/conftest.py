@@ -14,11 +14,11 @@ from hyquant.models import load_model
 from hyquant.models.base import DeploymentShape, RenderSettings
 from hyquant.plan import build_plan
 from hyquant.quantize import quantize_, restore_
+from search.mlflow_client import prepare_store
 from search.prompts import StudyPrompts
 from search.result import MetricResult, TrialResult
 from search.storage import create_study
 from search.study import Budget, JudgeConfig, LatencyConfig, ModelConfig, Objective, StudyConfig, Workload
-from search.tracking import prepare_store
 from spaces.space import load_space
 
 CONFIGS = {

@@ -258,7 +258,7 @@ def test_a_damaged_database_is_one_sentence(call, stored_store):
 
 
 def test_a_locked_store_is_one_sentence(call, stored_store, monkeypatch):
-    monkeypatch.setattr("search.storage.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("search.databases.BUSY_TIMEOUT_S", 0.1)
     holder = sqlite3.connect(stored_store / "optuna.db")
     holder.execute("BEGIN IMMEDIATE")
     code, _, err = call("status", "demo", "--store", stored_store)

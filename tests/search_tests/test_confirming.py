@@ -20,12 +20,13 @@ from search.overview import read_overview
 from search.prepare import prepare_workbench
 from search.prompts import StudyPrompts
 from search.repair import agreement
+from search.run_log import AGAIN_TAG
 from search.rungs import Scored
 from search.scoring import measured_figures
 from search.stages import Stages
 from search.storage import create_study
 from search.study import Budget, ConfirmConfig, Constraint, Objective, PresetsConfig, RungsConfig
-from search.tracking import AGAIN_TAG, Tracker
+from search.tracking import Tracker
 from search.trials import count_states, front, trial_reason, trial_result, trial_state
 
 PROMPTS = StudyPrompts(

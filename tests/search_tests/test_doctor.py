@@ -3,9 +3,10 @@ import shutil
 
 from search.cli import exit_code_of
 from search.doctor import Check, examine
+from search.mlflow_client import prepare_store
 from search.repair import repair
 from search.storage import open_study
-from search.tracking import Tracker, prepare_store
+from search.tracking import Tracker
 
 
 def by_name(checks: tuple[Check, ...]) -> dict[str, Check]:

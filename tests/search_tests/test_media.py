@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from search.frames import comparison_frames, frame_indices, strip_image, to_pixels
-from search.media import frame_rate, write_mp4, write_trial_files
+from search.media import frame_rate, write_mp4, write_trial_files, written_trial_files
 from search.plain import plain
 
 
@@ -108,3 +108,14 @@ def test_json_has_null_where_a_number_is_not_finite():
 @pytest.mark.parametrize(("num_frames", "fps"), [(13, 8), (129, 24)])
 def test_short_clips_play_slowly_enough_to_follow(num_frames, fps):
     assert frame_rate(num_frames) == fps
+
+
+def test_a_full_disk_costs_a_trial_its_files_and_raises_nothing(tmp_path, make_result, caplog):
+    (tmp_path / "config.yaml").symlink_to("/dev/full")  # the kernel's own "no space left on device"
+    result = make_result("timestep")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_trial_files(tmp_path, result, plan=None, report=None, samples=[])
+    assert written_trial_files(tmp_path, result, plan=None, report=None, samples=[]) is None
+
+    assert "No space left on device" in caplog.text

@@ -60,6 +60,7 @@ def test_the_command_measures_and_answers(stored_store, capsys):
     answer = json.loads(capsys.readouterr().out)
 
     assert answer["costs"]["deployment_step_s"] > 0
+    assert answer["layouts"][0]["name"] in answer["reasoning"]
     assert answer["total_s"] == pytest.approx(sum(phase["total_s"] for phase in answer["phases"]))
     assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--spread", "ssim"]) == 1
     assert "METRIC=DEVIATION" in capsys.readouterr().err

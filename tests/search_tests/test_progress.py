@@ -3,7 +3,7 @@ import io
 import pytest
 
 from search.progress import RunProgress, in_words, time_left_s
-from search.runner import RunEvent
+from search.watching import RunEvent
 
 
 class Terminal(io.StringIO):

@@ -201,7 +201,7 @@ def test_a_point_that_leaves_the_same_layers_in_float_is_answered_from_the_recor
     def claimed():
         trial = study.ask()
         point = choose_config(trial, config)
-        return trial, claim(trial, point, tmp_path / "claim.lock", while_waiting=lambda: None)
+        return trial, claim(trial, point, while_waiting=lambda: None)
 
     first, record = claimed()
     first.set_user_attr("result", make_result().model_dump(mode="json"))

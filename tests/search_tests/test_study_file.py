@@ -136,3 +136,9 @@ def test_the_shipped_prompt_sets_are_known_by_name(write, tmp_path):
 
     with pytest.raises(ConfigError, match="did you mean 'calibration'"):
         load_prompts(config.workload, tmp_path)
+
+
+def test_a_layout_means_slots(write):
+    assert [(slot.ranks, slot.devices) for slot in load_study(write(slots="2 x 4")).slots] == [(4, "auto")] * 2
+    with pytest.raises(ConfigError, match='slots: slots must be a list, or SLOTS x RANKS such as "2 x 4"'):
+        load_study(write(slots="two"))

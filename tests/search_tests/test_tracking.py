@@ -6,7 +6,9 @@ import pytest
 
 from search.errors import StoreError
 from search.logged import config_params, result_metrics
-from search.tracking import PARENT_TAG, Tracker, prepare_store, tracking_uri
+from search.mlflow_client import prepare_store, tracking_uri
+from search.run_log import PARENT_TAG
+from search.tracking import Tracker
 from spaces.strategy import strategy_of
 
 

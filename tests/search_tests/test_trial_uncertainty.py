@@ -16,6 +16,7 @@ from search.answers import table_row, trial_json, trial_lines
 from search.leader import Leader
 from search.locks import HostLock
 from search.logged import result_metrics
+from search.mlflow_client import tracking_uri
 from search.objective import run_trial
 from search.order import WorkOrder
 from search.overview import read_overview
@@ -27,7 +28,7 @@ from search.result import TrialResult
 from search.stages import Stages
 from search.storage import create_study, stored_floor
 from search.study import Budget, Constraint, Objective
-from search.tracking import Tracker, tracking_uri
+from search.tracking import Tracker
 from search.trials import trial_result, trial_state
 
 PROMPTS = StudyPrompts(calibration=("one red cube",), search=("a green cone", "a grey ring", "two tall blue boxes"))

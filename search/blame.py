@@ -1,0 +1,56 @@
+"""Which trials are held responsible for the end of their worker, and what is done about a worker that stands still.
+
+Only who shares a runner or a joined worker with the dead one may blame: that one saw it die and lived on. What was lost
+with its runner, with its host or behind a cut network proves nothing about a config.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from search.order import read_state, write_state
+from search.processes import WorkerId, is_alive, is_local
+from search.resume import Blame, worker_of
+from search.watchdog import read_hang
+
+
+def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
+    """Return what says how a trial ended its worker.
+
+    Args:
+        crew: Whose workers may be blamed: "" for those of `run`.
+        folder_of: The folder of a slot, by its index.
+    """
+
+    def how(trial: FrozenTrial) -> str | None:
+        worker = _own_worker(trial, crew)
+        if worker is None:
+            return None
+        folder = folder_of(worker.slot)
+        if is_alive(worker):
+            return "its worker stood still and renewed no lease"
+        return read_hang(folder, trial.number) or f"its worker died; see {folder / 'log.txt'}"
+
+    return how
+
+
+def end_still_workers(lost: Iterable[FrozenTrial], crew: str) -> None:
+    """Kill workers of this crew whose trial was taken from them: torchrun starts their group anew."""
+    for trial in lost:
+        worker = _own_worker(trial, crew)
+        if worker is not None and is_alive(worker):
+            os.kill(worker.pid, signal.SIGKILL)
+
+
+def forgive_deaths(folder: Path, tries: Sequence[int]) -> None:
+    """Hold the deaths of a config that is marked now against the config and not against its slot."""
+    state = read_state(folder)
+    write_state(folder, state.model_copy(update={"forgiven": state.forgiven + len(tries)}))
+
+
+def _own_worker(trial: FrozenTrial, crew: str) -> WorkerId | None:
+    worker = worker_of(trial)
+    return worker if worker is not None and worker.crew == crew and is_local(worker) else None

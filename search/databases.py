@@ -1,0 +1,197 @@
+"""From the address of a database to Optuna's storage.
+
+    None                             optuna.db in the store, SQLite
+    sqlite:///FILE                   another SQLite file
+    postgresql://USER:PASSWORD@HOST/NAME         PostgreSQL, by psycopg
+    mysql://..., mariadb://...       MySQL or MariaDB, by PyMySQL
+    grpc://HOST:PORT                 a proxy of any of these, started by `hyq-search storage-proxy`
+
+The runner alone creates tables; everyone else opens what exists. Every storage is patient (`search.patience`), and
+network connections have time-outs, because a cut network answers nothing at all. SQLite is put into WAL mode once, and
+every transaction begins IMMEDIATE: Optuna reads a trial's state before it writes it, and on SQLite only a lock taken
+before the read keeps two workers from popping the same waiting trial; servers lock the row instead. SQLite waits for
+locks `BUSY_TIMEOUT_S` seconds.
+"""
+
+import os
+import sqlite3
+import tempfile
+import weakref
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import optuna
+import sqlalchemy
+from optuna.storages import BaseStorage, RDBStorage
+
+from search.errors import InstallError, StoreError
+from search.patience import PatientStorage
+from search.redaction import redacted
+
+BUSY_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 10
+ANSWER_TIMEOUT_S = 60
+
+DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
+DRIVERS["mariadb"] = DRIVERS["mysql"]
+"""What an address without a driver stands for."""
+
+_SERVER_ARGUMENTS: dict[str, dict[str, Any]] = {
+    # libpq's parameters; tcp_user_timeout is in milliseconds.
+    "postgresql+psycopg": {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 4,
+        "tcp_user_timeout": ANSWER_TIMEOUT_S * 1000,
+    },
+    "mysql+pymysql": {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": ANSWER_TIMEOUT_S,
+        "write_timeout": ANSWER_TIMEOUT_S,
+    },
+}
+
+_WIDE_COLUMNS = ("study_user_attributes", "trial_user_attributes")
+"""Tables whose values may be longer than the 64 KiB of MySQL's TEXT: a space with a ladder, the result of a trial."""
+
+
+def database_path(store: Path) -> Path:
+    """Return the file of the Optuna database in a store."""
+    return store / "optuna.db"
+
+
+def open_storage(store: Path, *, create: bool = False, url: str | None = None) -> BaseStorage:
+    """Open the database of a study; with `create`, make its tables if there are none.
+
+    Args:
+        store: The study's folder.
+        create: Whether this process is the one that creates databases.
+        url: Address of the database; None is SQLite in the store.
+
+    Raises:
+        StoreError: If there is none and `create` is off, or it cannot be used.
+        InstallError: If the address needs a package that is missing.
+    """
+    if url is not None and url.startswith("grpc://"):
+        return PatientStorage(_open_proxy(url))
+    path = database_path(store)
+    if url is None and create:
+        _make_database(path)
+    elif url is None and not path.is_file():
+        raise StoreError(f"store {store} holds no studies; start one with `hyq-search run`, or give another --store")
+    storage = _open_tables(with_driver(url or f"sqlite:///{path}"), create=create)
+    patient = PatientStorage(optuna.storages.get_storage(storage))
+    weakref.finalize(patient, storage.engine.dispose)  # whoever opened a study need not close it
+    return patient
+
+
+def with_driver(url: str) -> str:
+    """Return an address with the driver that we install: postgresql:// becomes postgresql+psycopg://."""
+    scheme, separator, rest = url.partition("://")
+    return f"{DRIVERS.get(scheme, scheme)}{separator}{rest}"
+
+
+def _open_tables(url: str, *, create: bool) -> RDBStorage:
+    is_sqlite = url.startswith("sqlite")
+    connect = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else _SERVER_ARGUMENTS.get(url.partition("://")[0], {})
+    try:
+        storage = RDBStorage(
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna fills templates in addresses
+            engine_kwargs={"connect_args": connect, **({} if is_sqlite else {"pool_pre_ping": True})},
+            skip_table_creation=not create,
+        )
+    except ImportError as error:
+        raise InstallError(
+            f"storage {redacted(url)} needs a driver that is not installed; pip install 'hyq-search[servers]'"
+        ) from error
+    except sqlalchemy.exc.ProgrammingError as error:
+        raise StoreError(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
+    except sqlalchemy.exc.ArgumentError as error:
+        raise StoreError(
+            f"a storage must be an address such as postgresql://USER@HOST/NAME, but got {redacted(url)}; correct it"
+        ) from error
+    except RuntimeError as error:
+        raise StoreError(
+            f"storage {redacted(url)} must have the tables of Optuna {optuna.__version__}, but has others; "
+            f"install the Optuna that made them, or upgrade them with `optuna storage upgrade`"
+        ) from error
+    if is_sqlite:
+        _begin_immediate(storage.engine)
+    elif create and storage.engine.name in ("mysql", "mariadb"):
+        _widen(storage.engine)
+    return storage
+
+
+def _widen(engine: sqlalchemy.Engine) -> None:
+    """Let values be longer than 64 KiB on MySQL; PostgreSQL and SQLite have no such limit.
+
+    Source: MySQL 8 reference manual, 13.7, storage requirements of string types.
+    """
+    inspector = sqlalchemy.inspect(engine)
+    for table in _WIDE_COLUMNS:
+        (column,) = (found for found in inspector.get_columns(table) if found["name"] == "value_json")
+        if str(column["type"]).upper().startswith("LONGTEXT"):
+            continue
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER TABLE {table} MODIFY value_json LONGTEXT")
+
+
+def _open_proxy(url: str) -> BaseStorage:
+    try:
+        from search.proxy import ProxyStorage
+    except ImportError as error:
+        raise InstallError(
+            f"storage {redacted(url)} needs grpcio and protobuf; pip install 'hyq-search[servers]'"
+        ) from error
+    address = urlsplit(url)
+    if address.hostname is None or address.port is None:
+        raise StoreError(f"a storage proxy's address must be grpc://HOST:PORT, but got {redacted(url)}; correct it")
+    proxy = ProxyStorage(address.hostname, address.port, timeout_s=ANSWER_TIMEOUT_S)
+    try:
+        proxy.wait_server_ready(CONNECT_TIMEOUT_S)
+    except ConnectionError as error:
+        raise StoreError(
+            f"a storage proxy must answer within {CONNECT_TIMEOUT_S} s, but {redacted(url)} does not; "
+            f"start it with `hyq-search storage-proxy`"
+        ) from error
+    return proxy
+
+
+def _make_database(path: Path) -> None:
+    """Make a database with all its tables, unless there is one; who looks meanwhile finds none, not half of one."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+        draft = Path(folder) / path.name
+        with closing(sqlite3.connect(draft)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        RDBStorage(f"sqlite:///{draft}").engine.dispose()
+        with closing(sqlite3.connect(draft)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(FileExistsError):  # another runner was faster
+            os.link(draft, path)
+
+
+def _begin_immediate(engine: sqlalchemy.Engine) -> None:
+    """Let every transaction take SQLite's write lock when it begins.
+
+    With a write-ahead log, `synchronous=NORMAL` keeps the database whole in a crash; only a power cut may lose the last
+    transactions.
+
+    Source: SQLAlchemy's documentation of the pysqlite dialect on transactional modes; sqlite.org/pragma.html.
+    """
+
+    def leave_transactions_to_us(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    def begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", leave_transactions_to_us)
+    sqlalchemy.event.listen(engine, "begin", begin)
+    engine.dispose()

@@ -1,0 +1,137 @@
+"""The connection to MLflow: the store's own SQLite database, or a server's address. The only importer of mlflow.
+
+A store of its own is a folder with `mlflow.db` (SQLite, write-ahead log) and `artifacts/`. `prepare_store` creates the
+database and is called by the runner alone, because two processes that create it crash each other. A server keeps a
+database and artifacts of its own, and is asked briefly: one that does not answer must not hold a trial for minutes.
+"""
+
+import logging
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from search.errors import StoreError
+from search.logged import LoggedMetric
+from search.redaction import redacted
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+    Client: TypeAlias = MlflowClient
+    Run: TypeAlias = MlflowRun
+
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""Set where the user has set nothing else: no usage pings, and a dead server costs seconds and not minutes."""
+
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # per batch: limits of MLflow's REST API, "Log Batch"
+
+
+class Refused(StoreError):
+    """MLflow answers, but does not take this."""
+
+
+def database_path(store: Path) -> Path:
+    """Return where a store keeps its MLflow database."""
+    return store / "mlflow.db"
+
+
+def tracking_uri(store: Path, uri: str | None = None) -> str:
+    """Return the address under which MLflow finds a study's runs; without a server's that of the store."""
+    return uri or f"sqlite:///{database_path(store).resolve()}"
+
+
+def prepare_store(store: Path) -> None:
+    """Create a store's folder and MLflow database, or check that the existing one can be written.
+
+    Raises:
+        StoreError: If the folder or database cannot be written, is locked, or was made by another MLflow version.
+    """
+    path = database_path(store)
+    try:
+        (store / "artifacts").mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=5.0)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(
+            f"the MLflow database must be writable, but {path} gave '{error}'; "
+            "close the program that holds it, free disk space, or give another store in the study file."
+        ) from error
+    with mlflow_errors(store):
+        connect(store)  # an empty database is migrated here
+
+
+def connect(store: Path, uri: str | None = None) -> "Client":
+    """Return a client of a server or of a store's existing database; MLflow's pings and chatter are switched off.
+
+    Raises:
+        StoreError: If there is no server's address and no database.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if uri is None and not database_path(store).is_file():
+        raise StoreError(f"a store must hold mlflow.db, but {store} does not; start the study with hyq-search run.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # MLflow's own, about how it uses SQLAlchemy
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic", "urllib3"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach us as exceptions
+        return MlflowClient(tracking_uri=tracking_uri(store, uri))
+
+
+@contextmanager
+def mlflow_errors(store: Path, uri: str | None = None) -> Iterator[None]:
+    """Turn what MLflow, SQLAlchemy, HTTP and the disk raise into one StoreError; `Refused` if a server said no."""
+    from mlflow.exceptions import MlflowException, RestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        first_line = redacted(str(error).strip().splitlines()[0])
+        kind = Refused if isinstance(error, RestException) else StoreError
+        if uri is not None:
+            raise kind(
+                f"the MLflow server {redacted(uri)} must answer, but gave '{first_line}'; "
+                "start it, or give another --tracking-uri."
+            ) from error
+        raise kind(
+            f"the MLflow store {store} must answer, but gave '{first_line}'; run again when it is free "
+            f"(after an upgrade of MLflow: mlflow db upgrade {tracking_uri(store)})."
+        ) from error
+
+
+def log_batches(
+    client: "Client",
+    run_id: str,
+    metrics: Sequence[LoggedMetric],
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    timestamp_ms: int,
+) -> None:
+    """Log in as few calls as the server's limits allow; one fixed time stamp makes a repetition harmless."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    numbers = [Metric(m.name, m.value, timestamp_ms, m.step) for m in metrics]
+    texts = [Param(key, value) for key, value in params.items()]
+    labels = [RunTag(key, value) for key, value in tags.items()]
+    for start in range(0, max(len(numbers), 1), _MAX_METRICS):
+        batch = {"metrics": numbers[start : start + _MAX_METRICS]}
+        client.log_batch(run_id, **batch, tags=labels if start == 0 else ())
+    for start in range(0, len(texts), _MAX_PARAMS):
+        client.log_batch(run_id, params=texts[start : start + _MAX_PARAMS])

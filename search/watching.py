@@ -1,0 +1,154 @@
+"""Watch slots while they work, say what happens, and leave a study in order: what `run` and `worker` have in common."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import optuna
+
+from search.blame import blame_within, end_still_workers, forgive_deaths
+from search.confirmation import confirmations
+from search.confirming import pending
+from search.errors import SearchError
+from search.interrupts import Interrupts
+from search.lease import LeaseWatch
+from search.poison import poisoned_by
+from search.resume import reclaim_lost_trials, worker_of
+from search.run_sentences import numbers_in_words, study_notes, trial_sentence
+from search.slots import RunningSlot
+from search.stall import why_over
+from search.study import StudyConfig
+from search.trials import count_states, front, num_evaluated
+
+POLL_S = 0.5
+
+EventKind = Literal["created", "resumed", "note", "progress", "trial", "slot_stopped"]
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something a watcher may show.
+
+    Attributes:
+        kind: What happened.
+        message: One sentence; empty for "progress".
+        counts: Trials by state, as `search.trials.count_states` gives them.
+        budget: Evaluated trials to reach.
+        trial: Number of the trial a "trial" event is about.
+    """
+
+    kind: EventKind
+    message: str
+    counts: dict[str, int] = field(default_factory=dict)
+    budget: int = 0
+    trial: int | None = None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended."""
+
+    study: str
+    counts: dict[str, int]
+    evaluated: int
+    front_size: int
+    message: str
+
+
+OnEvent = Callable[[RunEvent], None]
+
+
+def event(
+    kind: EventKind, message: str, study: optuna.Study, config: StudyConfig, *, trial: int | None = None
+) -> RunEvent:
+    """Make an event of how the study stands now."""
+    counts = count_states(study)
+    return RunEvent(kind=kind, message=message, counts=counts, budget=config.budget.trials, trial=trial)
+
+
+def summary_of(study: optuna.Study, message: str) -> RunSummary:
+    """Sum up how a study stands at the end of a run."""
+    counts = count_states(study)
+    return RunSummary(
+        study=study.study_name,
+        counts=counts,
+        evaluated=num_evaluated(counts),
+        front_size=len(front(study)),
+        message=message,
+    )
+
+
+def watch(
+    study: optuna.Study, config: StudyConfig, slots: list[RunningSlot], interrupts: Interrupts, on_event: OnEvent
+) -> None:
+    """Report progress until every slot has ended; take back the trials of workers that died."""
+    seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    ended: set[int] = set()
+    leases = LeaseWatch()
+    told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
+    while len(ended) < len(slots):
+        for sentence in study_notes(study, config):
+            if sentence not in told:
+                told.add(sentence)
+                on_event(event("note", sentence, study, config))
+        for slot in slots:
+            if slot.index not in ended and not slot.is_running:
+                ended.add(slot.index)
+                if failure := slot.failure():
+                    on_event(event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
+        _take_back(study, slots, leases)
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.number not in seen:
+                seen.add(trial.number)
+                on_event(event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
+        on_event(event("progress", "", study, config))
+        if len(ended) < len(slots):
+            interrupts.wait(POLL_S)
+
+
+def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:
+    """Take lost trials back, and mark the configs that ended workers of these slots too often."""
+    crew, folders = slots[0].crew, {slot.index: slot.folder for slot in slots}
+    numbers = reclaim_lost_trials(study, leases, blame_within(crew, folders.__getitem__))
+    if not numbers:
+        return
+    trials = study.get_trials(deepcopy=False)
+    lost = [trials[number] for number in numbers]
+    end_still_workers(lost, crew)
+    for trial in lost:
+        worker, tries = worker_of(trial), poisoned_by(study.user_attrs, trial.user_attrs.get("config_digest", ""))
+        if worker is not None and trial.number in tries:
+            forgive_deaths(folders[worker.slot], tries)
+
+
+def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:
+    """Take back what was running, make MLflow agree, and log the study's report."""
+    from search.repair import repair
+    from search.report import write_study_report
+    from search.tracking import Tracker
+
+    if lost := reclaim_lost_trials(study):
+        on_event(event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
+    store = Path(config.store)
+    tracker = Tracker(store, config.name, config.tracking)
+    for sentence in repair(store, study, config.tracking):
+        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
+        write_study_report(Path(name), config, study)
+        for number, confirmation in confirmations(study).items():
+            tracker.log_again(number, confirmation)
+        tracker.finish_study(status, Path(name))
+
+
+def require_progress(
+    study: optuna.Study, config: StudyConfig, slots: Sequence[RunningSlot], until_trial: int | None
+) -> None:
+    """Refuse to call a study done whose slots all stopped before the budget was used."""
+    failures = [failure for slot in slots if (failure := slot.failure())]
+    is_done = why_over(study, config) is not None and not pending(study, config)
+    if until_trial is None and failures and not is_done:
+        raise SearchError(f"study {config.name} stopped early: {failures[0]}")
+    if until_trial is not None and failures:
+        raise SearchError(f"trial {until_trial} was not run: {failures[0]}")

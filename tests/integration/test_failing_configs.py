@@ -1,0 +1,131 @@
+"""Configs that run out of memory, hang or end their worker: real slots under torchrun, and a model that does so."""
+
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from hyquant.config import QuantConfig, W8A8Dynamic, W8A8Static, digest
+from search.poison import poisoned_by
+from search.repair import agreement
+from search.runner import run_study
+from search.storage import open_study
+from search.study_file import load_study
+from search.tracking import prepare_store
+from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
+from tests.toys.faulty import install
+
+pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(600)]
+
+STUDY = {
+    "name": "faulty-study",
+    "model": {"kind": "faulty", "source": "0", "device": "cpu"},
+    "space": {
+        "name": "two",
+        "description": "one dynamic and one static recipe",
+        "strategies": ["dynamic", "static"],
+        "timestep_sep_share": {"low": 0.0, "high": 0.0, "step": 0.25},
+        "act_methods": ["minmax"],
+        "include": ["*double_blocks*", "*single_blocks*"],
+        "exclusions": {"none": [], "mlp": ["*img_mlp*"]},
+        "presets": [],
+    },
+    "workload": {
+        "calibration_prompts": "calibration.txt",
+        "search_prompts": "search.txt",
+        "num_calibration_prompts": 2,
+        "num_search_prompts": 2,
+        "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2, "batch_size": 2},
+    },
+    "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 2},
+    "judge": {"model": "hashing"},
+    "constraints": [{"metric": "collapsed", "max": 0.5}],
+    "latency": {"rounds": 3, "warmup": 1, "compile": False},
+    "sampler": {"kind": "grid"},
+    "budget": {"trials": 4},
+    "confirm": None,
+}
+
+
+@pytest.fixture
+def study_with(tmp_path, monkeypatch, tmp_path_factory):
+    """Run a study of the failing model; return it and what was told on the way."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    plugin = tmp_path / "plugin"
+    plugin.mkdir()
+    monkeypatch.setenv("PYTHONPATH", f"{plugin}:{Path(__file__).parents[2]}")
+    monkeypatch.syspath_prepend(str(plugin))
+
+    def run(faults, **changes) -> tuple[optuna.Study, list[str]]:
+        install(plugin, faults)
+        (tmp_path / "calibration.txt").write_text("one red cube\ntwo blue balls\n")
+        (tmp_path / "search.txt").write_text("a green cone\na grey ring\n")
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**STUDY, "store": str(tmp_path / "mlruns"), **changes}))
+        prepare_store(tmp_path / "mlruns")
+        config, events = load_study(path), []
+        run_study(config, study_file=path, on_event=events.append)
+        study = open_study(Path(config.store), config.name)
+        assert count_states(study)["running"] == 0
+        assert agreement(Path(config.store), study) == ()
+        return study, [event.message for event in events if event.message]
+
+    return run
+
+
+def evaluated(study: optuna.Study) -> list[QuantConfig]:
+    return [trial_config(t) for t in study.trials if trial_state(t) in ("complete", "infeasible", "stopped")]
+
+
+def test_out_of_memory_on_one_rank_is_an_infeasible_trial_and_the_next_one_runs_in_the_same_process(study_with):
+    study, _ = study_with([{"what": "oom", "rank": 1, "times": 1}], slots=[{"ranks": 2}])
+
+    (unfit,) = [trial for trial in study.trials if trial_state(trial) == "infeasible"]
+    assert unfit.constraints == {"memory": 1.0}
+    assert trial_reason(unfit) == "stage render on rank 1: out of memory: tried to allocate 80.00 GiB"
+    assert trial_result(unfit).values is None
+    assert count_states(study) == {**count_states(study), "complete": 3, "infeasible": 1, "failed": 0}
+    assert len({trial.user_attrs["worker"]["pid"] for trial in study.trials}) == 1
+    assert len({digest(config) for config in evaluated(study)}) == 4
+
+
+def test_a_config_that_ends_its_worker_twice_is_marked_and_the_study_ends_by_itself(study_with):
+    """Both static configs kill their worker, four deaths in all, and the slot goes on."""
+    study, told = study_with([{"what": "kill", "scheme": "w8a8_static", "times": 100}], budget={"trials": 2})
+
+    assert {type(config.linear) for config in evaluated(study)} == {W8A8Dynamic}
+    lost = [trial for trial in study.trials if trial_state(trial) == "failed"]
+    by_config: dict[str, list[int]] = {}
+    for trial in lost:
+        by_config.setdefault(trial.user_attrs["config_digest"], []).append(trial.number)
+        assert type(trial_config(trial).linear) is W8A8Static
+        assert trial_reason(trial).startswith("its worker died; see ")
+    assert by_config
+    for key, numbers in by_config.items():
+        assert len(numbers) == 2
+        assert poisoned_by(study.user_attrs, key) == tuple(numbers)
+    assert not [message for message in told if "stopped" in message]
+
+
+def test_a_rank_that_hangs_is_ended_and_its_trial_tried_again(study_with):
+    started = time.monotonic()
+    study, _ = study_with([{"what": "hang", "rank": 1}], slots=[{"ranks": 2}], timeouts={"stages": {"render": 15}})
+
+    (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
+    assert "stage render hung for 1" in trial_reason(lost)
+    assert "(limit 15 s)" in trial_reason(lost)
+    assert lost.user_attrs["config_digest"] in {digest(config) for config in evaluated(study)}
+    assert count_states(study)["complete"] == 4
+    assert time.monotonic() - started < 300
+    assert poisoned_by(study.user_attrs, lost.user_attrs["config_digest"]) == ()
+
+
+def test_a_stopped_rank_is_ended_with_its_group(study_with):
+    study, _ = study_with([{"what": "stop", "rank": 1}], slots=[{"ranks": 2}], timeouts={"stages": {"render": 15}})
+
+    (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
+    assert "stage render hung" in trial_reason(lost)
+    assert count_states(study)["complete"] == 4

@@ -1,0 +1,181 @@
+"""A run and joined workers on a real PostgreSQL server that is stopped, or killed with everything else."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from search.confirming import pending
+from search.repair import agreement
+from search.storage import open_study, stored_config
+from search.tracking import prepare_store
+from search.trials import count_states, is_evaluated
+from tests.toys.servers import postgres
+
+pytestmark = [
+    pytest.mark.multiproc,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(shutil.which("initdb") is None, reason="initdb (PostgreSQL) is not installed"),
+]
+
+STUDY = {
+    "name": "tiny-study",
+    "model": {"kind": "tiny", "source": "0", "device": "cpu"},
+    "space": "mini",
+    "workload": {
+        "calibration_prompts": "calibration.txt",
+        "search_prompts": "search.txt",
+        "num_calibration_prompts": 1,
+        "num_search_prompts": 4,
+        "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2},
+    },
+    "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 2},
+    "judge": {"model": "hashing"},
+    "constraints": [{"metric": "collapsed", "max": 0.5}],
+    "latency": {"rounds": 3, "warmup": 1, "compile": False},
+    "confirm": {"members": 2},
+    "budget": {"trials": 14},
+}
+PATIENCE_S = 240
+
+
+class Site:
+    """A study on a database server, and hosts that work on it: each has a store of its own."""
+
+    def __init__(self, folder: Path, server):
+        self.folder, self.server, self.started = folder, server, []
+        (folder / "calibration.txt").write_text("one red cube\n")
+        (folder / "search.txt").write_text("".join(f"a green cone on {count} cubes\n" for count in range(6)))
+        (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, "store": str(folder / "owner")}))
+        prepare_store(folder / "owner")
+
+    def start(self, *arguments, store):
+        command = [sys.executable, "-c", "from search.cli import main; main()", *arguments]
+        command += ["--store", str(self.folder / store)]
+        environment = os.environ | {"HYQ_STORAGE": self.server.url, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
+        with (self.folder / f"log-{len(self.started)}.txt").open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.started.append(process)
+        return process
+
+    def run(self):
+        return self.start("run", str(self.folder / "study.yaml"), store="owner")
+
+    def join(self, store, *options):
+        return self.start("worker", "tiny-study", *options, store=store)
+
+    def study(self):
+        return open_study(self.folder / "owner", "tiny-study", url=self.server.url)
+
+    def wait_for(self, condition, process):
+        """Wait until a condition on the study's trials holds; the study may not exist yet."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and process.poll() is None:
+            if "study" in self.log(process) and condition(self.study().trials):
+                return
+            time.sleep(0.2)
+        raise AssertionError(self.log(process))
+
+    def log(self, process):
+        return (self.folder / f"log-{self.started.index(process)}.txt").read_text()
+
+    def assert_sound(self):
+        """Every trial is in a final state, nothing was lost or evaluated twice, and MLflow agrees."""
+        study = self.study()
+        evaluated = [trial.user_attrs["config_digest"] for trial in study.trials if is_evaluated(trial)]
+        assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
+        assert len(evaluated) == len(set(evaluated)) == STUDY["budget"]["trials"]
+        assert count_states(study)["running"] == 0
+        assert pending(study, stored_config(study)) == []
+        assert agreement(self.folder / "owner", study) == ()
+        return study
+
+    def end(self):
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def site(tmp_path):
+    with postgres() as server:
+        site = Site(tmp_path, server)
+        yield site
+        site.end()
+
+
+def num_evaluated(trials):
+    return sum(map(is_evaluated, trials))
+
+
+def workers_seen(trials):
+    """Return the processes of joined workers that have had a trial in hand."""
+    seen = (trial.user_attrs.get("worker", {}) for trial in trials)
+    return {worker["pid"] for worker in seen if worker.get("crew")}
+
+
+def lost(study):
+    return [t.number for t in study.trials if t.state == TrialState.FAIL and "reason" not in t.user_attrs]
+
+
+def test_a_server_that_is_away_for_a_while_costs_no_trial(site):
+    owner = site.run()
+    site.wait_for(lambda trials: len(trials) > 0, owner)
+    workers = [site.join(f"host{index}") for index in range(2)]
+    site.wait_for(lambda trials: workers_seen(trials) and num_evaluated(trials) >= 3, owner)
+
+    site.server.stop()
+    time.sleep(12)
+    site.server.start()
+
+    assert [process.wait(PATIENCE_S) for process in (owner, *workers)] == [0, 0, 0], site.log(owner)
+    study = site.assert_sound()
+    assert lost(study) == []
+    assert all("secret" not in path.read_text() for path in site.folder.rglob("*.txt"))
+    assert "secret" not in str(study.user_attrs)
+
+
+def test_after_everything_was_killed_at_once_the_run_goes_on(site):
+    owner = site.run()
+    site.wait_for(lambda trials: len(trials) > 0, owner)
+    worker = site.join("host")
+    site.wait_for(lambda trials: workers_seen(trials) and num_evaluated(trials) >= 3, owner)
+    before = {trial.number: trial.values for trial in site.study().trials if trial.state == TrialState.COMPLETE}
+
+    for process in (owner, worker):
+        process.kill()
+    site.server.kill()
+    site.server.start()
+    again = site.run()
+
+    assert again.wait(PATIENCE_S) == 0, site.log(again)
+    study = site.assert_sound()
+    assert before == {number: study.trials[number].values for number in before}
+
+
+def test_a_worker_leaves_after_its_trial_or_hands_it_back(site):
+    owner = site.run()
+    site.wait_for(lambda trials: num_evaluated(trials) >= 1, owner)
+    owner.send_signal(signal.SIGINT)
+    assert owner.wait(PATIENCE_S) == 130
+    interrupted = lost(site.study())
+    calm, hasty = site.join("calm"), site.join("hasty", "--now")
+    site.wait_for(lambda trials: len(workers_seen(trials)) == 2, calm)
+
+    calm.terminate()
+    hasty.terminate()
+
+    assert calm.wait(PATIENCE_S) == 0
+    assert hasty.wait(PATIENCE_S) == 130
+    study = site.study()
+    assert count_states(study)["running"] == 0
+    assert lost(study) == interrupted

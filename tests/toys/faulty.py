@@ -1,0 +1,67 @@
+"""A tiny model that fails on command: an installed plugin, as any other package may bring one.
+
+What it does stands in `faults.json` beside it, a list of objects that each strike when a quantized denoiser renders:
+
+    {"what": "oom" | "hang" | "kill" | "stop", "rank": 0, "scheme": "w8a8_static", "times": 1}
+
+`scheme` limits a fault to configs of one linear scheme; `times` counts over all processes.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyquant.models.tiny import TinyVideoModel
+from hyquant.modules.swap import swapped
+
+_HERE = Path(__file__).parent
+
+
+class FaultyModel(TinyVideoModel):
+    def render(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        state = swapped(self.denoiser)
+        if state is not None:
+            schemes = {linear.scheme for linear in state.quantized.values()}
+            for index, fault in enumerate(json.loads((_HERE / "faults.json").read_text())):
+                is_meant = fault.get("rank", 0) == int(os.environ.get("RANK", "0"))
+                if is_meant and fault.get("scheme") in (None, *schemes) and _is_due(index, fault.get("times", 1)):
+                    _strike(fault["what"])
+        return super().render(*args, **kwargs)
+
+
+def _is_due(index: int, times: int) -> bool:
+    for count in range(times):
+        try:
+            os.close(os.open(_HERE / f"struck-{index}-{count}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        return True
+    return False
+
+
+def _strike(what: str) -> None:
+    if what == "oom":
+        raise torch.OutOfMemoryError("tried to allocate 80.00 GiB")
+    if what == "hang":
+        time.sleep(3600)
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
+
+
+def load(source: str, *, device: torch.device, dtype: torch.dtype) -> FaultyModel:
+    return FaultyModel(int(source), device=device, dtype=dtype)
+
+
+def install(folder: Path, faults: Sequence[Mapping[str, Any]]) -> None:
+    """Make a distribution of this module in a folder that is to be put on the path."""
+    (folder / "faulty_model.py").write_text(Path(__file__).read_text())
+    info = folder / "faulty_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-model\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[hyq.models]\nfaulty = faulty_model:load\n")
+    (folder / "faults.json").write_text(json.dumps(list(faults)))

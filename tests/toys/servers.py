@@ -1,0 +1,104 @@
+"""Real database servers on loopback, each in a folder of its own that is gone afterwards."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_S = 120
+QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Server:
+    """A server that can be stopped, killed and started again on the same data and port."""
+
+    command: list[str]
+    port: int
+    url: str
+    user: str | None = None
+    process: subprocess.Popen | None = field(default=None)
+
+    def start(self) -> None:
+        """Start, and wait until the port answers."""
+        self.process = subprocess.Popen(self.command, user=self.user, start_new_session=True, **QUIET)
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise RuntimeError(f"{self.command[0]} did not start")
+
+    def kill(self) -> None:
+        """Kill the server and every process of its own, as a power cut would."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Stop the server in order: it breaks connections and writes what it has."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGINT if "postgres" in self.command[0] else signal.SIGTERM)
+        self.process.wait(60)
+
+
+@contextmanager
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server with an empty database named postgres, whose user postgres needs no password."""
+    user = "postgres" if os.getuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="hyq-postgres-"))
+    try:
+        if user is not None:
+            os.chown(folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+        data, port = folder / "data", free_port()
+        initdb = ["initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "-N"]
+        subprocess.run(initdb, user=user, check=True, **QUIET)
+        options = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={folder}"]
+        command = ["postgres", "-D", str(data), *(part for option in options for part in ("-c", option))]
+        server = Server(command, port, f"postgresql://postgres:secret@127.0.0.1:{port}/postgres", user)
+        yield from _running(server)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def mariadb() -> Iterator[Server]:
+    """A MariaDB server with an empty database named study, whose user root needs no password."""
+    folder = Path(tempfile.mkdtemp(prefix="hyq-mariadb-"))
+    try:
+        data, port = folder / "data", free_port()
+        me = pwd.getpwuid(os.getuid()).pw_name
+        install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", f"--user={me}"]
+        subprocess.run([*install, "--auth-root-authentication-method=normal"], check=True, **QUIET)
+        (data / "study").mkdir(exist_ok=True)
+        options = [f"--port={port}", "--bind-address=127.0.0.1", f"--socket={folder}/socket", f"--user={me}"]
+        binary = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
+        command = [binary, "--no-defaults", f"--datadir={data}", *options]
+        yield from _running(Server(command, port, f"mysql://root@127.0.0.1:{port}/study"))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _running(server: Server) -> Iterator[Server]:
+    server.start()
+    try:
+        yield server
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            server.kill()

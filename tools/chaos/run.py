@@ -1,0 +1,156 @@
+"""A chaos run from its first process to its table; called inside namespaces of its own."""
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from search.locate import quiet_optuna
+from search.storage import open_study
+from search.trials import count_states, num_evaluated
+from tools.bench.tables import markdown
+from tools.chaos.checks import Check, checks
+from tools.chaos.faults import Rack, begin
+from tools.chaos.follow import Follower
+from tools.chaos.network import build_network
+from tools.chaos.plan import Fault, make_plan
+from tools.chaos.servers import STUDY_URL, TRACKING_URI, mount_disk, start_mlflow, start_postgres
+from tools.chaos.study import NAME, write_study
+from tools.chaos.workers import Worker, send
+
+logger = logging.getLogger("chaos")
+
+DISK_MIB = 400
+PLACES = (("hyq-a", "run"), ("hyq-a", "worker"), ("hyq-b", "worker"))
+FIRST_TRIAL_S, LEAVE_S, FINISH_S = 300.0, 90.0, 600.0
+MORE_TRIALS = 5
+"""So many trials are evaluated after the last fault, to see that everybody still works."""
+
+
+def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tuple[str, ...]) -> int:
+    """Run it and return the exit status: 0 if every check holds."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    quiet_optuna()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    (folder / "kept").mkdir()
+    build_network(folder)
+    postgres = start_postgres(folder / "postgres")
+    mlflow = start_mlflow(folder / "mlflow")
+    study_file = write_study(folder / "kept" / "study")
+    rack = Rack(postgres, mlflow, _workers(folder, study_file))
+    follower = Follower(STUDY_URL)
+    follower.start()
+    _begin_work(rack, follower)
+    plan = make_plan(num_faults, seed, pace_s, num_workers=len(rack.workers), only=only)
+    _carry_out(rack, plan, follower)
+    _finish(rack, study_file, follower)
+    follower.stop()
+    found = list(checks(_study(rack), follower, STUDY_URL, rack.workers[0].store, folder / "quiet"))
+    starts = ", ".join(f"{worker.name} {worker.num_starts}" for worker in rack.workers)
+    logger.info("%d faults in %.0f s; starts: %s", len(plan), time.monotonic() - started, starts)
+    print(
+        markdown([{"": "yes" if one.holds else "NO", "what must hold": one.what, "found": one.found} for one in found])
+    )
+    return 0 if _all_hold(found) else 1
+
+
+def _all_hold(found: list[Check]) -> bool:
+    return all(one.holds for one in found)
+
+
+def _workers(folder: Path, study_file: Path) -> list[Worker]:
+    workers = []
+    for index, (host, command) in enumerate(PLACES):
+        disk = folder / f"disk{index}"
+        mount_disk(disk, DISK_MIB)
+        what = str(study_file) if command == "run" else NAME
+        arguments = [command, what, "--storage", STUDY_URL, "--store", str(disk)]
+        if command == "worker":
+            arguments += ["--tracking-uri", TRACKING_URI]
+        workers.append(Worker(f"{command}{index}", host, disk, arguments, folder / "kept" / f"{command}{index}.log"))
+    return workers
+
+
+def _begin_work(rack: Rack, follower: Follower) -> None:
+    """Let `run` create the study and evaluate a trial, then let the others join."""
+    rack.workers[0].start()
+    _until(lambda: bool(follower.evaluated()), FIRST_TRIAL_S, "no trial was evaluated")
+    for worker in rack.workers[1:]:
+        worker.start()
+
+
+def _carry_out(rack: Rack, plan: list[Fault], follower: Follower) -> None:
+    """Begin and end every fault at its time; start again whatever has ended."""
+    began = time.monotonic()
+    waiting, under_way = list(plan), []
+    while waiting or under_way:
+        now = time.monotonic() - began
+        for ending in [one for one in under_way if one[0].end_s <= now]:
+            under_way.remove(ending)
+            ending[1]()
+        while waiting and waiting[0].start_s <= now:
+            fault = waiting.pop(0)
+            effect, undo = begin(rack, fault)
+            under_way.append((fault, undo))
+            logger.info(
+                "fault %2d at %4.0f s: %s for %.0f s: %s (%d evaluated)",
+                fault.number, now, fault.kind, fault.end_s - fault.start_s, effect, len(follower.evaluated()),
+            )  # fmt: skip
+        for worker in rack.workers:
+            worker.see_to_it()
+        time.sleep(0.2)
+
+
+def _finish(rack: Rack, study_file: Path, follower: Follower) -> None:
+    """Let everybody leave, lower the budget to what there is and a few more, and run the study to its end."""
+    rack.postgres.wait()
+    rack.mlflow.wait()
+    logger.info("faults are over: %d evaluated; everybody leaves", len(follower.evaluated()))
+    for worker in rack.workers:
+        if worker.is_running:
+            send(psutil.Process(worker.process.pid), signal.SIGINT)  # type: ignore[union-attr]
+    _until(lambda: not any(worker.is_running for worker in rack.workers), LEAVE_S, None)
+    for worker in rack.workers:
+        if worker.is_running:
+            logger.info("%s did not leave in %.0f s and is killed", worker.name, LEAVE_S)
+            worker.kill_tree()
+    counts = count_states(_study(rack))
+    write_study(study_file.parent, trials=num_evaluated(counts) + counts["waiting"] + counts["running"] + MORE_TRIALS)
+    first, *others = rack.workers
+    first.start()
+    _until(lambda: _log_says(first, "resumed study"), FIRST_TRIAL_S, "the study was not resumed")
+    for worker in others:
+        worker.start()
+
+    def is_over() -> bool:
+        for worker in rack.workers:
+            if not worker.is_running and worker.process is not None and worker.process.returncode:
+                worker.see_to_it()
+        return all(not worker.is_running and not worker.process.returncode for worker in rack.workers if worker.process)
+
+    _until(is_over, FINISH_S, "the study did not come to its end")
+
+
+def _log_says(worker: Worker, words: str) -> bool:
+    return words in worker.log.read_text().rpartition("Traceback")[2][-4000:]
+
+
+def _study(rack: Rack):
+    return open_study(rack.workers[0].store, NAME, url=STUDY_URL)
+
+
+def _until(is_done: Callable[[], bool], limit_s: float, complaint: str | None) -> None:
+    """Wait; after the limit raise the complaint, or go on if there is none."""
+    deadline = time.monotonic() + limit_s
+    while not is_done():
+        if time.monotonic() > deadline:
+            if complaint is None:
+                return
+            raise RuntimeError(f"{complaint} in {limit_s:.0f} s")
+        time.sleep(0.2)

@@ -1,0 +1,50 @@
+"""The study under test: the tiny model, the hashing judge, predicted latencies, so that a config has one outcome."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.study import StudyConfig
+from search.study_file import load_study
+
+NAME = "chaos"
+PROFILE = Path(__file__).resolve().parents[2] / "studies" / "devices" / "ascend_910b.yaml"
+UNREACHED = 10_000
+"""The budget while faults come; it is lowered when they are over."""
+
+_STUDY: dict[str, Any] = {
+    "name": NAME,
+    "model": {"kind": "tiny", "source": "0", "device": "cpu"},
+    "space": "mini",
+    "workload": {
+        "calibration_prompts": "calibration.txt",
+        "search_prompts": "search.txt",
+        "num_calibration_prompts": 2,
+        "num_search_prompts": 3,
+        "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 4, "batch_size": 1},
+    },
+    "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 4},
+    "judge": {"model": "hashing"},
+    "constraints": [{"metric": "collapsed", "max": 0.5}],
+    "latency": {"compile": False, "device_profile": str(PROFILE)},
+    "rungs": None,
+    "confirm": None,
+    "sampler": {"kind": "random", "seed": 0},
+    "slots": [{"ranks": 1}],
+}
+
+
+def write_study(folder: Path, *, trials: int = UNREACHED) -> Path:
+    """Write study file and prompts; called again, it changes the budget alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "calibration.txt").write_text("one red cube\ntwo blue balls\n")
+    (folder / "search.txt").write_text("a green cone\na grey ring\nthree white stars turning\n")
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**_STUDY, "budget": {"trials": trials}}))
+    return path
+
+
+def read_study(path: Path) -> StudyConfig:
+    """Return the study's config."""
+    return load_study(path)
