@@ -18,6 +18,11 @@ from search.redaction import redacted
             "postgresql://db/hyq?user=hyq&password=secret&sslmode=require",
             "postgresql://db/hyq?user=hyq&password=***&sslmode=require",
         ),
+        ("postgresql://hyq:se/cr@t@db/hyq", "postgresql://hyq:***@db/hyq"),
+        (
+            "mysql://db/h?ssl_key_password=s3&api_key=s4&charset=utf8",
+            "mysql://db/h?ssl_key_password=***&api_key=***&charset=utf8",
+        ),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("sqlite:////work/optuna.db", "sqlite:////work/optuna.db"),
     ],
