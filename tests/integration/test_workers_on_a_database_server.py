@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from search.confirming import pending
 from search.repair import agreement
 from search.storage import open_study, stored_config
-from search.tracking import prepare_store
+from search.mlflow_client import prepare_store
 from search.trials import count_states, is_evaluated
 from tests.toys.servers import postgres
 
