@@ -17,9 +17,10 @@ from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, W8A8Dynamic
 from search.confirmation import confirmations
-from search.databases import open_storage
+from search.databases import open_database
 from search.errors import StoreError
 from search.lease import GRACE_S, LEASE, LeaseWatch
+from search.patience import Patience
 from search.processes import this_worker
 from search.prompts import StudyPrompts
 from search.proposal import claim
@@ -44,7 +45,8 @@ def place(request, tmp_path_factory):
             yield store, None
         elif request.param == "grpc":
             port = free_port()
-            server = serve(open_storage(store, create=True), "127.0.0.1", port)
+            database = open_database(store, create=True, url=None, patience=Patience())
+            server = serve(database, "127.0.0.1", port)
             yield store, f"grpc://127.0.0.1:{port}"
             server.stop(None).wait()
         else:
