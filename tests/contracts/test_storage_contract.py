@@ -25,7 +25,7 @@ from search.processes import this_worker
 from search.prompts import StudyPrompts
 from search.proposal import claim
 from search.proxy import serve
-from search.resume import hand_back_trials, reclaim_lost_trials
+from search.resume import HANDED_BACK, hand_back_trials, queue_forgotten_trials, reclaim_lost_trials
 from search.sharing import MemberClaims
 from search.storage import create_study, open_study, require_intact, stored_config, stored_prompts
 from search.trials import count_states, trial_reason, trial_result
@@ -208,6 +208,24 @@ def test_a_trial_that_is_handed_back_is_queued_again_and_is_no_lost_attempt(open
 
     assert count_states(study)["waiting"] == 1
     assert "its worker left" in trial_reason(study.trials[0])
+
+
+def test_what_was_failed_but_not_queued_is_queued_once_by_the_next_run(open_again):
+    """Whoever took these trials back was killed before it could queue them; a bug is no such trial."""
+    study = open_again()
+    lost, left, bug = study.ask(), study.ask(), study.ask()
+    left.set_user_attr("reason", HANDED_BACK)
+    bug.set_user_attr("reason", "stage render: ValueError")
+    for trial in (lost, left, bug):
+        trial.suggest_int("x", trial.number, 9)
+        study.tell(trial, state=TrialState.FAIL)
+
+    assert queue_forgotten_trials(open_again()) == [lost.number, left.number]
+    assert queue_forgotten_trials(open_again()) == []
+
+    waiting = [trial for trial in open_again().trials if trial.state == TrialState.WAITING]
+    assert [trial.params for trial in waiting] == [lost.params, left.params]
+    assert ["retry_history" in trial.system_attrs for trial in waiting] == [True, False]
 
 
 def test_an_unknown_study_is_one_sentence(place):
