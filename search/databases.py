@@ -24,15 +24,17 @@ from urllib.parse import urlsplit
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 
 from search.errors import InstallError, StoreError
-from search.patience import PATIENCE_S, Patience, PatientStorage
+from search.patience import PATIENCE_S, Patience, PatientStorage, is_away
 from search.redaction import redacted
+from search.tables import Tables
 
 BUSY_TIMEOUT_S = 60.0
-CONNECT_TIMEOUT_S = 10
-ANSWER_TIMEOUT_S = 20
+CONNECT_TIMEOUT_S = 5
+ANSWER_TIMEOUT_S = 15
 PROXY_TIMEOUT_S = 45
 """Even a proxy whose database hangs and is connected to again answers before a lease is lost (60 s, `search.lease`)."""
 
@@ -44,9 +46,9 @@ _SERVER_ARGUMENTS: dict[str, dict[str, Any]] = {
     # libpq's parameters; tcp_user_timeout is in milliseconds.
     "postgresql+psycopg": {
         "connect_timeout": CONNECT_TIMEOUT_S,
-        "keepalives_idle": 10,
+        "keepalives_idle": 5,
         "keepalives_interval": 5,
-        "keepalives_count": 4,
+        "keepalives_count": 2,
         "tcp_user_timeout": ANSWER_TIMEOUT_S * 1000,
     },
     "mysql+pymysql": {
@@ -110,11 +112,11 @@ def with_driver(url: str) -> str:
     return f"{DRIVERS.get(scheme, scheme)}{separator}{rest}"
 
 
-def _open_tables(url: str, *, create: bool) -> RDBStorage:
+def _open_tables(url: str, *, create: bool) -> Tables:
     is_sqlite = url.startswith("sqlite")
     connect = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else _SERVER_ARGUMENTS.get(url.partition("://")[0], {})
     try:
-        storage = RDBStorage(
+        storage = Tables(
             url.replace("{", "{{").replace("}", "}}"),  # Optuna fills templates in addresses
             engine_kwargs={"connect_args": connect, **({} if is_sqlite else {"pool_pre_ping": True})},
             skip_table_creation=not create,
@@ -123,7 +125,9 @@ def _open_tables(url: str, *, create: bool) -> RDBStorage:
         raise InstallError(
             f"storage {redacted(url)} needs a driver that is not installed; pip install 'hyq-search[servers]'"
         ) from error
-    except sqlalchemy.exc.ProgrammingError as error:
+    except (sqlalchemy.exc.ProgrammingError, StorageInternalError) as error:
+        if is_away(error):
+            raise
         raise StoreError(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
     except sqlalchemy.exc.ArgumentError as error:
         raise StoreError(

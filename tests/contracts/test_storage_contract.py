@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, W8A8Dynamic
 from search.confirmation import confirmations
-from search.databases import open_database
+from search.databases import open_database, open_storage
 from search.errors import StoreError
 from search.lease import GRACE_S, LEASE, LeaseWatch
 from search.patience import Patience
@@ -242,3 +242,27 @@ def test_optuna_sees_an_ordinary_study(open_again):
     assert len(open_again().best_trials) >= 1
     assert open_again().user_attrs["note"] == {"a": [1, 2.5, None]}
     assert optuna.study.StudyDirection.MAXIMIZE in open_again().directions
+
+
+def test_a_trial_whose_creation_is_repeated_by_optuna_is_there_once(place, monkeypatch):
+    """Optuna repeats by itself what failed after its commit; the database's answer is lost there."""
+    store, url = place
+    if url is not None and url.startswith("grpc://"):
+        pytest.skip("a proxy's database is the one that repeats")
+    storage = open_storage(store, url=url, create=True)
+    study = optuna.create_study(storage=storage, study_name=next(NAMES))
+    dialect = storage._backend._backend.engine.dialect
+    commit, failures = dialect.do_commit, [True]
+
+    def commit_and_lose_the_answer(connection):
+        commit(connection)
+        if failures:
+            failures.clear()
+            raise dialect.loaded_dbapi.OperationalError("server closed the connection")
+
+    monkeypatch.setattr(dialect, "do_commit", commit_and_lose_the_answer)
+    storage.create_new_trial(study._study_id)
+    study.ask()
+
+    assert not failures
+    assert [trial.number for trial in study.trials] == [0, 1]
