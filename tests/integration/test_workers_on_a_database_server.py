@@ -77,6 +77,13 @@ class Site:
     def join(self, store, *options, url=None):
         return self.start("worker", "tiny-study", *options, store=store, url=url)
 
+    def interrupt_after(self, num_trials):
+        """Let a run evaluate so many trials and be interrupted; what it leaves behind is a study to join."""
+        owner = self.run()
+        self.wait_for(lambda trials: num_evaluated(trials) >= num_trials, owner)
+        owner.send_signal(signal.SIGINT)
+        assert owner.wait(PATIENCE_S) == 130
+
     def study(self):
         return open_study(self.folder / "owner", "tiny-study", url=self.server.url)
 
@@ -168,10 +175,7 @@ def test_after_everything_was_killed_at_once_the_run_goes_on(site):
 
 
 def test_a_worker_leaves_after_its_trial_or_hands_it_back(site):
-    owner = site.run()
-    site.wait_for(lambda trials: num_evaluated(trials) >= 1, owner)
-    owner.send_signal(signal.SIGINT)
-    assert owner.wait(PATIENCE_S) == 130
+    site.interrupt_after(1)
     assert lost(site.study()) == []
     calm, hasty = site.join("calm"), site.join("hasty", "--now")
     site.wait_for(lambda trials: len(workers_seen(trials)) == 2, calm)
@@ -195,15 +199,15 @@ def in_hand(trials):
 def test_a_worker_that_is_cut_off_for_longer_than_its_lease_drops_its_trial_and_goes_on(site):
     cable = Cable(site.server.port)
     far = site.server.url.replace(str(site.server.port), str(cable.port))
-    owner = site.run(before="import search.lease; search.lease.GRACE_S = 12.0")
-    site.wait_for(lambda trials: len(trials) > 0, owner)
+    site.interrupt_after(1)
     worker = site.join("far", url=far)
-    site.wait_for(in_hand, owner)
+    site.wait_for(in_hand, worker)
     cable.cut()
     while not (cut_off := in_hand(site.study().trials)):  # it had finished in that moment
         cable.mend()
-        site.wait_for(in_hand, owner)
+        site.wait_for(in_hand, worker)
         cable.cut()
+    owner = site.run(before="import search.lease; search.lease.GRACE_S = 12.0")
     site.wait_for(lambda trials: all(trials[number].state == TrialState.FAIL for number in cut_off), owner)
     cable.mend()
 
@@ -216,10 +220,7 @@ def test_a_worker_that_is_cut_off_for_longer_than_its_lease_drops_its_trial_and_
 
 
 def test_a_worker_with_other_weights_is_refused_and_one_without_a_record_is_told(site):
-    owner = site.run()
-    site.wait_for(lambda trials: num_evaluated(trials) >= 1, owner)
-    owner.send_signal(signal.SIGINT)
-    assert owner.wait(PATIENCE_S) == 130
+    site.interrupt_after(1)
     study = site.study()
     before = len(study.trials)
     study.set_user_attr(FINGERPRINT, "other-weights")
