@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from search.databases import open_storage
 from search.errors import StoreError
+from search.lease import GRACE_S
 from tests.toys.servers import free_port, mariadb, postgres
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -173,5 +174,5 @@ def test_a_network_that_drops_everything_is_noticed_before_a_lease_is_lost(kind,
 
     assert done.returncode == 0, done.stderr
     words = done.stdout.split()
-    assert 5 < float(words[1]) < 50
+    assert 2 < float(words[1]) < GRACE_S
     assert "{'a': 2}" in done.stdout
