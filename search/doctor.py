@@ -41,7 +41,9 @@ class Check:
         return asdict(self)
 
 
-def examine(study: str | None = None, store: Path | None = None) -> tuple[Check, ...]:
+def examine(
+    study: str | None = None, store: Path | None = None, storage: str | None = None, tracking: str | None = None
+) -> tuple[Check, ...]:
     """Look at the installation, and at a study's databases if one is named."""
     looks: list[Callable[[], Iterator[Check]]] = [
         _python,
@@ -54,7 +56,7 @@ def examine(study: str | None = None, store: Path | None = None) -> tuple[Check,
         lambda: _disk(store or Path()),
     ]
     if study is not None:
-        looks.append(lambda: _study(study, store))
+        looks.append(lambda: _study(study, store, storage, tracking))
     return tuple(check for look in looks for check in look())
 
 
@@ -173,17 +175,17 @@ def _disk(folder: Path) -> Iterator[Check]:
         yield Check("disk", "ok", f"{free_gib:.0f} GiB free at {existing}")
 
 
-def _study(text: str, store: Path | None) -> Iterator[Check]:
+def _study(text: str, store: Path | None, storage: str | None, tracking: str | None) -> Iterator[Check]:
     from hyquant.errors import HyquantError
     from search.locate import locate_study, opened_study
     from search.repair import agreement
     from search.trials import count_states
 
     try:
-        ref = locate_study(text, store)
+        ref = locate_study(text, store, storage)
         with opened_study(ref) as study:
             counts = count_states(study)
-            differences = agreement(ref.store, study)
+            differences = agreement(ref.store, study, tracking)
     except (HyquantError, SearchError) as error:
         yield Check(f"study {text}", "problem", str(error))
         return

@@ -113,7 +113,7 @@ class Leader:
 
     def _run(self) -> str:
         if self._order.slot == 0 and self._order.until_trial is None and not self._order.crew:
-            storage = open_storage(self._order.store, url=self._order.url)
+            storage = open_storage(self._order.store, url=self._order.url, is_known=True)
             enqueue_earlier(self._study, self._bench.config, self._bench.model.fingerprint(), storage)
         self._profile()
         while (reason := self._wait_for_turn()) is None:

@@ -32,7 +32,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     with store_errors(order.store):
-        study = open_study(order.store, order.study, url=order.url)
+        study = open_study(order.store, order.study, url=order.url, is_known=True)
         require_intact(study)
         config, prompts = stored_config(study), stored_prompts(study)
         device = resolve_device(config.model.device)

@@ -92,7 +92,7 @@ def queue_forgotten_trials(study: optuna.Study) -> list[int]:
 
 
 def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
-    """Queue again what the slots of a joined worker of this host have in hand; return the numbers.
+    """Queue again what the slots of a worker of this host, or of its runner, have in hand; return the numbers.
 
     Called before the slots are stopped, or a runner of this host would see dead workers and count a lost attempt.
     """

@@ -21,7 +21,7 @@ from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
-from search.resume import queue_forgotten_trials, reclaim_lost_trials, require_same_study
+from search.resume import hand_back_trials, queue_forgotten_trials, reclaim_lost_trials, require_same_study
 from search.run_sentences import numbers_in_words
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
@@ -173,6 +173,9 @@ def _run_slots(
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
+            if left := hand_back_trials(study, order.crew):
+                message = f"{numbers_in_words(left)} interrupted; queued again for the next run"
+                on_event(event("note", message, study, config))
             raise
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)

@@ -130,7 +130,9 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
     from search.tracking import Tracker
 
     if lost := reclaim_lost_trials(study):
-        on_event(event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
+        on_event(
+            event("note", f"{numbers_in_words(lost)} lost with a worker; queued again for the next run", study, config)
+        )
     store = Path(config.store)
     tracker = Tracker(store, config.name, config.tracking)
     for sentence in repair(store, study, config.tracking):

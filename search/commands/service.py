@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Storage, Store, Study, TrackingUri
 from search.console import print_json, print_line, print_table, remark
 
 
@@ -32,6 +32,8 @@ def doctor(
         str | None, typer.Argument(metavar="[STUDY]", help="Also check this study's databases.", show_default=False)
     ] = None,
     store: Store = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
     kernels: Annotated[
         bool,
         typer.Option(
@@ -44,9 +46,9 @@ def doctor(
     from search.doctor import examine
 
     if kernels:
-        _kernels(study, store, as_json)
+        _kernels(study, store, storage, as_json)
         return
-    checks = examine(study, store)
+    checks = examine(study, store, storage, tracking_uri)
     problems = [check for check in checks if check.verdict == "problem"]
     if as_json:
         print_json({"ok": not problems, "checks": [check.as_json() for check in checks]})
@@ -59,14 +61,14 @@ def doctor(
         raise typer.Exit(3)
 
 
-def _kernels(study: str | None, store: Path | None, as_json: bool) -> None:
+def _kernels(study: str | None, store: Path | None, storage: str | None, as_json: bool) -> None:
     from search.kernels import HEADS, attention_table, kernel_table, model_shapes, usual_shapes
 
     device, shapes, heads = "auto", usual_shapes(), list(HEADS)
     if study is not None:
         from search.locate import config_to_run, locate_study
 
-        model = config_to_run(locate_study(study, store))[0].model
+        model = config_to_run(locate_study(study, store, storage))[0].model
         device = model.device
         shapes, heads = model_shapes(model.kind, model.source, device=device, dtype=model.dtype)
     remark(
