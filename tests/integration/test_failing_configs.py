@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from hyquant.config import QuantConfig, W8A8Dynamic, W8A8Static, digest
+from search.mlflow_client import prepare_store
 from search.poison import poisoned_by
 from search.repair import agreement
 from search.runner import run_study
 from search.storage import open_study
 from search.study_file import load_study
-from search.tracking import prepare_store
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
 from tests.toys.faulty import install
 

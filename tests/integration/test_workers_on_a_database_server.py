@@ -13,9 +13,9 @@ import yaml
 from optuna.trial import TrialState
 
 from search.confirming import pending
+from search.mlflow_client import prepare_store
 from search.repair import agreement
 from search.storage import open_study, stored_config
-from search.tracking import prepare_store
 from search.trials import count_states, is_evaluated
 from tests.toys.servers import postgres
 

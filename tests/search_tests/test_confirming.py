@@ -271,7 +271,7 @@ def test_what_is_offered_is_measured_again_first_and_no_more_than_asked_for(meas
 
 def test_the_record_in_mlflow_has_both_measurements(measured, make_result, mlflow_store):
     tracker = Tracker(mlflow_store, measured.study_name)
-    tracker.write_trial(0, "complete", trial_result(measured.trials[0]))
+    tracker.finish_trial(0, "complete", trial_result(measured.trials[0]))
     confirmation = again(make_result, 0.75, 0.7)
 
     tracker.log_again(0, confirmation)
