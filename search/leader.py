@@ -22,7 +22,7 @@ from search.confirmation import Confirmation, store_confirmation
 from search.confirming import bench_for_again, measure_again, pending
 from search.databases import open_storage
 from search.earlier import FINGERPRINT, enqueue_earlier
-from search.errors import SearchError, StudyMismatch, TrialFailed
+from search.errors import DiskTrouble, SearchError, StudyMismatch, TrialFailed
 from search.evaluating import Evaluator
 from search.followers import Followers
 from search.lease import LeaseWatch, leased
@@ -32,10 +32,13 @@ from search.processes import this_worker
 from search.profiling import ceiling_sentence, stored_profile
 from search.recorder import Recorder
 from search.resume import reclaim_lost_trials
+from search.retry import DISK_TROUBLE, queue_handed_back
+from search.room import RoomWatch, trial_shortage
 from search.samplers import build_sampler, derived_seed
 from search.sharing import MemberClaims
 from search.stall import study_stall
-from search.trials import trial_config
+from search.storage import store_errors
+from search.trials import trial_config, trial_reason
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class Leader:
         self._watch = LeaseWatch()
         self._num_done = 0
         self._knows_model = False
+        self._room = RoomWatch(self._shortage, bench.config.timeouts.room_s)
         self._blame = blame_within(
             order.crew, lambda slot: slot_folder(order.store, order.study, slot, crew=order.crew)
         )
@@ -74,10 +78,12 @@ class Leader:
         """Run trials until there is a reason to stop; release the other ranks and return the reason.
 
         Raises:
-            SearchError: If this host's model is not the study's, or the database stays away for too long.
+            SearchError: If this host's model is not the study's, the database stays away, or there is no room on disk,
+                for too long.
         """
         try:
-            reason = self._run()
+            with store_errors(self._order.store):
+                reason = self._run()
         except (SearchError, HyquantError):  # raised between stages, where the others wait for a word
             self._followers.stop()
             raise
@@ -122,7 +128,12 @@ class Leader:
         if told is None or told.state != state:
             logger.warning("trial %d was taken back while this worker was cut off; its result is dropped", trial.number)
             return
-        self._num_done += 1
+        if DISK_TROUBLE in told.user_attrs:
+            queue_handed_back(self._study, told)
+            self._room.refused(str(trial_reason(told)))
+        else:
+            self._num_done += 1
+            self._room.went_well()
         self._recorder.finish(told, self._evaluator.evidence)
         self._evaluator.evidence = None
 
@@ -143,14 +154,22 @@ class Leader:
             self._rest()  # another slot's trial may still join the front
         claims = MemberClaims(self._study, this_worker(self._order.slot, crew=self._order.crew))
         while (members := pending(self._study, self._bench.config)) and self._reason_to_leave() is None:
-            number = next((number for number in members if claims.claim(number)), None)
+            number = next(filter(claims.claim, members), None) if self._room.has_room() else None
             if number is None:
-                self._rest()  # other slots have them in hand; if one dies, its members are still pending
+                self._rest()  # no room, or other slots have them in hand; if one dies, its members are still pending
                 continue
             with claims.held(number):
                 if number in pending(self._study, self._bench.config):
-                    store_confirmation(self._study, number, self._measure_again(number))
+                    self._confirm(number)
             self._recorder.sign_of_life()
+
+    def _confirm(self, number: int) -> None:
+        try:
+            store_confirmation(self._study, number, self._measure_again(number))
+        except DiskTrouble as trouble_here:
+            self._room.refused(str(trouble_here))
+        else:
+            self._room.went_well()
 
     def _measure_again(self, number: int) -> Confirmation:
         config = trial_config(self._study.get_trials(deepcopy=False)[number])
@@ -177,14 +196,21 @@ class Leader:
             self._study.set_user_attr("ceiling", ceiling_sentence(profile, self._bench.config.valid_space))
 
     def _wait_for_turn(self) -> str | None:
-        """Wait while the trials in flight may use up the budget; return why no further trial is begun, or None."""
+        """Wait while the trials in flight may use up the budget, and for room on disk.
+
+        Returns:
+            Why no further trial is begun; None if one is.
+        """
         budget = self._bench.config.budget
         while True:
             trials = self._study.get_trials(deepcopy=False)
             reason = self._reason_to_stop(trials)
-            if reason is not None or not must_wait(trials, budget, self._order):
+            if reason is not None or (not must_wait(trials, budget, self._order) and self._room.has_room()):
                 return reason
             self._rest()
+
+    def _shortage(self) -> str | None:
+        return trial_shortage(self._bench.config, self._order.store, self._study.get_trials(deepcopy=False))
 
     def _rest(self) -> None:
         """Wait a moment for other workers, and give up on those that are gone."""
