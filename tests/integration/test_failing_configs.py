@@ -143,3 +143,13 @@ def test_a_full_disk_fails_no_config_and_ends_no_worker(study_with):
     assert len({trial.user_attrs["worker"]["pid"] for trial in study.trials}) == 1
     assert {trial.user_attrs["config_digest"] for trial in refused} <= {digest(config) for config in evaluated(study)}
     assert study.user_attrs.keys().isdisjoint({f"crash:{trial.number}" for trial in refused})
+
+
+def test_a_killed_rank_takes_its_group_along_which_is_back_within_seconds(study_with):
+    study, _ = study_with([{"what": "kill", "rank": 1}], slots=[{"ranks": 2}])
+
+    (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
+    assert count_states(study) == {**count_states(study), "complete": 4, "waiting": 0}
+    assert lost.user_attrs["config_digest"] in {digest(config) for config in evaluated(study)}
+    following = min(trial.datetime_start for trial in study.trials if trial.datetime_start > lost.datetime_start)
+    assert (following - lost.datetime_complete).total_seconds() < 60  # starting Python and torch, on a busy machine
