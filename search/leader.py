@@ -38,7 +38,7 @@ from search.samplers import build_sampler, derived_seed
 from search.sharing import MemberClaims
 from search.stall import study_stall
 from search.storage import store_errors
-from search.trials import trial_config, trial_reason
+from search.trials import count_states, num_evaluated, trial_config, trial_reason
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Leader:
             self._rest()
 
     def _shortage(self) -> str | None:
-        return trial_shortage(self._bench.config, self._order.store, self._study.get_trials(deepcopy=False))
+        return trial_shortage(self._bench.config, self._order.store, num_evaluated(count_states(self._study)))
 
     def _rest(self) -> None:
         """Wait a moment for other workers, and give up on those that are gone."""

@@ -12,15 +12,12 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from optuna.trial import FrozenTrial
-
 from search.errors import StoreError
 from search.study import StudyConfig
-from search.trials import is_evaluated
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +51,18 @@ def first_bytes(config: StudyConfig) -> int:
     return clips + records
 
 
-def trial_shortage(config: StudyConfig, store: Path, trials: Sequence[FrozenTrial]) -> str | None:
+def trial_shortage(config: StudyConfig, store: Path, num_evaluated: int) -> str | None:
     """Return in a sentence why there is no room for one more trial, or None."""
     own = trial_bytes(config, store)
-    needed = own + (0 if any(map(is_evaluated, trials)) else first_bytes(config))
+    needed = own + (0 if num_evaluated else first_bytes(config))
     places = {store: needed, Path(tempfile.gettempdir()): own}
     return next(
         filter(None, (_shortage("the next trial writes", bytes_, place) for place, bytes_ in places.items())), None
     )
 
 
-def run_shortage(config: StudyConfig, store: Path, trials: Sequence[FrozenTrial]) -> str | None:
+def run_shortage(config: StudyConfig, store: Path, num_evaluated: int) -> str | None:
     """Return in a sentence why a study's remaining trials may not all find room in its store, or None."""
-    num_evaluated = sum(map(is_evaluated, trials))
     remaining = max(0, config.budget.trials - num_evaluated)
     needed = remaining * trial_bytes(config, store) // _COPIES + (0 if num_evaluated else first_bytes(config))
     return _shortage(f"the {remaining} trials to come write", needed, store) if remaining else None

@@ -63,7 +63,7 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
             for what, reason in left_out(config.space, config.target).items():
                 on_event(event("note", f"left out {what}: {reason}", study, config))
             on_event(event("note", f"queued the {added} presets of space {config.space.name}", study, config))
-        if short := run_shortage(config, Path(config.store), study.get_trials(deepcopy=False)):
+        if short := run_shortage(config, Path(config.store), num_evaluated(count_states(study))):
             on_event(event("note", short, study, config))
         before = why_over(study, config)
         is_done = before is not None and not pending(study, config)

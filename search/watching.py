@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import optuna
-from optuna.trial import TrialState
 
 from search.blame import blame_within, end_still_workers, forgive_deaths
 from search.confirmation import confirmations
@@ -116,9 +115,8 @@ def watch(
 
 
 def _shortage(study: optuna.Study, config: StudyConfig) -> str | None:
-    trials = study.get_trials(deepcopy=False)
-    is_working = any(trial.state == TrialState.RUNNING for trial in trials)
-    return None if is_working else trial_shortage(config, Path(config.store), trials)
+    counts = count_states(study)
+    return None if counts["running"] else trial_shortage(config, Path(config.store), num_evaluated(counts))
 
 
 def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:

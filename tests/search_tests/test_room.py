@@ -44,11 +44,11 @@ def test_the_first_trial_of_a_real_workload_writes_its_float_clips(study_config)
 
 def test_a_shortage_is_one_sentence_with_the_folder_and_both_sizes(study_config, tmp_path, monkeypatch):
     with_free(monkeypatch, RESERVE_BYTES // 2)
-    assert f"{tmp_path} has 32 MiB free; free some" in trial_shortage(study_config, tmp_path, [])
-    assert "trials to come write" in run_shortage(study_config, tmp_path, [])
+    assert f"{tmp_path} has 32 MiB free; free some" in trial_shortage(study_config, tmp_path, 0)
+    assert "trials to come write" in run_shortage(study_config, tmp_path, 0)
     with_free(monkeypatch, 2**40)
-    assert trial_shortage(study_config, tmp_path, []) is None
-    assert run_shortage(study_config, tmp_path, []) is None
+    assert trial_shortage(study_config, tmp_path, 0) is None
+    assert run_shortage(study_config, tmp_path, 0) is None
 
 
 def test_a_slot_waits_for_room_and_gives_up_after_its_limit():
