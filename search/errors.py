@@ -2,7 +2,8 @@
 
     SearchError
     ├── TrialFailed       one trial could not finish; carries stage, rank and log
-    │   └── OutOfMemory   because a rank had no memory left
+    │   ├── OutOfMemory   because a rank had no memory left
+    │   └── DiskTrouble   because a disk was full or broken, whatever the config
     ├── StudyMismatch     a stored study does not belong to this study file
     ├── StoreError        the study's databases are missing, locked or out of space
     └── InstallError      a package or file this installation needs is missing
@@ -34,6 +35,10 @@ class TrialFailed(SearchError):
 
 class OutOfMemory(TrialFailed):
     """A trial could not finish because a rank had no memory left."""
+
+
+class DiskTrouble(TrialFailed):
+    """A trial could not finish because a disk was full, or did not read or write: no fault of its config."""
 
 
 class StudyMismatch(SearchError):

@@ -44,6 +44,8 @@ from search.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
+_SQLITE_PASSES = ("locked", "busy", "full", "disk I/O error")
+
 PATIENCE_S = 300.0
 FIRST_PATIENCE_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
@@ -73,7 +75,7 @@ def is_away(error: BaseException) -> bool:
         return error.__cause__ is not None and is_away(error.__cause__)
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         if isinstance(error.orig, sqlite3.Error):
-            return "locked" in str(error.orig) or "busy" in str(error.orig)
+            return any(word in str(error.orig) for word in _SQLITE_PASSES)
         families = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
         return error.connection_invalidated or isinstance(error, families)
     # A session goes on being used after its connection broke where Optuna reads trials and tries a slower query.

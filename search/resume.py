@@ -12,7 +12,7 @@ from search.lease import LeaseWatch
 from search.poison import note_crash
 from search.processes import WorkerId, is_alive, is_local
 from search.prompts import StudyPrompts
-from search.retry import may_retry, queue_again, queue_handed_back, queued_again
+from search.retry import DISK_TROUBLE, may_retry, queue_again, queue_handed_back, queued_again
 from search.storage import stored_config, stored_prompts
 from search.study import StudyConfig
 
@@ -83,7 +83,7 @@ def queue_forgotten_trials(study: optuna.Study) -> list[int]:
     known = queued_again(trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
     lost = [trial for trial in failed if "reason" not in trial.user_attrs and may_retry(trial)]
-    left = [trial for trial in failed if trial.user_attrs.get("reason") == HANDED_BACK]
+    left = [t for t in failed if t.user_attrs.get("reason") == HANDED_BACK or DISK_TROUBLE in t.user_attrs]
     for trial in lost:
         queue_again(study, trial)
     for trial in left:

@@ -22,6 +22,7 @@ from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
 from search.resume import hand_back_trials, queue_forgotten_trials, reclaim_lost_trials, require_same_study
+from search.room import run_shortage
 from search.run_sentences import numbers_in_words
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
@@ -62,6 +63,8 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
             for what, reason in left_out(config.space, config.target).items():
                 on_event(event("note", f"left out {what}: {reason}", study, config))
             on_event(event("note", f"queued the {added} presets of space {config.space.name}", study, config))
+        if short := run_shortage(config, Path(config.store), num_evaluated(count_states(study))):
+            on_event(event("note", short, study, config))
         before = why_over(study, config)
         is_done = before is not None and not pending(study, config)
         # Without slots what remains is to tidy up, which a run that was killed at its very end has not done.

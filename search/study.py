@@ -161,12 +161,14 @@ class TimeoutsConfig(FrozenModel):
     """When a stage of a trial counts as hung and its worker is ended (`search.time_limits`).
 
     `factor` times the longest that was seen, at least `least_s`; `first_s` where nothing was seen yet; `stages` sets
-    seconds by the name of a stage: calibrate, quantize, reference, judge, render, score, compile, latency.
+    seconds by the name of a stage: calibrate, quantize, reference, judge, render, score, compile, latency. `room_s` is
+    how long a slot waits for room on a full disk before it stops (`search.room`).
     """
 
     factor: Annotated[float, Field(ge=2.0)] = 10.0
     least_s: Annotated[float, Field(gt=0.0)] = 300.0
     first_s: Annotated[float, Field(gt=0.0)] = 14_400.0
+    room_s: Annotated[float, Field(gt=0.0)] = 14_400.0
     stages: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
 
 

@@ -16,6 +16,7 @@ from search.interrupts import Interrupts
 from search.lease import LeaseWatch
 from search.poison import poisoned_by
 from search.resume import reclaim_lost_trials, worker_of
+from search.room import trial_shortage
 from search.run_sentences import numbers_in_words, study_notes, trial_sentence
 from search.slots import RunningSlot
 from search.stall import why_over
@@ -86,9 +87,14 @@ def watch(
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     ended: set[int] = set()
+    was_short = False
     leases = LeaseWatch()
     told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
     while len(ended) < len(slots):
+        shortage = _shortage(study, config)
+        if shortage is not None and not was_short:
+            on_event(event("note", f"waiting for room: {shortage}", study, config))
+        was_short = shortage is not None
         for sentence in study_notes(study, config):
             if sentence not in told:
                 told.add(sentence)
@@ -106,6 +112,11 @@ def watch(
         on_event(event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
+
+
+def _shortage(study: optuna.Study, config: StudyConfig) -> str | None:
+    counts = count_states(study)
+    return None if counts["running"] else trial_shortage(config, Path(config.store), num_evaluated(counts))
 
 
 def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:

@@ -85,13 +85,20 @@ class Store:
         write_atomically(meta_path, json.dumps(envelope, sort_keys=True, allow_nan=False).encode())
 
     def get_or_build(self, key: str, build: Callable[[], Entry]) -> Entry:
-        """Return an entry, building and storing it if it is missing or damaged."""
+        """Return an entry, building it, and storing it if there is room, if it is missing or damaged."""
         found = self.get(key)
         if found is not None:
             return found
         built = build()
-        self.put(key, built.tensors, built.meta)
+        self.keep(key, built.tensors, built.meta)
         return built
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, JsonValue]) -> None:
+        """Write an entry if the disk takes it; else warn, and whoever needs it later builds it again."""
+        try:
+            self.put(key, tensors, meta)
+        except OSError as error:
+            logger.warning("store entry key=%s needs room in %s, but: %s; free some", key, self.root, error)
 
     def folder(self, key: str) -> Path:
         """Return where an entry of many files lies, whether it is there or not (`hyquant.calibration.records`).
