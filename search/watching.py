@@ -11,7 +11,7 @@ import optuna
 from search.blame import blame_within, end_still_workers, forgive_deaths
 from search.confirmation import confirmations
 from search.confirming import pending
-from search.errors import SearchError
+from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
 from search.poison import poisoned_by
@@ -125,7 +125,6 @@ def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseW
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:
     """Take back what was running, make MLflow agree, and log the study's report."""
-    from search.repair import repair
     from search.report import write_study_report
     from search.tracking import Tracker
 
@@ -133,13 +132,23 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
         on_event(event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
     store = Path(config.store)
     tracker = Tracker(store, config.name, config.tracking)
-    for sentence in repair(store, study, config.tracking):
-        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    correct_mlflow(study, config, on_event)
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)
         for number, confirmation in confirmations(study).items():
             tracker.log_again(number, confirmation)
         tracker.finish_study(status, Path(name))
+
+
+def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
+    """Make MLflow agree with Optuna, if it answers: a record that cannot be kept now ends no study."""
+    from search.repair import repair
+
+    try:
+        for sentence in repair(Path(config.store), study, config.tracking):
+            on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    except StoreError as error:
+        on_event(event("note", f"not compared with MLflow: {error}", study, config))
 
 
 def require_progress(

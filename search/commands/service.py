@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Storage, Store, Study, TrackingUri
 from search.console import print_json, print_line, print_table, remark
+from search.errors import SearchError
 
 
 def ui(
@@ -32,6 +33,9 @@ def doctor(
         str | None, typer.Argument(metavar="[STUDY]", help="Also check this study's databases.", show_default=False)
     ] = None,
     store: Store = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is wrong with STUDY.")] = False,
     kernels: Annotated[
         bool,
         typer.Option(
@@ -40,13 +44,15 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check packages, devices, compiler, weights, video codec and disk, and say how to get what is missing."""
+    """Check packages, devices, compiler, weights, codec and disk, and where the parts of a study disagree."""
     from search.doctor import examine
 
     if kernels:
         _kernels(study, store, as_json)
         return
-    checks = examine(study, store)
+    if repair and study is None:
+        raise SearchError("doctor --repair mends a study, but got none; give STUDY")
+    checks = examine(study, store, storage=storage, tracking=tracking_uri, is_repair=repair)
     problems = [check for check in checks if check.verdict == "problem"]
     if as_json:
         print_json({"ok": not problems, "checks": [check.as_json() for check in checks]})
