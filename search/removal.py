@@ -1,6 +1,7 @@
 """Removing what lies in a store: never anything outside of it, never through a symbolic link."""
 
 import shutil
+import stat
 from pathlib import Path
 
 
@@ -15,8 +16,15 @@ def is_inside(path: Path, store: Path) -> bool:
 
 
 def size_bytes(path: Path) -> int:
-    """Return the size of a file, or of everything below a folder; links count as links."""
-    return sum(part.lstat().st_size for part in (path, *path.rglob("*")) if not part.is_dir() or part.is_symlink())
+    """Return the size of a file, or of everything below a folder; links count as links, what vanishes as nothing."""
+    total = 0
+    for part in (path, *path.rglob("*")):
+        try:
+            found = part.lstat()
+        except FileNotFoundError:
+            continue
+        total += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return total
 
 
 def remove(path: Path, store: Path) -> bool:

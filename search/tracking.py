@@ -183,6 +183,15 @@ class Tracker:
         with mlflow_errors(self._store, self._uri):
             return trial_runs(self._client, self._study_ids())
 
+    def tag(self, run_id: str, name: str, text: str) -> None:
+        """Write a tag of a run.
+
+        Raises:
+            StoreError: If MLflow does not answer.
+        """
+        with mlflow_errors(self._store, self._uri):
+            self._client.set_tag(run_id, name, text)
+
     def delete_run(self, run_id: str) -> None:
         """Take a run out of the record (MLflow keeps it restorable).
 

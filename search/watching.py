@@ -60,6 +60,10 @@ class RunSummary:
 OnEvent = Callable[[RunEvent], None]
 
 
+EVERY_TRIALS = 10
+"""The artifacts policy is applied after so many trials, and at the end."""
+
+
 def event(
     kind: EventKind, message: str, study: optuna.Study, config: StudyConfig, *, trial: int | None = None
 ) -> RunEvent:
@@ -85,6 +89,7 @@ def watch(
 ) -> None:
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    num_kept_to = len(seen)
     ended: set[int] = set()
     leases = LeaseWatch()
     told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
@@ -103,6 +108,9 @@ def watch(
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
                 on_event(event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
+        if len(seen) >= num_kept_to + EVERY_TRIALS:
+            num_kept_to = len(seen)
+            _keep_policy(study, config, at_end=False)
         on_event(event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
@@ -138,6 +146,13 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
         for number, confirmation in confirmations(study).items():
             tracker.log_again(number, confirmation)
         tracker.finish_study(status, Path(name))
+    _keep_policy(study, config, at_end=True)
+
+
+def _keep_policy(study: optuna.Study, config: StudyConfig, *, at_end: bool) -> None:
+    from search.artifacts import apply_policy
+
+    apply_policy(Path(config.store), study, config.artifacts, is_server=config.tracking is not None, at_end=at_end)
 
 
 def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:

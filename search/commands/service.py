@@ -15,15 +15,18 @@ from search.errors import SearchError
 def ui(
     study: Study,
     store: Store = None,
-    port: Annotated[int, typer.Option(help="Port on this machine's loopback address.", min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(help="Port to serve on.", min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option(help="Address to serve on; all but loopback is open to others.")] = "127.0.0.1",
 ) -> None:
-    """Serve the MLflow pages of the study's store, to this machine only, until Ctrl-C."""
+    """Serve the MLflow pages of the study's store, to this machine only unless --host is given, until Ctrl-C."""
     from search.locate import locate_study
-    from search.ui import server_command, server_environment
+    from search.ui import LOOPBACK, server_command, server_environment
 
     ref = locate_study(study, store)
-    command = server_command(ref.store, port)
-    remark(f"MLflow for {ref.store} at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = server_command(ref.store, port, host)
+    remark(f"MLflow for {ref.store} at http://{host}:{port} (Ctrl-C ends it)")
+    if host not in LOOPBACK:
+        remark(f"whoever reaches {host} can read, change and delete these runs, for MLflow asks for no password")
     sys.stderr.flush()
     os.execve(command[0], command, {**os.environ, **server_environment()})
 
