@@ -70,7 +70,8 @@ def apply(store: Path, study: str, chosen: Sequence[Removal]) -> int:
     tracker, freed = Tracker(store, study), 0
     for one in chosen:
         try:
-            if all([remove(path, store) for path in one.paths]):
+            gone = [remove(path, store) for path in one.paths]
+            if all(gone):
                 freed += one.size_bytes
             if one.run_id is not None:
                 tracker.tag(one.run_id, REMOVED_TAG, one.why)
