@@ -7,6 +7,7 @@
 Commands import what they need when they run, so that `hyq-search --help` answers at once.
 """
 
+import os
 import sys
 
 import typer
@@ -14,6 +15,7 @@ import typer
 from search.commands import (
     certificates,
     checkpoints,
+    cleaning,
     explaining,
     exports,
     planning,
@@ -56,12 +58,14 @@ for command in (
     scores.metrics,
     service.ui,
     service.doctor,
+    cleaning.gc,
 ):
     app.command()(command)
 
 
 def main() -> None:
-    """Run the command line; the entry point of the console script."""
+    """Run the command line; the entry point of the console script. What it writes is not for all the world to read."""
+    os.umask(os.umask(0o027) | 0o027)
     sys.exit(exit_code_of(sys.argv[1:]))
 
 

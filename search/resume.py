@@ -1,6 +1,6 @@
 """Taking a stored study up again: whether it still is the same, and which running trials are lost."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -75,6 +75,13 @@ def _reclaimed(study: optuna.Study, trial: FrozenTrial, how: str | None) -> bool
             queue_again(study, trial)
 
     return _taken_back(study, trial, queue, reason=how)
+
+
+def reclaim(study: optuna.Study, numbers: Collection[int]) -> None:
+    """Fail these trials, which are known to be lost, unless they have ended meanwhile, and queue their parameters."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.number in numbers:
+            _reclaimed(study, trial, None)
 
 
 def queue_forgotten_trials(study: optuna.Study) -> list[int]:

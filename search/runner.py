@@ -38,7 +38,7 @@ from search.storage import (
 )
 from search.study import Slot, StudyConfig
 from search.trials import count_states, num_evaluated
-from search.watching import OnEvent, RunSummary, event, require_progress, summary_of, tidy_up, watch
+from search.watching import OnEvent, RunSummary, correct_mlflow, event, require_progress, summary_of, tidy_up, watch
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
 
@@ -189,12 +189,13 @@ def _run_slots(
 def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
     """Make MLflow's database ready while the workers start; mlflow is imported here, when they are under way."""
     from search.mlflow_client import prepare_store
-    from search.repair import repair
     from search.tracking import Tracker
 
     store = Path(config.store)
+    tracker = Tracker(store, config.name, config.tracking)
     if config.tracking is None:
         prepare_store(store)
-    Tracker(store, config.name, config.tracking).open_study(config.without_places())
-    for sentence in repair(store, study, config.tracking):
-        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+        tracker.open_study(config.without_places())
+    else:
+        tracker.start_study(config.without_places())  # a server that is away is no reason not to start
+    correct_mlflow(study, config, on_event)

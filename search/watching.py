@@ -11,7 +11,7 @@ import optuna
 from search.blame import blame_within, end_still_workers, forgive_deaths
 from search.confirmation import confirmations
 from search.confirming import pending
-from search.errors import SearchError
+from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
 from search.poison import poisoned_by
@@ -61,6 +61,10 @@ class RunSummary:
 OnEvent = Callable[[RunEvent], None]
 
 
+EVERY_TRIALS = 10
+"""The artifacts policy is applied after so many trials, and at the end."""
+
+
 def event(
     kind: EventKind, message: str, study: optuna.Study, config: StudyConfig, *, trial: int | None = None
 ) -> RunEvent:
@@ -86,6 +90,7 @@ def watch(
 ) -> None:
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    num_kept_to = len(seen)
     ended: set[int] = set()
     was_short = False
     leases = LeaseWatch()
@@ -109,6 +114,9 @@ def watch(
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
                 on_event(event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
+        if len(seen) >= num_kept_to + EVERY_TRIALS:
+            num_kept_to = len(seen)
+            _keep_policy(study, config, at_end=False)
         on_event(event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
@@ -136,7 +144,6 @@ def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseW
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:
     """Take back what was running, make MLflow agree, and log the study's report."""
-    from search.repair import repair
     from search.report import write_study_report
     from search.tracking import Tracker
 
@@ -146,13 +153,30 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
         )
     store = Path(config.store)
     tracker = Tracker(store, config.name, config.tracking)
-    for sentence in repair(store, study, config.tracking):
-        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    correct_mlflow(study, config, on_event)
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)
         for number, confirmation in confirmations(study).items():
             tracker.log_again(number, confirmation)
         tracker.finish_study(status, Path(name))
+    _keep_policy(study, config, at_end=True)
+
+
+def _keep_policy(study: optuna.Study, config: StudyConfig, *, at_end: bool) -> None:
+    from search.artifacts import apply_policy
+
+    apply_policy(Path(config.store), study, config.artifacts, is_server=config.tracking is not None, at_end=at_end)
+
+
+def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
+    """Make MLflow agree with Optuna, if it answers: a record that cannot be kept now ends no study."""
+    from search.repair import repair
+
+    try:
+        for sentence in repair(Path(config.store), study, config.tracking):
+            on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    except StoreError as error:
+        on_event(event("note", f"not compared with MLflow: {error}", study, config))
 
 
 def require_progress(
