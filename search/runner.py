@@ -37,7 +37,16 @@ from search.storage import (
 )
 from search.study import Slot, StudyConfig
 from search.trials import count_states, num_evaluated
-from search.watching import OnEvent, RunSummary, event, require_progress, summary_of, tidy_up, watch
+from search.watching import (
+    OnEvent,
+    RunSummary,
+    event,
+    require_progress,
+    summary_of,
+    tidy_up,
+    watch,
+    without_server,
+)
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
 
@@ -189,6 +198,7 @@ def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
     store = Path(config.store)
     if config.tracking is None:
         prepare_store(store)
-    Tracker(store, config.name, config.tracking).open_study(config.without_places())
-    for sentence in repair(store, study, config.tracking):
-        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    with without_server(study, config, on_event):
+        Tracker(store, config.name, config.tracking).open_study(config.without_places())
+        for sentence in repair(store, study, config.tracking):
+            on_event(event("note", f"corrected in MLflow: {sentence}", study, config))

@@ -1,7 +1,8 @@
 """Watch slots while they work, say what happens, and leave a study in order: what `run` and `worker` have in common."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ import optuna
 from search.blame import blame_within, end_still_workers, forgive_deaths
 from search.confirmation import confirmations
 from search.confirming import pending
-from search.errors import SearchError
+from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
 from search.poison import poisoned_by
@@ -133,13 +134,27 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
         on_event(event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
     store = Path(config.store)
     tracker = Tracker(store, config.name, config.tracking)
-    for sentence in repair(store, study, config.tracking):
-        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    with without_server(study, config, on_event):
+        if config.tracking is not None:  # it may have been away when the run began
+            tracker.open_study(config.without_places())
+        for sentence in repair(store, study, config.tracking):
+            on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)
         for number, confirmation in confirmations(study).items():
             tracker.log_again(number, confirmation)
         tracker.finish_study(status, Path(name))
+
+
+@contextmanager
+def without_server(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> Iterator[None]:
+    """Let an MLflow server that does not answer end a block and not the run; the store's own database must be right."""
+    try:
+        yield
+    except StoreError as error:
+        if config.tracking is None:
+            raise
+        on_event(event("note", f"{error} The study goes on; its MLflow record is completed later", study, config))
 
 
 def require_progress(
