@@ -34,8 +34,8 @@ MORE_TRIALS = 5
 """So many trials are evaluated after the last fault, to see that everybody still works."""
 
 
-def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tuple[str, ...]) -> int:
-    """Run it and return the exit status: 0 if every check holds."""
+def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tuple[str, ...], minutes: float) -> int:
+    """Run it and return the exit status: 0 if every check holds, also that all faults began within so many minutes."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
     quiet_optuna()
@@ -51,7 +51,7 @@ def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tup
     follower.start()
     _begin_work(rack, follower)
     plan = make_plan(num_faults, seed, pace_s, num_workers=len(rack.workers), only=only)
-    missed = _carry_out(rack, plan, follower)
+    missed = _carry_out(rack, plan, follower, limit_s=60.0 * minutes)
     _finish(rack, study_file, follower)
     follower.stop()
     found = [Check("every fault hit a trial in flight", not missed, f"{len(plan)} faults; not done: {missed}")]
@@ -94,11 +94,11 @@ def _begin_work(rack: Rack, follower: Follower) -> None:
         worker.start()
 
 
-def _carry_out(rack: Rack, plan: list[Fault], follower: Follower) -> list[str]:
+def _carry_out(rack: Rack, plan: list[Fault], follower: Follower, *, limit_s: float) -> list[str]:
     """Do every fault at its time and end it; start again whatever has ended.
 
-    A fault waits until there is a trial in flight for it to hit, and all later ones with it. Returns those that waited
-    too long and were left out.
+    A fault waits until there is a trial in flight for it to hit, and all later ones with it. Returns those that were
+    left out, because they waited too long or because the time was up.
     """
     began = time.monotonic()
     missed: list[str] = []
@@ -110,6 +110,9 @@ def _carry_out(rack: Rack, plan: list[Fault], follower: Follower) -> list[str]:
         for ending in [one for one in under_way if one[0] <= now]:
             under_way.remove(ending)
             ending[1]()
+        if now > limit_s:
+            missed += [f"{fault.number} {fault.kind}" for fault in waiting]
+            waiting.clear()
         if waiting and waiting[0].start_s + late_s <= now:
             fault = waiting[0]
             begun = begin(rack, fault)
