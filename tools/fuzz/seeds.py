@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -39,13 +41,14 @@ _LAUGHS = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
 )
 
 
-class _Bomb:
+BOMB_FOLDER = Path(tempfile.gettempdir()) / f"hyq-bomb-{os.getuid()}"
+
+
+class Bomb:
     """Makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        import os
-
-        return os.mkdir, ("/tmp/hyq-bomb",)
+        return os.mkdir, (str(BOMB_FOLDER),)
 
 
 def studies(folder: Path) -> list[bytes]:
@@ -128,14 +131,14 @@ def headers(folder: Path) -> list[bytes]:
 
 def pickles(folder: Path) -> list[bytes]:
     found = []
-    for content in (_WEIGHTS, {"module": _WEIGHTS}, {"module": _Bomb()}, [1, "x"], torch.zeros(2)):
+    for content in (_WEIGHTS, {"module": _WEIGHTS}, {"module": Bomb()}, [1, "x"], torch.zeros(2)):
         buffer = io.BytesIO()
         torch.save(content, buffer)
         found.append(buffer.getvalue())
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(_Bomb()))
-    return [*found, bomb.getvalue(), pickle.dumps(_Bomb())]
+        archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
+    return [*found, bomb.getvalue(), pickle.dumps(Bomb())]
 
 
 def indexes(folder: Path) -> list[bytes]:
