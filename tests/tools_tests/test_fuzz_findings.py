@@ -10,7 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
+from hyquant.calibration.file import CalibrationInfo
+from hyquant.config import QuantConfig
 from tools.fuzz import seeds
 from tools.fuzz.oracle import KNOWN
 from tools.fuzz.targets import BYTES, TREES
@@ -32,6 +36,11 @@ def several_disks():
     return content[:-22] + locator + content[-22:]
 
 
+def statistics(*names, shape=(2, 4)):
+    info = CalibrationInfo(config=QuantConfig(linear=None), num_steps=2, denoiser="0" * 16, dtype="float32")
+    return save({name: torch.zeros(shape) for name in names}, metadata={"hyq_calibration": info.model_dump_json()})
+
+
 REFUSED = {
     "lists in lists": ("study-bytes", b"name: x\nspace: " + b"[" * 500),
     "a day that does not exist": ("study-bytes", b"name: 2024-99-99"),
@@ -49,6 +58,11 @@ REFUSED = {
     "an index of lists in lists": ("index", b"[" * 5000),
     "a shard with a name that no file can have": ("index", b'{"weight_map": {"": %d}}' % 10**300),
     "a shard elsewhere": ("index", b'{"weight_map": {"b": "../one.safetensors"}}'),
+    "statistics without ranges": ("statistics-bytes", statistics("stats/g/hi")),
+    "statistics with ranges of no channel": ("statistics-bytes", statistics("stats/g/lo", shape=(2,))),
+    "statistics without counts": ("statistics-bytes", statistics("stats/g/lo", "stats/g/hi")),
+    "statistics with more than there is": ("statistics-bytes", statistics("stats/g/lo", "stats/g/x")),
+    "statistics of half a head": ("statistics-bytes", statistics("heads/b/x")),
     "an archive on several disks": ("pt-bytes", several_disks()),
 }
 
