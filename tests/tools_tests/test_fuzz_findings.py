@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save
 
 from hyquant.calibration.file import CalibrationInfo
 from hyquant.config import QuantConfig
+from search.cli import exit_code_of
 from tools.fuzz import seeds
 from tools.fuzz.oracle import KNOWN
 from tools.fuzz.targets import BYTES, TREES
@@ -77,6 +79,39 @@ def test_what_was_found_is_refused_in_a_sentence(what, tmp_path):
         target.read(tmp_path, payload)
 
     assert 20 < len(str(refusal.value)) < 4000
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["verify"], ["quantize-checkpoint", "--out", "o", "--config", "c", "--in"]]
+)
+def test_a_path_that_no_file_can_have_is_refused_in_a_line(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c").write_text("linear: {kind: w8a16}")
+
+    assert exit_code_of([*command, "a" * 300]) == 1
+
+    assert "a path must be short enough" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "a\\b", ".x", "", "C:x", "x\0", "x" * 300, "x\n"])
+@pytest.mark.parametrize("kind", ["manifest", "certificate"])
+def test_files_outside_of_an_export_cannot_be_named(kind, name, tmp_path):
+    target = TREES[kind][0]
+    document = json.loads(target.seeds(tmp_path)[0])
+    document["files"][name] = next(iter(document["files"].values()))
+
+    with pytest.raises(KNOWN, match="name no folder"):
+        target.read(tmp_path, json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", "", "x\n", "x" * 101])
+def test_a_study_cannot_be_named_out_of_its_store(name, tmp_path):
+    target = TREES["study"][0]
+    document = yaml.safe_load(target.seeds(tmp_path)[-1]) | {"name": name}
+
+    with pytest.raises(KNOWN, match="name: string should"):
+        target.read(tmp_path, yaml.safe_dump(document).encode())
 
 
 @pytest.mark.parametrize("payload", [b"[" * 5000 + b"\n", b'{"meta": NaN, "sha256": 1}\n'])

@@ -19,12 +19,17 @@ from hyquant.calibration.file import CalibrationInfo, save_calibrated
 from hyquant.calibration.store import Store
 from hyquant.config import M4, FA3Fp8, LayerSelection, QuantConfig, W8A8Timestep
 from hyquant.export import model_info, save_quantized
+from hyquant.export.manifest import ExportManifest
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import RenderSettings
 from hyquant.models.tiny import TinyVideoModel
 from hyquant.plan import build_plan
 from hyquant.quantize import restore_
 from hyquant.sensitivity.map import SensitivityMap
+from search.certificate import Certificate, Pair, Software
+from search.judging import Scores, judged
+from search.margins import Margin
+from search.study import JudgeConfig
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2
@@ -115,10 +120,7 @@ def export_weights(folder: Path) -> list[bytes]:
 
 
 def statistics(folder: Path) -> list[bytes]:
-    tensors = {"stats/g/lo": torch.zeros(2, 4), "stats/g/hi": torch.ones(2, 4), "scales/g": torch.ones(4)}
-    info = CalibrationInfo(config=_CONFIG, num_steps=STEPS, denoiser="0" * 16, dtype="float32")
-    small = save(tensors, metadata={"hyq_calibration": info.model_dump_json()})
-    return [small, (_exported(folder) / "stats.safetensors").read_bytes()]
+    return [(_exported(folder) / "stats.safetensors").read_bytes()]
 
 
 def checkpoints(folder: Path) -> list[bytes]:
@@ -154,19 +156,30 @@ def entries(folder: Path) -> list[bytes]:
 
 
 def certificates(folder: Path) -> list[bytes]:
-    manifest = json.loads(manifests(folder)[0])
-    digests = {name: info["sha256"] for name, info in manifest["files"].items()}
-    margin = {"metric": "clip_prompt", "loss": 0.02}
-    verdict = dict.fromkeys(("float_mean", "mean", "difference", "low", "high", "p", "p_adjusted"), 0.1)
-    document = {
-        "verdict": "PASS", "new_prompts": None, "alpha": 0.05, "study": "demo", "created": "2026-01-02T03:04:05+00:00",
-        "metrics": [{**verdict, "metric": "clip_prompt", "margin": margin, "verdict": "PASS", "reason": "small"}],
-        "pairs": [{"prompt": "a cat", "seed": 1}], "prompts_digest": "0" * 16, "settings": manifest["config"] and
-        {"height": 32, "width": 32, "num_frames": 1, "num_steps": STEPS}, "judge": {"model": "mini"},
-        "model": manifest["model"], "config": manifest["config"], "files": digests,
-        "software": {"packages": {"torch": "2"}, "device": "cpu", "kernels": ["reference"]},
-    }  # fmt: skip
-    return [json.dumps(document).encode()]
+    manifest = ExportManifest.model_validate_json(manifests(folder)[0])
+    unjudged = Certificate(
+        verdict="INCONCLUSIVE",
+        new_prompts=None,
+        metrics=(),
+        alpha=0.05,
+        study="demo",
+        created="2026-01-02T03:04:05+00:00",
+        pairs=tuple(Pair(prompt=f"prompt {index}", seed=index) for index in range(4)),
+        prompts_digest="0" * 16,
+        settings=RenderSettings(height=32, width=32, num_frames=1, num_steps=STEPS),
+        judge=JudgeConfig(model="mini"),
+        model=manifest.model,
+        config=manifest.config,
+        software=Software(packages={"torch": "2"}, device="cpu", kernels=("reference",)),
+        files={name: info.sha256 for name, info in manifest.files.items()},
+    )
+    scores = Scores(
+        values={"clip_prompt": [0.9, 0.8, 0.9, 0.8]},
+        float_values={"clip_prompt": [0.9, 0.9, 0.8, 0.8]},
+        kernels=("reference",),
+    )
+    found = judged(unjudged, (Margin(metric="clip_prompt", loss=0.02),), scores)
+    return [found.model_dump_json().encode()]
 
 
 def maps(folder: Path) -> list[bytes]:

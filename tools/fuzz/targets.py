@@ -78,7 +78,7 @@ def _index(folder: Path, payload: bytes) -> None:
 
 
 def _header(folder: Path, payload: bytes) -> None:
-    framed = len(payload).to_bytes(8, "little") + payload + bytes(64)
+    framed = len(payload).to_bytes(8, "little") + payload + bytes(44)  # as many as the first seed says
     open_file(_written(folder / "header.safetensors", framed))
     open_checkpoint(folder / "header.safetensors")
 
