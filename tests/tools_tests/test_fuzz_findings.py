@@ -16,6 +16,8 @@ from safetensors.torch import save
 
 from hyquant.calibration.file import CalibrationInfo
 from hyquant.config import QuantConfig
+from hyquant.errors import ExportError
+from hyquant.export import verify_export
 from search.cli import exit_code_of
 from tools.fuzz import seeds
 from tools.fuzz.oracle import KNOWN
@@ -112,6 +114,25 @@ def test_a_study_cannot_be_named_out_of_its_store(name, tmp_path):
 
     with pytest.raises(KNOWN, match="name: string should"):
         target.read(tmp_path, yaml.safe_dump(document).encode())
+
+
+@pytest.mark.parametrize("kind", [{}, [], 1, None, "W9"])
+def test_a_description_of_no_known_kind_is_a_problem_of_the_export(kind, tmp_path):
+    target = TREES["description"][0]
+    document = json.loads(target.seeds(tmp_path)[0]) | {"model_quant_type": kind}
+    target.read(tmp_path, json.dumps(document).encode())
+
+    problems = verify_export(tmp_path / "foreign").problems
+
+    assert any("must have model_quant_type of the engine's algorithms" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("c:x", "W8A8"), ("x", "../W8A8"), ("x", "W" * 300)])
+def test_a_description_that_leads_to_another_folder_is_refused(name, kind, tmp_path):
+    (tmp_path / f"quant_model_description_{name}.json").write_text(json.dumps({"model_quant_type": kind}))
+
+    with pytest.raises(ExportError, match="plain file names"):
+        verify_export(tmp_path)
 
 
 @pytest.mark.parametrize("payload", [b"[" * 5000 + b"\n", b'{"meta": NaN, "sha256": 1}\n'])
