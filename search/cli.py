@@ -7,6 +7,7 @@
 Commands import what they need when they run, so that `hyq-search --help` answers at once.
 """
 
+import errno
 import os
 import sys
 
@@ -80,6 +81,12 @@ def exit_code_of(arguments: list[str]) -> int:
         return 130
     except known_errors() as error:
         remark(f"hyq-search: {one_line(str(error))}")
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        remark(f"hyq-search: a path must be short enough for its file system, but got {name[:40]}...; shorten it")
         return 1
     return 0
 

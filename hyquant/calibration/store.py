@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hyquant.config import digest
 from hyquant.errors import ConfigError
+from hyquant.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Store:
         """Return an entry, or None if it is missing, incomplete or damaged."""
         tensors_path, meta_path = self._paths(key)
         try:
-            envelope = json.loads(meta_path.read_bytes())
+            envelope = parse_json(meta_path.read_bytes())
             payload = tensors_path.read_bytes()
             if _digest(payload, envelope["meta"]) != envelope["sha256"]:
                 logger.warning("store entry key=%s does not match its sha256 and is built again", key)
@@ -67,7 +68,7 @@ class Store:
             return Entry(load(payload), envelope["meta"])
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("store entry key=%s is damaged (%s) and is built again", key, error)
             return None
 
