@@ -7,7 +7,7 @@ BENCH_VENV ?= .venv-bench
 BENCH := $(BENCH_VENV)/bin/python -m
 STAMP := $(VENV)/.installed
 
-.PHONY: help install study test check format bench chaos clean
+.PHONY: help install study test check format bench chaos soak clean
 
 help: ## Show what each target does.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/'
@@ -63,6 +63,9 @@ bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and wri
 
 chaos: $(STAMP) ## Run a study under 50 faults in namespaces of its own (Linux, root, PostgreSQL; a quarter of an hour).
 	nice -n 19 $(BIN)/python -m tools.chaos --faults 50
+
+soak: $(STAMP) ## Run the mini study for an hour and see that memory, handles and disk do not grow.
+	nice -n 19 $(BIN)/python -m tools.soak --minutes 60 --keep mlruns/soak
 
 clean: ## Remove caches and built files; studies and exports stay.
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
