@@ -8,7 +8,7 @@ BENCH := $(BENCH_VENV)/bin/python -m
 STAMP := $(VENV)/.installed
 MINUTES ?= 30
 
-.PHONY: help install study test check format bench chaos fuzz clean
+.PHONY: help install study test check format bench chaos soak fuzz clean
 
 help: ## Show what each target does.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/'
@@ -68,6 +68,9 @@ chaos: $(STAMP) ## Run a study under 50 faults in namespaces of its own (Linux, 
 fuzz: $(STAMP) ## Fuzz every reader of files for MINUTES each, 30 by default (first: pip install ".[fuzz]").
 	for target in $$($(BIN)/python -m tools.fuzz list); do \
 	  nice -n 19 $(BIN)/python -m tools.fuzz $$target --minutes $(MINUTES) || exit 1; done
+
+soak: $(STAMP) ## Run the mini study for an hour and see that memory, handles and disk do not grow.
+	nice -n 19 $(BIN)/python -m tools.soak --minutes 60 --keep mlruns/soak
 
 clean: ## Remove caches and built files; studies and exports stay.
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
