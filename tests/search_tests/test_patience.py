@@ -212,3 +212,17 @@ def test_an_address_that_cannot_be_opened_is_one_sentence_without_its_password(t
         open_storage(tmp_path, url=url)
 
     assert "secret" not in str(caught.value)
+
+
+def test_sqlite_on_a_full_disk_is_waited_for():
+    """A real SQLite that may not grow: its own words for a full disk."""
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 2")
+        connection.exec_driver_sql("CREATE TABLE first (a)")
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="full") as caught:
+            connection.exec_driver_sql("CREATE TABLE second (a)")
+    assert is_away(caught.value)
+    with engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError) as caught:
+        connection.exec_driver_sql("SELECT * FROM nothing")
+    assert not is_away(caught.value)
