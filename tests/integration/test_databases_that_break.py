@@ -92,8 +92,10 @@ def test_trials_that_are_written_while_a_server_breaks_are_there_once(place, tmp
         getattr(server, how)()
         time.sleep(2.0)
         server.start()
-        back = len(opened(url, tmp_path).trials)
-        time.sleep(2.0)
+        observer = opened(url, tmp_path)
+        back = len(observer.trials)
+        while len(observer.trials) <= back + len(studies):
+            time.sleep(0.2)
         is_over.set()
         told = [future.result() for future in futures]
 
