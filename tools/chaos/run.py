@@ -152,8 +152,9 @@ def _finish(rack: Rack, study_file: Path, follower: Follower) -> None:
     counts = count_states(_study(rack))
     write_study(study_file.parent, trials=num_evaluated(counts) + counts["waiting"] + counts["running"] + MORE_TRIALS)
     first, *others = rack.workers
+    told = len(first.log.read_text())
     first.start()
-    _until(lambda: _log_says(first, "resumed study"), FIRST_TRIAL_S, "the study was not resumed")
+    _until(lambda: "resumed study" in first.log.read_text()[told:], FIRST_TRIAL_S, "the study was not resumed")
     for worker in others:
         worker.start()
 
@@ -164,10 +165,6 @@ def _finish(rack: Rack, study_file: Path, follower: Follower) -> None:
         return all(not worker.is_running and not worker.process.returncode for worker in rack.workers if worker.process)
 
     _until(is_over, FINISH_S, "the study did not come to its end")
-
-
-def _log_says(worker: Worker, words: str) -> bool:
-    return words in worker.log.read_text().rpartition("Traceback")[2][-4000:]
 
 
 def _study(rack: Rack) -> optuna.Study:
