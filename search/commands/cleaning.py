@@ -32,6 +32,9 @@ def gc(
         return
     for one in chosen:
         print_line(f"{one.size_bytes / 1e6:9.1f} MB  {', '.join(map(str, one.paths))}: {one.why}")
+    if not chosen:
+        print_line("nothing to remove")
+        return
     total_mb = sum(one.size_bytes for one in chosen) / 1e6
     print_line(f"removed {freed / 1e6:.1f} MB" if yes else f"{total_mb:.1f} MB could go; --yes removes it")
     if server is not None:
