@@ -27,7 +27,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 
-from search.errors import InstallError, StoreError
+from search.errors import EmptyStore, InstallError, StoreError
 from search.patience import PATIENCE_S, Patience, PatientStorage, is_away
 from search.redaction import redacted
 from search.tables import Tables
@@ -99,7 +99,7 @@ def open_database(store: Path, *, create: bool, url: str | None, patience: Patie
     if url is None and create:
         _make_database(path)
     elif url is None and not path.is_file():
-        raise StoreError(f"store {store} holds no studies; start one with `hyq-search run`, or give another --store")
+        raise EmptyStore(f"store {store} holds no studies; start one with `hyq-search run`, or give another --store")
     tables = patience.call(lambda: _open_tables(with_driver(url or f"sqlite:///{path}"), create=create))
     storage = optuna.storages.get_storage(tables)
     weakref.finalize(storage, tables.engine.dispose)  # whoever opened a study need not close it
@@ -128,7 +128,7 @@ def _open_tables(url: str, *, create: bool) -> Tables:
     except (sqlalchemy.exc.ProgrammingError, StorageInternalError) as error:
         if is_away(error):
             raise
-        raise StoreError(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
+        raise EmptyStore(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
     except sqlalchemy.exc.ArgumentError as error:
         raise StoreError(
             f"a storage must be an address such as postgresql://USER@HOST/NAME, but got {redacted(url)}; correct it"

@@ -6,6 +6,7 @@
     │   └── DiskTrouble   because a disk was full or broken, whatever the config
     ├── StudyMismatch     a stored study does not belong to this study file
     ├── StoreError        the study's databases are missing, locked or out of space
+    │   └── EmptyStore    there are none yet
     └── InstallError      a package or file this installation needs is missing
 
 Every message is one sentence with three parts: the rule, the values, the way out.
@@ -47,6 +48,10 @@ class StudyMismatch(SearchError):
 
 class StoreError(SearchError):
     """A database or folder of the study cannot be used."""
+
+
+class EmptyStore(StoreError):
+    """A database or folder holds no studies yet."""
 
 
 class InstallError(SearchError):

@@ -21,8 +21,8 @@ import optuna
 from optuna.storages import BaseStorage
 
 from hyquant.config import digest
-from search.databases import database_path, open_storage
-from search.errors import StoreError
+from search.databases import open_storage
+from search.errors import EmptyStore, StoreError
 from search.noise_floor import NoiseFloor
 from search.patience import database_errors, first_line
 from search.prompts import StudyPrompts
@@ -115,10 +115,11 @@ def study_names(store: Path, *, url: str | None = None) -> tuple[str, ...]:
     Raises:
         StoreError: If a database does not answer.
     """
-    if url is None and not database_path(store).is_file():
+    try:
+        with store_errors(store):
+            return _names(open_storage(store, url=url))
+    except EmptyStore:
         return ()
-    with store_errors(store):
-        return _names(open_storage(store, url=url))
 
 
 def stored_config(study: optuna.Study) -> StudyConfig:
