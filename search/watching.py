@@ -176,7 +176,7 @@ def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
         for sentence in repair(Path(config.store), study, config.tracking):
             on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
     except StoreError as error:
-        on_event(event("note", f"not compared with MLflow: {error}", study, config))
+        on_event(event("note", f"{error} Its MLflow record is completed later", study, config))
 
 
 def require_progress(

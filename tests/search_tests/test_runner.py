@@ -75,7 +75,7 @@ def test_a_run_outlives_an_mlflow_server_that_is_away_and_the_next_one_completes
     server.kill()
 
     assert summary.evaluated == 1
-    assert "its MLflow record is completed later" in " ".join(event.message for event in events)
+    assert "Its MLflow record is completed later" in " ".join(event.message for event in events)
     assert found == ()
 
 
