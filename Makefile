@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 BENCH_VENV ?= .venv-bench
 BENCH := $(BENCH_VENV)/bin/python -m
 STAMP := $(VENV)/.installed
+MINUTES ?= 30
 
-.PHONY: help install study test check format bench chaos clean
+.PHONY: help install study test check format bench chaos soak fuzz clean
 
 help: ## Show what each target does.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/'
@@ -63,6 +64,13 @@ bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and wri
 
 chaos: $(STAMP) ## Run a study under 50 faults in namespaces of its own (Linux, root, PostgreSQL; a quarter of an hour).
 	nice -n 19 $(BIN)/python -m tools.chaos --faults 50
+
+fuzz: $(STAMP) ## Fuzz every reader of files for MINUTES each, 30 by default (first: pip install ".[fuzz]").
+	for target in $$($(BIN)/python -m tools.fuzz list); do \
+	  nice -n 19 $(BIN)/python -m tools.fuzz $$target --minutes $(MINUTES) || exit 1; done
+
+soak: $(STAMP) ## Run the mini study for an hour and see that memory, handles and disk do not grow.
+	nice -n 19 $(BIN)/python -m tools.soak --minutes 60 --keep mlruns/soak
 
 clean: ## Remove caches and built files; studies and exports stay.
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

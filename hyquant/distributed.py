@@ -18,6 +18,8 @@ from pydantic import JsonValue
 from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.stats import GroupStats, merge
@@ -113,9 +115,24 @@ def init_group(device: Device, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Group
     if group.world_size > 1:
         own = device.process_group_backend
         backend = "gloo" if own == "gloo" else f"cpu:gloo,{device.name}:{own}"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(
+            backend,
+            store=_store_of_this_start(timeout_s),
+            rank=group.rank,
+            world_size=group.world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
     logger.info("group rank=%d world_size=%d", group.rank, group.world_size)
     return group
+
+
+def _store_of_this_start(timeout_s: float) -> Store:
+    """Return the store through which ranks find each other, without what an earlier start of the group left there.
+
+    torchrun restarts a group on the store that it had before, in which the addresses of dead ranks still stand.
+    """
+    store = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout_s))))[0]
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def shard(items: Sequence[Item], rank: int, world_size: int) -> list[Item]:

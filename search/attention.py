@@ -65,7 +65,7 @@ def _observe_shard(bench: Workbench, config: FA3Int8) -> dict[str, HeadStats]:
 
 def _store(bench: Workbench, key: str) -> None:
     if bench.group.rank == 0:
-        bench.cache.put(key, pack_head_stats(bench.head_stats[key]), {"blocks": list(bench.head_stats[key])})
+        bench.cache.keep(key, pack_head_stats(bench.head_stats[key]), {"blocks": list(bench.head_stats[key])})
 
 
 def _key(bench: Workbench, ratios: Ratios) -> str:

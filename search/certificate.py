@@ -15,7 +15,7 @@ from hyquant.config import FrozenModel, QuantConfig
 from hyquant.errors import ExportError
 from hyquant.export import ModelInfo, read_manifest
 from hyquant.export.folder import sha256_of
-from hyquant.export.names import CERTIFICATE_NAME, MANIFEST_NAME
+from hyquant.export.names import CERTIFICATE_NAME, MANIFEST_NAME, FileName
 from hyquant.models.base import RenderSettings
 from metrics.statistics.verdict import Verdict
 from search.errors import SearchError
@@ -74,7 +74,7 @@ class Certificate(FrozenModel):
     model: ModelInfo
     config: QuantConfig
     software: Software
-    files: dict[str, str]
+    files: dict[FileName, str]
 
     @property
     def num_prompts(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pydantic import JsonValue
 from torch import Tensor
 
 from hyquant.calibration.capture import cache_key, reference_videos
@@ -116,7 +117,7 @@ def certify_export(
         pairs=heldout_pairs(heldout, certificate.seeds_per_prompt, config.workload.seed),
         settings=settings,
         judge=load_judge(config.judge, model),
-        clips=Store(Path(config.store) / "cache"),
+        clips=ClipStore(Path(config.store) / "cache"),
     )
     require_room(subject.clips.root, settings, num_missing_clips(subject))
     scores = score_pairs(subject, names, on_progress)
@@ -251,6 +252,14 @@ def _score_floats(subject: Subject, names: Sequence[str], on_progress: OnProgres
 def float_key(subject: Subject, prompt: str, seed: int) -> str:
     """Return the key of a float clip in a store, which trials use too."""
     return cache_key("video", subject.model, prompt, seed, subject.settings, software=subject.software)
+
+
+class ClipStore(Store):
+    """A store whose clips are needed again: a disk that does not take one is an error."""
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, JsonValue]) -> None:
+        """Write an entry."""
+        self.put(key, tensors, meta)
 
 
 def candidate_key(subject: Subject, prompt: str, seed: int) -> str:

@@ -7,6 +7,8 @@
 Commands import what they need when they run, so that `hyq-search --help` answers at once.
 """
 
+import errno
+import os
 import sys
 
 import typer
@@ -14,6 +16,7 @@ import typer
 from search.commands import (
     certificates,
     checkpoints,
+    cleaning,
     explaining,
     exports,
     planning,
@@ -56,12 +59,14 @@ for command in (
     scores.metrics,
     service.ui,
     service.doctor,
+    cleaning.gc,
 ):
     app.command()(command)
 
 
 def main() -> None:
-    """Run the command line; the entry point of the console script."""
+    """Run the command line; the entry point of the console script. What it writes is not for all the world to read."""
+    os.umask(os.umask(0o027) | 0o027)
     sys.exit(exit_code_of(sys.argv[1:]))
 
 
@@ -76,6 +81,12 @@ def exit_code_of(arguments: list[str]) -> int:
         return 130
     except known_errors() as error:
         remark(f"hyq-search: {one_line(str(error))}")
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        remark(f"hyq-search: a path must be short enough for its file system, but got {name[:40]}...; shorten it")
         return 1
     return 0
 

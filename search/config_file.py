@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from hyquant.config import QuantConfig
 from hyquant.cost import DeviceProfile
 from hyquant.errors import ConfigError
+from spaces.yaml_text import parse_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -33,10 +34,10 @@ def load_device_profile(path: Path) -> DeviceProfile:
 
 def _read(path: Path, model: type[Model], what: str, content_of: str, hint: str = "") -> Model:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"a {what} must exist, but {path} does not; correct the path") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{what} {path} must be readable YAML, but: {error}") from error
     try:
         return model.model_validate(content)

@@ -6,7 +6,7 @@ import optuna
 
 from hyquant.config import QuantConfig
 from search.confirmation import Confirmation, confirmations
-from search.errors import TrialFailed
+from search.errors import DiskTrouble, TrialFailed
 from search.objective import run_trial
 from search.overview import read_overview
 from search.stages import Stages
@@ -58,9 +58,14 @@ def measure_again(again: Workbench, config: QuantConfig, stages: Stages) -> Conf
 
     Returns:
         What it found out on rank 0; None elsewhere.
+
+    Raises:
+        DiskTrouble: On every rank, if a disk refused; that says nothing about the config.
     """
     try:
         measurement = run_trial(again, config, stages)
+    except DiskTrouble:
+        raise
     except TrialFailed as failure:
         return Confirmation(result=None, failure=str(failure)) if again.group.rank == 0 else None
     if measurement is None:

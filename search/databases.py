@@ -6,11 +6,11 @@
     mysql://..., mariadb://...       MySQL or MariaDB, by PyMySQL
     grpc://HOST:PORT                 a proxy of any of these, started by `hyq-search storage-proxy`
 
-The runner alone creates tables; everyone else opens what exists. Every storage is patient (`search.patience`), and
-network connections have time-outs, because a cut network answers nothing at all. SQLite is put into WAL mode once, and
-every transaction begins IMMEDIATE: Optuna reads a trial's state before it writes it, and on SQLite only a lock taken
-before the read keeps two workers from popping the same waiting trial; servers lock the row instead. SQLite waits for
-locks `BUSY_TIMEOUT_S` seconds.
+The runner alone creates tables; everyone else opens what exists. Every storage is patient (`search.patience`), but that
+behind a proxy, whose clients are. Network connections have time-outs, because a cut network answers nothing at all.
+SQLite is put into WAL mode once, and every transaction begins IMMEDIATE: Optuna reads a trial's state before it writes
+it, and on SQLite only a lock taken before the read keeps two workers from popping the same waiting trial; servers lock
+the row instead. SQLite waits for locks `BUSY_TIMEOUT_S` seconds.
 """
 
 import os
@@ -24,15 +24,19 @@ from urllib.parse import urlsplit
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 
-from search.errors import InstallError, StoreError
-from search.patience import PatientStorage
+from search.errors import EmptyStore, InstallError, StoreError
+from search.patience import PATIENCE_S, Patience, PatientStorage, is_away
 from search.redaction import redacted
+from search.tables import Tables
 
 BUSY_TIMEOUT_S = 60.0
-CONNECT_TIMEOUT_S = 10
-ANSWER_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 5
+ANSWER_TIMEOUT_S = 15
+PROXY_TIMEOUT_S = 45
+"""Even a proxy whose database hangs and is connected to again answers before a lease is lost (60 s, `search.lease`)."""
 
 DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "mysql": "mysql+pymysql"}
 DRIVERS["mariadb"] = DRIVERS["mysql"]
@@ -42,9 +46,9 @@ _SERVER_ARGUMENTS: dict[str, dict[str, Any]] = {
     # libpq's parameters; tcp_user_timeout is in milliseconds.
     "postgresql+psycopg": {
         "connect_timeout": CONNECT_TIMEOUT_S,
-        "keepalives_idle": 10,
+        "keepalives_idle": 5,
         "keepalives_interval": 5,
-        "keepalives_count": 4,
+        "keepalives_count": 2,
         "tcp_user_timeout": ANSWER_TIMEOUT_S * 1000,
     },
     "mysql+pymysql": {
@@ -63,29 +67,43 @@ def database_path(store: Path) -> Path:
     return store / "optuna.db"
 
 
-def open_storage(store: Path, *, create: bool = False, url: str | None = None) -> BaseStorage:
+def open_storage(
+    store: Path, *, create: bool = False, url: str | None = None, is_known: bool = False
+) -> PatientStorage:
     """Open the database of a study; with `create`, make its tables if there are none.
 
     Args:
         store: The study's folder.
         create: Whether this process is the one that creates databases.
         url: Address of the database; None is SQLite in the store.
+        is_known: Whether the database answered whoever started this process, so that it is waited for.
 
     Raises:
         StoreError: If there is none and `create` is off, or it cannot be used.
         InstallError: If the address needs a package that is missing.
     """
+    patience = Patience(is_known=is_known)
     if url is not None and url.startswith("grpc://"):
-        return PatientStorage(_open_proxy(url))
+        return PatientStorage(_open_proxy(url, PATIENCE_S if is_known else CONNECT_TIMEOUT_S), patience)
+    return PatientStorage(open_database(store, create=create, url=url, patience=patience), patience)
+
+
+def open_database(store: Path, *, create: bool, url: str | None, patience: Patience) -> BaseStorage:
+    """Open a database itself, no proxy, with patience until it is open and with none after that.
+
+    Raises:
+        StoreError: As `open_storage`.
+        InstallError: As `open_storage`.
+    """
     path = database_path(store)
     if url is None and create:
         _make_database(path)
     elif url is None and not path.is_file():
-        raise StoreError(f"store {store} holds no studies; start one with `hyq-search run`, or give another --store")
-    storage = _open_tables(with_driver(url or f"sqlite:///{path}"), create=create)
-    patient = PatientStorage(optuna.storages.get_storage(storage))
-    weakref.finalize(patient, storage.engine.dispose)  # whoever opened a study need not close it
-    return patient
+        raise EmptyStore(f"store {store} holds no studies; start one with `hyq-search run`, or give another --store")
+    tables = patience.call(lambda: _open_tables(with_driver(url or f"sqlite:///{path}"), create=create))
+    storage = optuna.storages.get_storage(tables)
+    weakref.finalize(storage, tables.engine.dispose)  # whoever opened a study need not close it
+    return storage
 
 
 def with_driver(url: str) -> str:
@@ -94,11 +112,11 @@ def with_driver(url: str) -> str:
     return f"{DRIVERS.get(scheme, scheme)}{separator}{rest}"
 
 
-def _open_tables(url: str, *, create: bool) -> RDBStorage:
+def _open_tables(url: str, *, create: bool) -> Tables:
     is_sqlite = url.startswith("sqlite")
     connect = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else _SERVER_ARGUMENTS.get(url.partition("://")[0], {})
     try:
-        storage = RDBStorage(
+        storage = Tables(
             url.replace("{", "{{").replace("}", "}}"),  # Optuna fills templates in addresses
             engine_kwargs={"connect_args": connect, **({} if is_sqlite else {"pool_pre_ping": True})},
             skip_table_creation=not create,
@@ -107,8 +125,10 @@ def _open_tables(url: str, *, create: bool) -> RDBStorage:
         raise InstallError(
             f"storage {redacted(url)} needs a driver that is not installed; pip install 'hyq-search[servers]'"
         ) from error
-    except sqlalchemy.exc.ProgrammingError as error:
-        raise StoreError(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
+    except (sqlalchemy.exc.ProgrammingError, StorageInternalError) as error:
+        if is_away(error):
+            raise
+        raise EmptyStore(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
     except sqlalchemy.exc.ArgumentError as error:
         raise StoreError(
             f"a storage must be an address such as postgresql://USER@HOST/NAME, but got {redacted(url)}; correct it"
@@ -139,7 +159,7 @@ def _widen(engine: sqlalchemy.Engine) -> None:
             connection.exec_driver_sql(f"ALTER TABLE {table} MODIFY value_json LONGTEXT")
 
 
-def _open_proxy(url: str) -> BaseStorage:
+def _open_proxy(url: str, wait_s: float) -> BaseStorage:
     try:
         from search.proxy import ProxyStorage
     except ImportError as error:
@@ -149,12 +169,12 @@ def _open_proxy(url: str) -> BaseStorage:
     address = urlsplit(url)
     if address.hostname is None or address.port is None:
         raise StoreError(f"a storage proxy's address must be grpc://HOST:PORT, but got {redacted(url)}; correct it")
-    proxy = ProxyStorage(address.hostname, address.port, timeout_s=ANSWER_TIMEOUT_S)
+    proxy = ProxyStorage(address.hostname, address.port, timeout_s=PROXY_TIMEOUT_S)
     try:
-        proxy.wait_server_ready(CONNECT_TIMEOUT_S)
+        proxy.wait_server_ready(wait_s)
     except ConnectionError as error:
         raise StoreError(
-            f"a storage proxy must answer within {CONNECT_TIMEOUT_S} s, but {redacted(url)} does not; "
+            f"a storage proxy must answer within {wait_s:.0f} s, but {redacted(url)} does not; "
             f"start it with `hyq-search storage-proxy`"
         ) from error
     return proxy

@@ -1,6 +1,7 @@
 """What this installation has and lacks: one frozen `Check` each, with the way out.
 
-"problem" means that the shipped study would not run; "missing" that something optional is not there.
+"problem" means that the shipped study would not run, or that a study's parts contradict each other; "missing" that
+something optional is not there; "mended" that a problem was there and is gone.
 """
 
 import ctypes.util
@@ -17,7 +18,7 @@ from packaging.requirements import Requirement
 from search.errors import SearchError
 from search.install import DISTRIBUTION, check_installation
 
-Verdict = Literal["ok", "missing", "problem"]
+Verdict = Literal["ok", "missing", "problem", "mended"]
 
 WAY_OUT_OFFLINE = (
     "without a network: in a clone on a machine with one, pip wheel -w wheelhouse -c constraints.txt .; "
@@ -41,8 +42,23 @@ class Check:
         return asdict(self)
 
 
-def examine(study: str | None = None, store: Path | None = None) -> tuple[Check, ...]:
-    """Look at the installation, and at a study's databases if one is named."""
+def examine(
+    study: str | None = None,
+    store: Path | None = None,
+    *,
+    storage: str | None = None,
+    tracking: str | None = None,
+    is_repair: bool = False,
+) -> tuple[Check, ...]:
+    """Look at the installation, and if a study is named at its databases and its store.
+
+    Args:
+        study: A study file or a name, as users give it.
+        store: Folder of the store, where it is not the study file's.
+        storage: Address of the study's database, where it is not in the store or the study file.
+        tracking: Address of its MLflow server, where it is not in the study file.
+        is_repair: Whether to mend what can be mended; else nothing is written.
+    """
     looks: list[Callable[[], Iterator[Check]]] = [
         _python,
         _names,
@@ -54,7 +70,7 @@ def examine(study: str | None = None, store: Path | None = None) -> tuple[Check,
         lambda: _disk(store or Path()),
     ]
     if study is not None:
-        looks.append(lambda: _study(study, store))
+        looks.append(lambda: _study(study, store, storage, tracking, is_repair=is_repair))
     return tuple(check for look in looks for check in look())
 
 
@@ -173,24 +189,41 @@ def _disk(folder: Path) -> Iterator[Check]:
         yield Check("disk", "ok", f"{free_gib:.0f} GiB free at {existing}")
 
 
-def _study(text: str, store: Path | None) -> Iterator[Check]:
+def _study(
+    text: str, store: Path | None, storage: str | None, tracking: str | None, *, is_repair: bool
+) -> Iterator[Check]:
     from hyquant.errors import HyquantError
+    from search.consistency import PARTS, Place, findings, mended
+    from search.lease import GRACE_S
     from search.locate import locate_study, opened_study
-    from search.repair import agreement
     from search.trials import count_states
 
     try:
-        ref = locate_study(text, store)
+        ref = locate_study(text, store, storage)
+        server = tracking or (None if ref.config is None else ref.config.tracking)
         with opened_study(ref) as study:
+            place = Place(ref.store, ref.name, server)
+            if is_repair:
+                found, left = mended(place, study, grace_s=GRACE_S)
+            else:
+                found = left = findings(place, study, grace_s=GRACE_S)
             counts = count_states(study)
-            differences = agreement(ref.store, study)
     except (HyquantError, SearchError) as error:
         yield Check(f"study {text}", "problem", str(error))
         return
     seen = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no trials yet"
     yield Check(f"study {ref.name}", "ok", f"{seen}, in {ref.store}")
-    if differences:
-        found = f"{len(differences)} trials differ: {'; '.join(differences[:3])}"
-        yield Check("MLflow and Optuna", "problem", found, f"hyq-search run {text} repairs MLflow from Optuna")
-    else:
-        yield Check("MLflow and Optuna", "ok", "agree trial by trial")
+    remaining = {finding.sentence for finding in left}
+    for finding in found:
+        if finding.sentence not in remaining:
+            yield Check(finding.part, "mended", finding.what)
+    for finding in left:
+        yield Check(
+            finding.part, "problem", finding.what, finding.way_out if is_repair else f"--repair: {finding.way_out}"
+        )
+    for part in PARTS:
+        if part not in {finding.part for finding in (*found, *left)}:
+            yield Check(part, "ok", _AGREES.get(part, "nothing to mend"))
+
+
+_AGREES = {"MLflow and Optuna": "agree trial by trial", "trials": "all that run are in somebody's hands"}

@@ -2,9 +2,11 @@
 
     SearchError
     ├── TrialFailed       one trial could not finish; carries stage, rank and log
-    │   └── OutOfMemory   because a rank had no memory left
+    │   ├── OutOfMemory   because a rank had no memory left
+    │   └── DiskTrouble   because a disk was full or broken, whatever the config
     ├── StudyMismatch     a stored study does not belong to this study file
     ├── StoreError        the study's databases are missing, locked or out of space
+    │   └── EmptyStore    there are none yet
     └── InstallError      a package or file this installation needs is missing
 
 Every message is one sentence with three parts: the rule, the values, the way out.
@@ -36,12 +38,20 @@ class OutOfMemory(TrialFailed):
     """A trial could not finish because a rank had no memory left."""
 
 
+class DiskTrouble(TrialFailed):
+    """A trial could not finish because a disk was full, or did not read or write: no fault of its config."""
+
+
 class StudyMismatch(SearchError):
     """A stored study was made from another study file."""
 
 
 class StoreError(SearchError):
     """A database or folder of the study cannot be used."""
+
+
+class EmptyStore(StoreError):
+    """A database or folder holds no studies yet."""
 
 
 class InstallError(SearchError):

@@ -99,7 +99,7 @@ def _concluded(
     left_out: list[str],
 ) -> NoiseFloor:
     found = noise_floor(_score(bench, bench.references, names), by_change, identical=identical, left_out=left_out)
-    bench.cache.put(floor_key(bench), {}, found.model_dump(mode="json"))
+    bench.cache.keep(floor_key(bench), {}, found.model_dump(mode="json"))
     logger.info("noise floor %s", " ".join(f"{name}={floor.mean:.3g}" for name, floor in found.metrics.items()))
     return found
 

@@ -10,18 +10,21 @@ from search.storage import stored_prompts, study_names
 from search.study import StudyConfig
 
 
-def certificate_to_judge(study: str, store: Path | None) -> tuple[StudyConfig, CertificateConfig, tuple[str, ...]]:
+def certificate_to_judge(
+    study: str, store: Path | None, storage: str | None = None
+) -> tuple[StudyConfig, CertificateConfig, tuple[str, ...]]:
     """Return a study with what certifies its exports; held-out prompts are checked against all that were used.
 
     Args:
         study: Path of a study file, or the name of a stored study.
         store: Folder that overrides the study file's `store`.
+        storage: Address of the study's database, as `locate_study` takes it.
 
     Raises:
         ConfigError: If the study states no margins, or its held-out prompts are missing, too few or not new.
         StoreError: If a name is not in the store.
     """
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     config, file = config_to_run(ref)
     if config.certificate is None:
         raise ConfigError(

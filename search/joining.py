@@ -30,6 +30,10 @@ from search.trials import count_states
 from search.watching import OnEvent, RunSummary, event, require_progress, summary_of, tidy_up, watch
 
 MAX_CREWS = 1000
+NO_RECORD = (
+    "no MLflow is known here, so trials reach it without their videos when `hyq-search run` goes on; "
+    "give --tracking-uri to log them from here"
+)
 
 
 def join_study(
@@ -106,8 +110,8 @@ def _work(
             ask_to_leave(slot.folder)
 
     on_event(event("resumed", f"joined study {config.name} as {order.crew}", study, config))
-    from search.mlflow_client import database_path as mlflow_path
-
+    if not _has_record(order):
+        on_event(event("note", NO_RECORD, study, config))
     with counted_interrupts(Leaving(leave, is_hasty=is_hasty)) as interrupts:
         try:
             running = start_slots(config.slots, order, device=config.model.device)
@@ -120,12 +124,27 @@ def _work(
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
             reclaim_lost_trials(study)
         if _is_over(study, config) and not count_states(study)["running"]:
-            if order.tracking is not None or mlflow_path(order.store).is_file():
-                tidy_up(study, config, "FINISHED", on_event)
+            if _has_record(order):
+                _leave_in_order(study, config, on_event)
             return summary_of(study, "done")
         if interrupts.count == 0 and order.max_trials is None:
             require_progress(study, config, running, None)
         return summary_of(study, "left; the study goes on")
+
+
+def _has_record(order: WorkOrder) -> bool:
+    """Say whether MLflow is to be found from here: a server, or a database in this host's store."""
+    from search.mlflow_client import database_path
+
+    return order.tracking is not None or database_path(order.store).is_file()
+
+
+def _leave_in_order(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
+    """Put MLflow right, if it answers and knows the study; the work itself is done, and `run` can do this later."""
+    try:
+        tidy_up(study, config, "FINISHED", on_event)
+    except StoreError as error:
+        on_event(event("note", f"left to `hyq-search run`: {error}", study, config))
 
 
 def _is_over(study: optuna.Study, config: StudyConfig) -> bool:

@@ -80,12 +80,12 @@ class LeaseWatch:
     """One observer of leases; what it knows begins with its first look.
 
     Args:
-        grace_s: How long a lease may stand still.
+        grace_s: How long a lease may stand still; None is `GRACE_S`.
         clock: Monotonic seconds of this process.
     """
 
-    def __init__(self, grace_s: float = GRACE_S, clock: Callable[[], float] = time.monotonic) -> None:
-        self._grace_s = grace_s
+    def __init__(self, grace_s: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._grace_s = GRACE_S if grace_s is None else grace_s
         self._clock = clock
         self._looked: float | None = None
         self._seen: dict[Hashable, _Sight] = {}

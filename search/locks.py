@@ -63,6 +63,18 @@ class FileLock:
             self.release()
 
 
+def is_held(path: Path) -> bool:
+    """Say whether some process holds the lock of a file; makes no file, and holds it for the moment of asking."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 class HostLock:
     """Many may compute, or one may measure.
 

@@ -9,10 +9,10 @@ import logging
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from search.errors import StoreError
 from search.logged import LoggedMetric
@@ -31,16 +31,20 @@ _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
-"""Set where the user has set nothing else: no usage pings, and a dead server costs seconds and not minutes."""
+"""Set where the user has set nothing else: no usage pings, and a server that is dead or accepts and never answers costs
+one time-out of 5 s. Nothing is tried twice at once, because the spool tries again later."""
 
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # per batch: limits of MLflow's REST API, "Log Batch"
 
 
+_FOR_GOOD = (400, 409, 413, 422)
+"""HTTP's codes for what will not be taken next time either; passwords, quotas and missing runs may be mended."""
+
+
 class Refused(StoreError):
-    """MLflow answers, but does not take this."""
+    """MLflow answers, but will never take this."""
 
 
 def database_path(store: Path) -> Path:
@@ -96,15 +100,21 @@ def connect(store: Path, uri: str | None = None) -> "Client":
 
 @contextmanager
 def mlflow_errors(store: Path, uri: str | None = None) -> Iterator[None]:
-    """Turn what MLflow, SQLAlchemy, HTTP and the disk raise into one StoreError; `Refused` if a server said no."""
-    from mlflow.exceptions import MlflowException, RestException
+    """Turn what MLflow, SQLAlchemy, HTTP and the disk raise into one StoreError; `Refused` if it said no for good."""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         first_line = redacted(str(error).strip().splitlines()[0])
-        kind = Refused if isinstance(error, RestException) else StoreError
+        status = None
+        if isinstance(error, MlflowException):
+            status = error.get_http_status_code()
+        elif isinstance(error, HTTPError) and error.response is not None:
+            status = error.response.status_code
+        kind = Refused if status in _FOR_GOOD else StoreError
         if uri is not None:
             raise kind(
                 f"the MLflow server {redacted(uri)} must answer, but gave '{first_line}'; "
@@ -135,3 +145,24 @@ def log_batches(
         client.log_batch(run_id, **batch, tags=labels if start == 0 else ())
     for start in range(0, len(texts), _MAX_PARAMS):
         client.log_batch(run_id, params=texts[start : start + _MAX_PARAMS])
+
+
+def artifact_runs(client: "Client") -> frozenset[str]:
+    """Return the ids of all runs of all experiments, deleted ones too, which MLflow can restore."""
+    from mlflow.entities import ViewType
+
+    experiments = [
+        one.experiment_id for one in _pages(lambda token: client.search_experiments(ViewType.ALL, page_token=token))
+    ]
+    runs = _pages(lambda token: client.search_runs(experiments, "", ViewType.ALL, page_token=token))
+    return frozenset(str(run.info.run_id) for run in runs)
+
+
+def _pages(page: Callable[[str | None], Any]) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        found = page(token)
+        yield from found
+        token = found.token
+        if not token:
+            return

@@ -6,6 +6,7 @@ from typing import Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from search.order import WorkOrder
+from search.retry import DISK_TROUBLE
 from search.study import Budget
 from search.trials import is_evaluated, trailing, trial_reason
 
@@ -23,7 +24,7 @@ def stop_reason(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder,
         trials: All trials of the study.
         budget: Evaluated trials to reach.
         order: What this run was started for.
-        now: Unix time.
+        now: Monotonic time of this host, in seconds, as `order.deadline` is.
     """
     if order.until_trial is not None:
         is_done = any(trial.number == order.until_trial and trial.state.is_finished() for trial in trials)
@@ -37,7 +38,7 @@ def stop_reason(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder,
 
 def trouble(trials: Sequence[FrozenTrial], order: WorkOrder) -> str | None:
     """Return why a study cannot go on although its budget is not used, or None."""
-    of_this_run = [trial for trial in trials if trial.number >= order.first_trial]
+    of_this_run = [t for t in trials if t.number >= order.first_trial and DISK_TROUBLE not in t.user_attrs]
     if trailing(of_this_run, "failed") >= MAX_FAILURES_IN_A_ROW:
         last = next(trial for trial in reversed(of_this_run) if trial.state == TrialState.FAIL)
         return f"{MAX_FAILURES_IN_A_ROW} trials in a row failed, the last because {trial_reason(last)}"

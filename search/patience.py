@@ -2,7 +2,14 @@
 
 A database is restarted, a network is cut for a minute, SQLite is locked: none of that is a reason to lose a trial. An
 operation that failed for such a reason is repeated with growing, jittered pauses until `PATIENCE_S` are over; then a
-`StoreError` says so, and later calls try once. A database that has not answered yet is not waited for either.
+`StoreError` says so, and later calls try once. How long is waited for a database that has not answered yet depends on
+what it says:
+
+    it is starting or recovering                      `PATIENCE_S`, for it will answer
+    it refuses the user, has no such name, no such host     not at all: the address is wrong
+    nobody listens, or nothing comes back             `FIRST_PATIENCE_S`, a restart; the address may be wrong
+
+A slot is told by its order that the study is there, so its database counts as one that has answered.
 
 The answer to a write may be lost after the write was made. Repeating it is harmless for attributes, parameters and
 values. Two operations are not repeatable by nature and are recognised instead:
@@ -37,9 +44,20 @@ from search.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
+_SQLITE_PASSES = ("locked", "busy", "full", "disk I/O error")
+
 PATIENCE_S = 300.0
+FIRST_PATIENCE_S = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0
 CREATED_BY, FINISHED_BY = "created_by", "finished_by"
+
+_STARTING = ("starting up", "not yet accepting connections", "shutting down", "in recovery mode", "server shutdown")
+"""What PostgreSQL says with SQLSTATE 57P03, which its client library does not pass on, and MySQL with error 1053."""
+_REFUSED = (
+    *("authentication failed", "no password supplied", "no pg_hba.conf entry", "does not exist", "failed to resolve"),
+    *("access denied", "unknown database", "name or service not known"),
+)
+"""What servers and resolvers say about a wrong user, password, name of a database, or host."""
 
 _Answer = TypeVar("_Answer")
 
@@ -57,7 +75,7 @@ def is_away(error: BaseException) -> bool:
         return error.__cause__ is not None and is_away(error.__cause__)
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         if isinstance(error.orig, sqlite3.Error):
-            return "locked" in str(error.orig) or "busy" in str(error.orig)
+            return any(word in str(error.orig) for word in _SQLITE_PASSES)
         families = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
         return error.connection_invalidated or isinstance(error, families)
     # A session goes on being used after its connection broke where Optuna reads trials and tries a slower query.
@@ -77,11 +95,11 @@ def first_line(error: BaseException) -> str:
     return redacted(text.splitlines()[0])
 
 
-class PatientStorage(BaseStorage):
-    """Optuna's storage interface over another storage, with patience.
+class Patience:
+    """How long one process waits for one database.
 
     Args:
-        backend: The storage that does the work.
+        is_known: Whether the database has answered before, another process of the same work.
         patience_s: For how long one operation is tried again.
         clock: Monotonic seconds.
         sleep: Waits so many seconds.
@@ -89,20 +107,23 @@ class PatientStorage(BaseStorage):
 
     def __init__(
         self,
-        backend: BaseStorage,
         *,
+        is_known: bool = False,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._backend = backend
         self._patience_s = patience_s
         self._clock = clock
         self._sleep = sleep
-        self._may_wait = False
+        self._limit_s: float | None = patience_s if is_known else None
 
-    def _patiently(self, do: Callable[[], _Answer], again: Callable[[], _Answer] | None = None) -> _Answer:
-        """Do something until the database answers; `again` replaces it from the second attempt on."""
+    def call(self, do: Callable[[], _Answer], again: Callable[[], _Answer] | None = None) -> _Answer:
+        """Do something until the database answers; `again` replaces it from the second attempt on.
+
+        Raises:
+            StoreError: If it did not answer for too long; the next call tries once.
+        """
         started, pause_s = self._clock(), FIRST_PAUSE_S
         while True:
             try:
@@ -111,20 +132,41 @@ class PatientStorage(BaseStorage):
                 if not is_away(error):
                     raise
                 waited_s = self._clock() - started
-                if not self._may_wait or waited_s >= self._patience_s:
-                    self._may_wait = False
+                if waited_s >= self._limit_of(error):
+                    self._limit_s = 0.0
                     raise StoreError(
                         f"the study's database must answer, but it did not for {waited_s:.0f} s: {first_line(error)}; "
                         f"see that it runs and is reachable, then start this command again"
                     ) from error
-                if waited_s == 0.0 or pause_s == LONGEST_PAUSE_S:
+                if pause_s in (FIRST_PAUSE_S, LONGEST_PAUSE_S):
                     logger.warning("waiting for the study's database: %s", first_line(error))
                 self._sleep(pause_s * random.uniform(0.5, 1.0))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 do = again or do
             else:
-                self._may_wait = True
+                self._limit_s = self._patience_s
                 return answer
+
+    def _limit_of(self, error: BaseException) -> float:
+        if self._limit_s is not None:
+            return self._limit_s
+        words = first_line(error).lower()
+        if any(starting in words for starting in _STARTING):
+            return self._patience_s
+        return 0.0 if any(refused in words for refused in _REFUSED) else FIRST_PATIENCE_S
+
+
+class PatientStorage(BaseStorage):
+    """Optuna's storage interface over another storage, with patience.
+
+    Args:
+        backend: The storage that does the work.
+        patience: What is known of its database; None is nothing yet.
+    """
+
+    def __init__(self, backend: BaseStorage, patience: Patience | None = None) -> None:
+        self._backend = backend
+        self._patiently = (patience or Patience()).call
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """Add a trial exactly once."""

@@ -4,6 +4,7 @@ Calibration must not see what the search is judged on, so the two sets are disjo
 that neither of them saw.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from hyquant.config import FrozenModel
@@ -53,8 +54,8 @@ def load_heldout_prompts(certificate: CertificateConfig, folder: Path, used: Stu
         ConfigError: If the file is missing, holds too few prompts or repeats one, or one of them was used before.
     """
     heldout = _first(certificate.prompts, certificate.num_prompts, folder)
-    normal = list(map(_normal, heldout))
-    if repeated := next((prompt for prompt in heldout if normal.count(_normal(prompt)) > 1), None):
+    counts = Counter(map(_normal, heldout))
+    if repeated := next((prompt for prompt in heldout if counts[_normal(prompt)] > 1), None):
         raise ConfigError(
             f"held-out prompts must differ by more than case and spaces, but {repeated!r} stands there twice; take one "
             "out"
@@ -82,10 +83,10 @@ def read_prompts(source: str, folder: Path) -> tuple[str, ...]:
     path = _shipped(source.removeprefix(_SHIPPED)) if source.startswith(_SHIPPED) else folder / source
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"a prompt file must be readable text, but {path} cannot be read: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
-    if repeated := next((prompt for prompt in prompts if prompts.count(prompt) > 1), None):
+    if repeated := next((prompt for prompt, count in Counter(prompts).items() if count > 1), None):
         raise ConfigError(
             f"prompt file {path} must not repeat a prompt, but {repeated!r} stands there twice; delete one"
         )

@@ -24,6 +24,9 @@ PACKAGES = ("optuna", "mlflow", "numpy", "transformers", "open_clip_torch")
 PREFIXES = ("HCCL_", "NCCL_", "OMP_", "MKL_", "ASCEND_", "CUDA_", "PYTORCH_", "TORCH_", "TASK_QUEUE_", "CPU_AFFINITY_")
 """Variables that change how devices and collectives work."""
 
+SET_BY_TORCHRUN = {"TORCH_NCCL_ASYNC_ERROR_HANDLING"}
+"""Of these, what every slot has and no process outside of one; it says nothing about a result."""
+
 DRIVER_FILES: Mapping[str, Path] = {
     "nvidia driver": Path("/proc/driver/nvidia/version"),
     "ascend driver": Path("/usr/local/Ascend/driver/version.info"),
@@ -106,7 +109,8 @@ def driver_versions(files: Mapping[str, Path]) -> dict[str, str]:
 
 def chosen_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that devices and collectives listen to, without passwords."""
-    return {name: redacted(value) for name, value in sorted(environment.items()) if name.startswith(PREFIXES)}
+    named = {name for name in environment if name.startswith(PREFIXES)} - SET_BY_TORCHRUN
+    return {name: redacted(environment[name]) for name in sorted(named)}
 
 
 def _installed(packages: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Optuna's gRPC proxy: many workers share one process's connections to the database. The only importer of grpc.
 
 A proxy keeps the number of database connections constant, and workers need no database password. It speaks no TLS and
-asks for no password itself: it belongs on loopback or inside a private network.
+asks for no password itself: it belongs on loopback or inside a private network. It has no patience of its own: that its
+database is away it tells its clients, which are patient and know how to repeat a write.
 """
 
 from collections.abc import Callable
@@ -10,11 +11,15 @@ from typing import Any
 
 import grpc
 from optuna.storages import BaseStorage, GrpcStorageProxy
-from optuna.storages._grpc.auto_generated.api_pb2_grpc import StorageServiceStub
+from optuna.storages._grpc.auto_generated.api_pb2_grpc import (
+    StorageServiceStub,
+    add_StorageServiceServicer_to_server,
+)
 from optuna.storages._grpc.client import GrpcClientCache
-from optuna.storages._grpc.server import make_server
+from optuna.storages._grpc.servicer import OptunaStorageProxyService
 
 from search.errors import StoreError
+from search.patience import database_errors, first_line, is_away
 
 NUM_THREADS = 32
 
@@ -48,14 +53,39 @@ class _Deadline(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
         return continuation(details._replace(timeout=self._timeout_s), request)
 
 
-def serve(storage: BaseStorage, host: str, port: int) -> grpc.Server:
+class _Away(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Tells clients what a database says: UNAVAILABLE may be tried again, INTERNAL may not."""
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+            try:
+                return handler.unary_unary(request, context)
+            except database_errors() as error:
+                code = grpc.StatusCode.UNAVAILABLE if is_away(error) else grpc.StatusCode.INTERNAL
+                context.abort(code, first_line(error))
+
+        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+
+
+def serve(database: BaseStorage, host: str, port: int) -> grpc.Server:
     """Start a proxy and return its server; it runs in threads until it is stopped.
+
+    Args:
+        database: What is shared, from `open_database`: one that is patient would do a client's repeated writes twice.
+        host: Address to listen at.
+        port: Port to listen at.
 
     Raises:
         StoreError: If the port is taken or the host is not one of this machine's.
     """
+    server = grpc.server(ThreadPoolExecutor(NUM_THREADS, "proxy"), interceptors=[_Away()])
+    add_StorageServiceServicer_to_server(OptunaStorageProxyService(database), server)  # type: ignore[no-untyped-call]
     try:
-        server = make_server(storage, host, port, ThreadPoolExecutor(NUM_THREADS, "proxy"))
+        server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise StoreError(f"a storage proxy needs a free port, but {host}:{port} is not; give another --port") from error
     server.start()

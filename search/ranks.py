@@ -8,7 +8,7 @@ from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import DEFAULT_TIMEOUT_S, init_group
 from search.confirming import bench_for_again, measure_again
-from search.errors import OutOfMemory, SearchError, TrialFailed
+from search.errors import DiskTrouble, OutOfMemory, SearchError, TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
 from search.objective import release_memory, run_trial
@@ -32,7 +32,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     with store_errors(order.store):
-        study = open_study(order.store, order.study, url=order.url)
+        study = open_study(order.store, order.study, url=order.url, is_known=True)
         require_intact(study)
         config, prompts = stored_config(study), stored_prompts(study)
         device = resolve_device(config.model.device)
@@ -58,7 +58,10 @@ def follow(bench: Workbench) -> None:
         assert isinstance(message, dict)
         if message["command"] == "again":
             again = again or bench_for_again(bench)
-            measure_again(again, QuantConfig.model_validate(message["config"]), Stages(bench.group))
+            try:
+                measure_again(again, QuantConfig.model_validate(message["config"]), Stages(bench.group))
+            except DiskTrouble as trouble_here:
+                logger.info("left a measurement: %s", trouble_here)
         if message["command"] == "trial":
             config = QuantConfig.model_validate(message["config"])
             try:

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 
 from search.logged import result_metrics
 from search.run_log import RUN_STATUS, trial_log
-from search.tracking import Tracker, TrialRun
+from search.study_run import TrialRun
+from search.tracking import Tracker
 from search.trials import trial_reason, trial_result, trial_state
 
 
@@ -53,8 +54,9 @@ def repair(store: Path, study: optuna.Study, uri: str | None = None) -> tuple[st
     """
     tracker = Tracker(store, study.study_name, uri)
     tracker.deliver()
+    runs = tracker.trial_runs()  # before the trials, or a run of a trial begun meanwhile would look like nobody's
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-    found = differences(trials.values(), tracker.trial_runs())
+    found = differences(trials.values(), runs)
     for difference in found:
         for run_id in difference.extra_runs:
             tracker.delete_run(run_id)

@@ -25,6 +25,7 @@ from metrics.score import score_samples
 from metrics.statistics.verdict import Verdict
 from search.certificate import Certificate, binding_problems
 from search.certifying import (
+    ClipStore,
     OnProgress,
     Subject,
     candidate_key,
@@ -95,7 +96,7 @@ def repeat_certificate(
             pairs=old.pairs,
             settings=old.settings,
             judge=load_judge(old.judge, model),
-            clips=Store(folder),
+            clips=ClipStore(folder),
         )
         scores = score_pairs(subject, names, on_progress)
         moves = _moves(old, subject, Store(store / "cache"), scores)

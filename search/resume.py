@@ -1,6 +1,6 @@
 """Taking a stored study up again: whether it still is the same, and which running trials are lost."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -12,7 +12,7 @@ from search.lease import LeaseWatch
 from search.poison import note_crash
 from search.processes import WorkerId, is_alive, is_local
 from search.prompts import StudyPrompts
-from search.retry import may_retry, queue_again, queue_handed_back, queued_again
+from search.retry import DISK_TROUBLE, may_retry, queue_again, queue_handed_back, queued_again
 from search.storage import stored_config, stored_prompts
 from search.study import StudyConfig
 
@@ -77,13 +77,20 @@ def _reclaimed(study: optuna.Study, trial: FrozenTrial, how: str | None) -> bool
     return _taken_back(study, trial, queue, reason=how)
 
 
+def reclaim(study: optuna.Study, numbers: Collection[int]) -> None:
+    """Fail these trials, which are known to be lost, unless they have ended meanwhile, and queue their parameters."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.number in numbers:
+            _reclaimed(study, trial, None)
+
+
 def queue_forgotten_trials(study: optuna.Study) -> list[int]:
     """Queue what somebody had failed as lost or handed back, but was killed before queueing it; return the numbers."""
     trials = study.get_trials(deepcopy=False)
     known = queued_again(trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
     lost = [trial for trial in failed if "reason" not in trial.user_attrs and may_retry(trial)]
-    left = [trial for trial in failed if trial.user_attrs.get("reason") == HANDED_BACK]
+    left = [t for t in failed if t.user_attrs.get("reason") == HANDED_BACK or DISK_TROUBLE in t.user_attrs]
     for trial in lost:
         queue_again(study, trial)
     for trial in left:
@@ -92,7 +99,7 @@ def queue_forgotten_trials(study: optuna.Study) -> list[int]:
 
 
 def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
-    """Queue again what the slots of a joined worker of this host have in hand; return the numbers.
+    """Queue again what the slots of a worker of this host, or of its runner, have in hand; return the numbers.
 
     Called before the slots are stopped, or a runner of this host would see dead workers and count a lost attempt.
     """

@@ -27,6 +27,9 @@ def known_experiments() -> Iterator[None]:
         yield
 
 
+DISK_TROUBLE = "disk_trouble"
+"""User attribute of a failed trial that a disk refused something; it is queued again and counts as no attempt."""
+
 HANDED_BACK_FROM = "handed_back_from"
 QUEUE_ATTRIBUTES = ("fixed_params", "failed_trial", "retry_history")
 """System attributes by which Optuna queues and counts; constraints of an attempt are none of them."""

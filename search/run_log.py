@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from hyquant.config import FrozenModel
-from search.logged import LoggedMetric, config_params, result_metrics
+from search.logged import LoggedMetric, config_params, flatten, result_metrics
 from search.result import TrialResult
 
 if TYPE_CHECKING:
     from search.confirmation import Confirmation
+    from search.study import StudyConfig
 
 STUDY_TAG, TRIAL_TAG, STATE_TAG = "hyq.study", "hyq.trial", "hyq.state"
 DIGEST_TAG, REASON_TAG, REPAIRED_TAG = "hyq.config_digest", "hyq.reason", "hyq.repaired"
@@ -36,7 +37,7 @@ class RunLog(FrozenModel):
 
     Attributes:
         number: The trial; None is the study's own run.
-        status: MLflow's status that ends the run; None leaves it.
+        status: MLflow's status; all but "RUNNING" end the run, None leaves it.
         started_ms: When the run began, in milliseconds since 1970; None is now.
         finished_ms: When it ended.
     """
@@ -48,6 +49,13 @@ class RunLog(FrozenModel):
     tags: dict[str, str] = Field(default_factory=dict)
     started_ms: int | None = None
     finished_ms: int | None = None
+
+
+def study_log(config: "StudyConfig") -> RunLog:
+    """Return what the study's own run says of it while it is running."""
+    plain = config.model_dump(mode="json", exclude={"space"})
+    params = {"space": config.space.name, **dict(flatten(plain, "study."))}
+    return RunLog(number=None, status="RUNNING", params=params)
 
 
 def trial_log(

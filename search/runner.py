@@ -21,7 +21,8 @@ from search.order import WorkOrder, mlflow_lock_path
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
-from search.resume import queue_forgotten_trials, reclaim_lost_trials, require_same_study
+from search.resume import hand_back_trials, queue_forgotten_trials, reclaim_lost_trials, require_same_study
+from search.room import run_shortage
 from search.run_sentences import numbers_in_words
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
@@ -37,7 +38,7 @@ from search.storage import (
 )
 from search.study import Slot, StudyConfig
 from search.trials import count_states, num_evaluated
-from search.watching import OnEvent, RunSummary, event, require_progress, summary_of, tidy_up, watch
+from search.watching import OnEvent, RunSummary, correct_mlflow, event, require_progress, summary_of, tidy_up, watch
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
 
@@ -62,6 +63,8 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
             for what, reason in left_out(config.space, config.target).items():
                 on_event(event("note", f"left out {what}: {reason}", study, config))
             on_event(event("note", f"queued the {added} presets of space {config.space.name}", study, config))
+        if short := run_shortage(config, Path(config.store), num_evaluated(count_states(study))):
+            on_event(event("note", short, study, config))
         before = why_over(study, config)
         is_done = before is not None and not pending(study, config)
         # Without slots what remains is to tidy up, which a run that was killed at its very end has not done.
@@ -173,6 +176,9 @@ def _run_slots(
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
+            if left := hand_back_trials(study, order.crew):
+                message = f"{numbers_in_words(left)} interrupted; queued again for the next run"
+                on_event(event("note", message, study, config))
             raise
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
@@ -183,12 +189,13 @@ def _run_slots(
 def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
     """Make MLflow's database ready while the workers start; mlflow is imported here, when they are under way."""
     from search.mlflow_client import prepare_store
-    from search.repair import repair
     from search.tracking import Tracker
 
     store = Path(config.store)
+    tracker = Tracker(store, config.name, config.tracking)
     if config.tracking is None:
         prepare_store(store)
-    Tracker(store, config.name, config.tracking).open_study(config.without_places())
-    for sentence in repair(store, study, config.tracking):
-        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+        tracker.open_study(config.without_places())
+    else:
+        tracker.start_study(config.without_places())  # a server that is away is no reason not to start
+    correct_mlflow(study, config, on_event)

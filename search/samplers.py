@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from hyquant.config import digest
+from search.bounded import BoundedSampler
 from search.grid import GridSampler
 from search.retry import known_experiments
 from search.study import SamplerConfig, StudyConfig
@@ -38,6 +39,11 @@ SAMPLERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
     "nsga2": _nsga2,
     "random": _random,
 }
+
+BOUNDS: Mapping[str, int] = {"tpe": 500, "gp": 100}
+"""Finished trials that a sampler sees at most (`search.bounded`), so that it takes under 2 s of one core to choose a
+point, in `tests/search_tests/test_bounded.py` after 10,000 trials. The others are that fast without a bound.
+"""
 
 
 def build_sampler(config: StudyConfig, *, slot: int, num_trials: int) -> BaseSampler:
@@ -79,7 +85,8 @@ def sampler_for(
     if kind == "grid":
         return GridSampler([params for params, _ in points(space, num_steps=num_steps)], seed=seed)
     with known_experiments():
-        return SAMPLERS[kind](seed, config.num_startup_trials)
+        sampler = SAMPLERS[kind](seed, config.num_startup_trials)
+    return BoundedSampler(sampler, most=BOUNDS[kind]) if kind in BOUNDS else sampler
 
 
 def chosen_kind(kind: str, space: SearchSpace, *, num_steps: int, num_trials: int) -> str:

@@ -75,7 +75,7 @@ def _load(bench: Workbench, units: dict[str, Unit]) -> list[str]:
 def _store(bench: Workbench, units: dict[str, Unit]) -> None:
     if bench.group.rank == 0:
         for key, unit in units.items():
-            bench.cache.put(key, {"scale": bench.scales[key]}, {"groups": [layer.name for layer in unit]})
+            bench.cache.keep(key, {"scale": bench.scales[key]}, {"groups": [layer.name for layer in unit]})
 
 
 def _key(bench: Workbench, plan: QuantPlan, unit: Unit) -> str:

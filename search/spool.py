@@ -2,6 +2,7 @@
 
     STORE/spool/STUDY/00000001700000000000000000-trial-7/log.json
     STORE/spool/STUDY/00000001700000000000000000-trial-7/files/...
+    STORE/spool/STUDY/aside/...                                        damaged, or refused by MLflow for good: why.txt
 
 A log is here before anything is sent, so a process killed while it sends loses nothing. One process sends at a time.
 """
@@ -17,13 +18,17 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from hyquant.calibration.store import write_atomically
 from search.locks import FileLock
 from search.run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
 FOLDER_MODE = 0o750
-_LOG, _FILES = "log.json", "files"
+LEFTOVER_S = 3600.0
+"""What a writer began and did not touch for so long was left by one that was killed."""
+
+_LOG, _FILES, _WHY, _NEW = "log.json", "files", "why.txt", ".new-"
 
 
 class Spooled(NamedTuple):
@@ -32,6 +37,11 @@ class Spooled(NamedTuple):
     folder: Path
     log: RunLog
     files: Path | None
+
+    @property
+    def age_s(self) -> float:
+        """Return how long it has waited."""
+        return time.time() - int(self.folder.name.partition("-")[0]) / 1e9
 
 
 class Spool:
@@ -44,6 +54,7 @@ class Spool:
 
     def __init__(self, store: Path, study: str) -> None:
         self.folder = store / "spool" / study
+        self.aside = self.folder / "aside"
         self._lock = FileLock(store / "locks" / f"{study}.spool.lock")
 
     def add(self, label: str, log: RunLog, files: Path | None = None) -> None:
@@ -53,25 +64,47 @@ class Spool:
             OSError: If the disk does not take them; nothing half-written remains.
         """
         self.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".new-") as name:
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=_NEW) as name:
             new = Path(name) / "new"
             new.mkdir(mode=FOLDER_MODE)
             if files is not None:
                 shutil.copytree(files, new / _FILES, symlinks=True)
-            (new / _LOG).write_text(log.model_dump_json())
+            write_atomically(new / _LOG, log.model_dump_json().encode())
             new.rename(self.folder / f"{time.time_ns():026d}-{label}")
 
     def waiting(self) -> Iterator[Spooled]:
-        """Yield what waits, oldest first; what cannot be read is left where it is, with a warning."""
-        for folder in sorted(self.folder.glob("[0-9]*-*")):
-            try:
-                log = RunLog.model_validate_json((folder / _LOG).read_bytes())
-            except FileNotFoundError:
-                continue  # sent by another process meanwhile
-            except ValidationError:
-                logger.warning("a spooled log must be whole, but %s is damaged; it is not sent", folder)
-                continue
-            yield Spooled(folder, log, files if (files := folder / _FILES).is_dir() else None)
+        """Yield what waits, oldest first; what cannot be read is passed over, and nothing is changed."""
+        for folder in self._folders():
+            log = _read(folder)
+            if log is not None:
+                yield Spooled(folder, log, self.files_of(folder))
+
+    def damaged(self) -> tuple[Path, ...]:
+        """Return the folders whose log is there and cannot be read."""
+        return tuple(folder for folder in self._folders() if (folder / _LOG).exists() and _read(folder) is None)
+
+    def leftovers(self) -> tuple[Path, ...]:
+        """Return what a killed writer or sender has left: unfinished logs, and files of logs that were sent."""
+        sent = (folder for folder in self._folders() if not (folder / _LOG).exists())
+        return tuple(path for path in (*self.folder.glob(f"{_NEW}*"), *sent) if is_forgotten(path))
+
+    def set_aside(self, folder: Path, why: str) -> None:
+        """Take a log out of the queue for good; it is kept with the reason for whoever looks."""
+        self.aside.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        (folder / _WHY).write_text(why + "\n", encoding="utf-8")
+        folder.rename(self.aside / folder.name)
+
+    def sweep(self) -> None:
+        """Set damaged logs aside and remove what killed processes have left; only for the process that sends."""
+        for folder in self.damaged():
+            logger.warning("a spooled log must be whole, but %s is damaged; it is set aside", folder)
+            self.set_aside(folder, "its log.json is damaged")
+        for path in self.leftovers():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def kept_aside(self) -> tuple[tuple[Path, str], ...]:
+        """Return what was set aside, and why."""
+        return tuple((path.parent, path.read_text(encoding="utf-8").strip()) for path in self.aside.glob(f"*/{_WHY}"))
 
     @contextmanager
     def sending(self) -> Iterator[bool]:
@@ -82,7 +115,31 @@ class Spool:
         finally:
             self._lock.release()
 
-    def remove(self, spooled: Spooled) -> None:
+    def remove(self, folder: Path) -> None:
         """Take a log that was sent out of the spool."""
-        (spooled.folder / _LOG).unlink(missing_ok=True)  # first: what is half removed is not sent again without files
-        shutil.rmtree(spooled.folder, ignore_errors=True)
+        (folder / _LOG).unlink(missing_ok=True)  # first: what is half removed is not sent again without files
+        shutil.rmtree(folder, ignore_errors=True)
+
+    @staticmethod
+    def files_of(folder: Path) -> Path | None:
+        """Return the folder of the files that go with a log; None if there are none."""
+        return files if (files := folder / _FILES).is_dir() else None
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob("[0-9]*-*"))
+
+
+def is_forgotten(path: Path) -> bool:
+    """Say whether nothing at or below a path has changed for `LEFTOVER_S`; False if it is gone."""
+    try:
+        newest = max(part.lstat().st_mtime for part in (path, *path.rglob("*")))
+    except FileNotFoundError:
+        return False
+    return time.time() - newest > LEFTOVER_S
+
+
+def _read(folder: Path) -> RunLog | None:
+    try:
+        return RunLog.model_validate_json((folder / _LOG).read_bytes())
+    except (FileNotFoundError, ValidationError):  # sent by another process meanwhile, or damaged
+        return None

@@ -1,16 +1,17 @@
 """Stages of a trial: what several ranks do together, and where errors are caught.
 
-This is the one place that catches, and it catches our own errors and out-of-memory only; anything else is a bug and
-ends the worker. A rank that fails a stage does not leave it alone, or the others would wait for it for ever: failures
-are exchanged at the end of every stage, and all ranks raise the same `TrialFailed`.
+This is the one place that catches, and it catches our own errors, out-of-memory and disks that are full or broken;
+anything else is a bug and ends the worker. A rank that fails a stage does not leave it alone, or the others would wait
+for it for ever: failures are exchanged at the end of every stage, and all ranks raise the same `TrialFailed`.
 """
 
+import errno
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -18,14 +19,19 @@ from hyquant.config import FrozenModel
 from hyquant.distributed import Group
 from hyquant.errors import HyquantError
 from metrics.errors import MetricError
-from search.errors import OutOfMemory, SearchError, TrialFailed
+from search.errors import DiskTrouble, OutOfMemory, SearchError, TrialFailed
 
 T = TypeVar("T")
 
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory")
 """How torch's CPU allocator and back ends without an exception class of their own say it, in a RuntimeError."""
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Full, over the quota, or broken: what is true of the machine and not of a config."""
+
 _LOG_LINES = 20
+Kind = Literal["ours", "memory", "disk"]
+_ERRORS: dict[Kind, type[TrialFailed]] = {"ours": TrialFailed, "memory": OutOfMemory, "disk": DiskTrouble}
 
 
 class Failure(FrozenModel):
@@ -34,7 +40,7 @@ class Failure(FrozenModel):
     reason: str
     rank: int
     log: str
-    is_memory: bool = False
+    kind: Kind = "ours"
 
 
 @dataclass
@@ -56,25 +62,23 @@ class Stages:
         """Run this rank's part of a stage; no collective call may be inside.
 
         Raises:
-            TrialFailed: On every rank, if one rank raised one of our errors; `OutOfMemory` if it ran out of memory.
+            TrialFailed: On every rank, if one rank raised one of our errors; `OutOfMemory` if it ran out of memory,
+                `DiskTrouble` if a disk refused.
         """
         failure: Failure | None = None
         with self.timed(stage):
             try:
                 result = work()
-            except (HyquantError, SearchError, MetricError, MemoryError, RuntimeError) as error:
+            except (HyquantError, SearchError, MetricError, MemoryError, RuntimeError, OSError) as error:
                 if not is_expected(error):
                     raise
                 log = "".join(traceback.format_exc().splitlines(keepends=True)[-_LOG_LINES:])
-                failure = Failure(
-                    reason=_reason(error), rank=self.group.rank, log=log, is_memory=is_out_of_memory(error)
-                )
+                failure = Failure(reason=_reason(error), rank=self.group.rank, log=log, kind=_kind(error))
             told = self.group.all_gather(None if failure is None else failure.model_dump())
         failures = [Failure.model_validate(one) for one in told if one is not None]
         if failures:
             first = failures[0]
-            kind = OutOfMemory if first.is_memory else TrialFailed
-            raise kind(stage, first.reason, rank=first.rank, log=first.log)
+            raise _ERRORS[first.kind](stage, first.reason, rank=first.rank, log=first.log)
         return result
 
     @contextmanager
@@ -95,8 +99,8 @@ class Stages:
 
 
 def is_expected(error: Exception) -> bool:
-    """Say whether an error fails a trial and not the worker: one of ours, or out-of-memory."""
-    return isinstance(error, (HyquantError, SearchError, MetricError)) or is_out_of_memory(error)
+    """Say whether an error fails a trial and not the worker: one of ours, out-of-memory, or a full disk."""
+    return isinstance(error, (HyquantError, SearchError, MetricError)) or _kind(error) != "ours"
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -106,10 +110,17 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 
 
+def is_disk_trouble(error: Exception) -> bool:
+    """Say whether an error means that a disk was full, over its quota, or broken."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+
+
+def _kind(error: Exception) -> Kind:
+    if is_disk_trouble(error):
+        return "disk"
+    return "memory" if is_out_of_memory(error) else "ours"
+
+
 def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return (
-        text
-        if isinstance(error, (HyquantError, SearchError, MetricError))
-        else f"out of memory: {text.splitlines()[0]}"
-    )
+    return f"out of memory: {text.splitlines()[0]}" if is_out_of_memory(error) else text

@@ -46,6 +46,8 @@ def stall_reason(trials: Sequence[FrozenTrial], budget: Budget, directions: Sequ
 
 def study_stall(study: optuna.Study, config: StudyConfig) -> str | None:
     """Return why a stored study has stopped getting better, or None."""
+    if config.budget.stall_trials is None:
+        return None
     comparable = {trial.number for trial in competitors(study)}
     trials = [t for t in study.get_trials(deepcopy=False) if t.number in comparable or trial_state(t) != "complete"]
     return stall_reason(trials, config.budget, [objective.direction for objective in config.objectives])

@@ -21,8 +21,8 @@ import optuna
 from optuna.storages import BaseStorage
 
 from hyquant.config import digest
-from search.databases import database_path, open_storage
-from search.errors import StoreError
+from search.databases import open_storage
+from search.errors import EmptyStore, StoreError
 from search.noise_floor import NoiseFloor
 from search.patience import database_errors, first_line
 from search.prompts import StudyPrompts
@@ -35,7 +35,9 @@ from spaces.space import did_you_mean
 MIN_FREE_BYTES = 200 * 2**20
 
 
-def open_study(store: Path, name: str, *, create: bool = False, url: str | None = None) -> optuna.Study:
+def open_study(
+    store: Path, name: str, *, create: bool = False, url: str | None = None, is_known: bool = False
+) -> optuna.Study:
     """Open a stored study.
 
     Args:
@@ -43,12 +45,13 @@ def open_study(store: Path, name: str, *, create: bool = False, url: str | None 
         name: The study's name.
         create: Make the database if it does not exist; the study itself is made by `create_study`.
         url: Address of the database (`search.databases`); None is SQLite in the store.
+        is_known: Whether the database answered whoever started this process, so that it is waited for.
 
     Raises:
         StoreError: If the database or the study does not exist, or the database is locked or cannot be used.
     """
     with store_errors(store):
-        storage = open_storage(store, create=create, url=url)
+        storage = open_storage(store, create=create, url=url, is_known=is_known)
         names = _names(storage)
         if name not in names:
             known = ", ".join(names) or "none yet"
@@ -112,10 +115,11 @@ def study_names(store: Path, *, url: str | None = None) -> tuple[str, ...]:
     Raises:
         StoreError: If a database does not answer.
     """
-    if url is None and not database_path(store).is_file():
+    try:
+        with store_errors(store):
+            return _names(open_storage(store, url=url))
+    except EmptyStore:
         return ()
-    with store_errors(store):
-        return _names(open_storage(store, url=url))
 
 
 def stored_config(study: optuna.Study) -> StudyConfig:

@@ -161,13 +161,26 @@ class TimeoutsConfig(FrozenModel):
     """When a stage of a trial counts as hung and its worker is ended (`search.time_limits`).
 
     `factor` times the longest that was seen, at least `least_s`; `first_s` where nothing was seen yet; `stages` sets
-    seconds by the name of a stage: calibrate, quantize, reference, judge, render, score, compile, latency.
+    seconds by the name of a stage: calibrate, quantize, reference, judge, render, score, compile, latency. `room_s` is
+    how long a slot waits for room on a full disk before it stops (`search.room`).
     """
 
     factor: Annotated[float, Field(ge=2.0)] = 10.0
     least_s: Annotated[float, Field(gt=0.0)] = 300.0
     first_s: Annotated[float, Field(gt=0.0)] = 14_400.0
+    room_s: Annotated[float, Field(gt=0.0)] = 14_400.0
     stages: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+
+
+class ArtifactsConfig(FrozenModel):
+    """Whose videos and pictures the store keeps, and how much it and its cache may hold (`search.artifacts`).
+
+    `keep: front` keeps those of the front, `last` those of the `last` measured trials too. `quota_gb` is in 1e9 bytes.
+    """
+
+    keep: Literal["all", "front", "last"] = "all"
+    last: Annotated[int, Field(ge=0)] = 20
+    quota_gb: Annotated[float, Field(gt=0.0)] | None = None
 
 
 class LatencyConfig(FrozenModel):
@@ -226,6 +239,7 @@ class StudyConfig(FrozenModel):
     presets: PresetsConfig = PresetsConfig()
     certificate: CertificateConfig | None = None
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    artifacts: ArtifactsConfig = ArtifactsConfig()
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)] = (Slot(),)
     store: str = "mlruns"
     storage: str | None = None
@@ -239,7 +253,7 @@ class StudyConfig(FrozenModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the part that must stay equal on resume: what a trial depends on."""
-        changeable = {"budget", "rungs", "confirm", "presets", "slots", "timeouts", "certificate", *PLACES}
+        changeable = {"budget", "rungs", "confirm", "presets", "slots", "timeouts", "artifacts", "certificate", *PLACES}
         return self.model_dump(mode="json", exclude=changeable)
 
     def stored_form(self) -> dict[str, Any]:

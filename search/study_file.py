@@ -19,6 +19,7 @@ from search.metric_names import unknown_metrics
 from search.slot_devices import read_layout
 from search.study import StudyConfig
 from spaces.space import SearchSpace, did_you_mean, load_space, plain_location
+from spaces.yaml_text import parse_yaml
 
 
 def load_study(path: Path) -> StudyConfig:
@@ -48,10 +49,10 @@ def load_study(path: Path) -> StudyConfig:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"a study file must exist, but {path} does not; correct the path") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"study file {path} must be readable text, but cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"study file {path} must be YAML, but cannot be parsed: {error}") from error

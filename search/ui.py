@@ -1,4 +1,4 @@
-"""How the MLflow server of a store is started: on the loopback address, without usage pings or extra processes."""
+"""How the MLflow server of a store is started: by default on loopback, without usage pings or extra processes."""
 
 import socket
 import sys
@@ -8,10 +8,11 @@ from search.errors import SearchError, StoreError
 from search.mlflow_client import database_path, tracking_uri
 
 HOST = "127.0.0.1"
+LOOPBACK = (HOST, "localhost")
 
 
-def server_command(store: Path, port: int) -> list[str]:
-    """Return the command that serves a store's runs.
+def server_command(store: Path, port: int, host: str = HOST) -> list[str]:
+    """Return the command that serves a store's runs, to this machine only unless another address is given.
 
     Raises:
         StoreError: If the store has no MLflow database.
@@ -22,13 +23,14 @@ def server_command(store: Path, port: int) -> list[str]:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except OSError as error:
             raise SearchError(
-                f"port {port} must be free, but {(error.strerror or 'it is not').lower()}; give another --port."
+                f"port {port} must be free on {host}, but {(error.strerror or 'it is not').lower()}; "
+                "give another --port or --host."
             ) from error
     uri = tracking_uri(store)
-    options = ["--host", HOST, "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
+    options = ["--host", host, "--port", str(port), "--workers", "1", "--backend-store-uri", uri]
     return [sys.executable, "-m", "mlflow", "server", *options]
 
 

@@ -11,11 +11,12 @@ import optuna
 from search.blame import blame_within, end_still_workers, forgive_deaths
 from search.confirmation import confirmations
 from search.confirming import pending
-from search.errors import SearchError
+from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
 from search.poison import poisoned_by
 from search.resume import reclaim_lost_trials, worker_of
+from search.room import trial_shortage
 from search.run_sentences import numbers_in_words, study_notes, trial_sentence
 from search.slots import RunningSlot
 from search.stall import why_over
@@ -60,6 +61,10 @@ class RunSummary:
 OnEvent = Callable[[RunEvent], None]
 
 
+EVERY_TRIALS = 10
+"""The artifacts policy is applied after so many trials, and at the end."""
+
+
 def event(
     kind: EventKind, message: str, study: optuna.Study, config: StudyConfig, *, trial: int | None = None
 ) -> RunEvent:
@@ -85,10 +90,16 @@ def watch(
 ) -> None:
     """Report progress until every slot has ended; take back the trials of workers that died."""
     seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    num_kept_to = len(seen)
     ended: set[int] = set()
+    was_short = False
     leases = LeaseWatch()
     told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
     while len(ended) < len(slots):
+        shortage = _shortage(study, config)
+        if shortage is not None and not was_short:
+            on_event(event("note", f"waiting for room: {shortage}", study, config))
+        was_short = shortage is not None
         for sentence in study_notes(study, config):
             if sentence not in told:
                 told.add(sentence)
@@ -103,9 +114,17 @@ def watch(
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
                 on_event(event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
+        if len(seen) >= num_kept_to + EVERY_TRIALS:
+            num_kept_to = len(seen)
+            _keep_policy(study, config, at_end=False)
         on_event(event("progress", "", study, config))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
+
+
+def _shortage(study: optuna.Study, config: StudyConfig) -> str | None:
+    counts = count_states(study)
+    return None if counts["running"] else trial_shortage(config, Path(config.store), num_evaluated(counts))
 
 
 def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:
@@ -125,21 +144,39 @@ def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseW
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:
     """Take back what was running, make MLflow agree, and log the study's report."""
-    from search.repair import repair
     from search.report import write_study_report
     from search.tracking import Tracker
 
     if lost := reclaim_lost_trials(study):
-        on_event(event("note", f"{numbers_in_words(lost)} interrupted; queued again for the next run", study, config))
+        on_event(
+            event("note", f"{numbers_in_words(lost)} lost with a worker; queued again for the next run", study, config)
+        )
     store = Path(config.store)
     tracker = Tracker(store, config.name, config.tracking)
-    for sentence in repair(store, study, config.tracking):
-        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    correct_mlflow(study, config, on_event)
     with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
         write_study_report(Path(name), config, study)
         for number, confirmation in confirmations(study).items():
             tracker.log_again(number, confirmation)
         tracker.finish_study(status, Path(name))
+    _keep_policy(study, config, at_end=True)
+
+
+def _keep_policy(study: optuna.Study, config: StudyConfig, *, at_end: bool) -> None:
+    from search.artifacts import apply_policy
+
+    apply_policy(Path(config.store), study, config.artifacts, is_server=config.tracking is not None, at_end=at_end)
+
+
+def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:
+    """Make MLflow agree with Optuna, if it answers: a record that cannot be kept now ends no study."""
+    from search.repair import repair
+
+    try:
+        for sentence in repair(Path(config.store), study, config.tracking):
+            on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    except StoreError as error:
+        on_event(event("note", f"{error} Its MLflow record is completed later", study, config))
 
 
 def require_progress(

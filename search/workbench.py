@@ -227,7 +227,7 @@ def merge_shards(bench: Workbench, own: dict[str, GroupStats], *, histograms: bo
     bench.stats = merge_stats(own, bench.group)
     if bench.group.rank == 0:
         entry: Entry = pack_stats(bench.stats)
-        bench.cache.put(stats_key(bench, histograms=histograms), entry.tensors, entry.meta)
+        bench.cache.keep(stats_key(bench, histograms=histograms), entry.tensors, entry.meta)
 
 
 def observe_smoothed_shard(

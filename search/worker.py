@@ -45,7 +45,10 @@ def stop_slot(folder: Path, rank: int, reason: str) -> None:
     """Leave word for the runner why this slot stops."""
     logger.error("slot stops: %s", reason)
     if rank == 0:
-        write_state(folder, read_state(folder).model_copy(update={"stopped": reason}))
+        try:
+            write_state(folder, read_state(folder).model_copy(update={"stopped": reason}))
+        except OSError as error:
+            logger.error("the runner is not told, as %s needs room, but: %s", folder, error)
 
 
 if __name__ == "__main__":

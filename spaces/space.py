@@ -23,6 +23,7 @@ from hyquant.errors import ConfigError
 from hyquant.layers import first_match
 from hyquant.sensitivity.ladder import Ladder
 from spaces.strategy import Strategy, parts_of
+from spaces.yaml_text import parse_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Pattern = Annotated[str, Field(min_length=1)]
@@ -164,10 +165,15 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
     """
     source = str(name_or_path)
     if source.endswith((".yaml", ".yml")):
-        path = Path(source)
-        if not path.is_file():
-            raise ConfigError(f"a search space must be an existing file, but {source} is none; correct the path")
-        return _parse_space(path.read_text(encoding="utf-8"), source)
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"a search space must be an existing file, but {source} is none; correct the path"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"search space {source} must be readable text, but cannot be read: {error}") from error
+        return _parse_space(text, source)
     shipped = shipped_spaces()
     if source not in shipped:
         raise ConfigError(
@@ -201,7 +207,7 @@ def with_ladder(space: SearchSpace, ladder: Ladder) -> SearchSpace:
 
 def _parse_space(text: str, source: str) -> SearchSpace:
     try:
-        content = yaml.safe_load(text)
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"search space {source} must be YAML, but cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -123,7 +123,7 @@ def reference_clips(
     )
     for (key, (prompt, seed)), *parts in zip(missing.items(), rendered, trace.traces, strict=True):
         clips[key] = Clip(*parts)
-        store.put(key, clips[key]._asdict(), {"prompt": prompt, "seed": seed})
+        store.keep(key, clips[key]._asdict(), {"prompt": prompt, "seed": seed})
     return [clips[key] for key in keys]
 
 

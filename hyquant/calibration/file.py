@@ -117,9 +117,7 @@ def open_calibrated(path: Path) -> SavedCalibration:
         info = CalibrationInfo.model_validate_json((file.metadata() or {}).get(_METADATA, ""))
         keys = list(file.keys())
     except (OSError, SafetensorError, ValidationError) as error:
-        raise CalibrationError(
-            f"statistics must be a file that hyq-search calibrate wrote, but {path} is none or damaged; write it again"
-        ) from error
+        raise _damaged(path) from error
 
     def own(part: str) -> dict[str, dict[str, str]]:
         """Return entry -> field -> key of one part."""
@@ -132,24 +130,40 @@ def open_calibrated(path: Path) -> SavedCalibration:
 
     def group_stats(part: dict[str, dict[str, str]], name: str) -> GroupStats:
         fields = {f"{name}/{field}": file.get_tensor(key).clone() for field, key in part[name].items()}
-        return unpack_stats(Entry(fields, {}))[name]
+        try:
+            return unpack_stats(Entry(fields, {}))[name]
+        except (KeyError, TypeError) as error:  # fields are missing, or others are there
+            raise _damaged(path) from error
 
     def head_stats(part: dict[str, dict[str, str]], name: str) -> HeadStats:
         fields = {f"{name}/{field}": file.get_tensor(key).clone() for field, key in part[name].items()}
-        return unpack_head_stats(fields)[name]
+        try:
+            return unpack_head_stats(fields)[name]
+        except KeyError as error:  # fields are missing
+            raise _damaged(path) from error
 
     plain, smoothed, heads = own("stats"), own("smoothed"), own("heads")
     scales = own("scales").get("", {})
+    try:
+        channels = {name: file.get_slice(fields["lo"]).get_shape()[1] for name, fields in plain.items()}
+    except (KeyError, IndexError) as error:
+        raise _damaged(path) from error
     return SavedCalibration(
         path=path,
         info=info,
-        channels={name: file.get_slice(fields["lo"]).get_shape()[1] for name, fields in plain.items()},
+        channels=channels,
         found=Calibrated(
             stats=_Lazy(list(plain), partial(group_stats, plain)),
             smoothed_stats=_Lazy(list(smoothed), partial(group_stats, smoothed)) if smoothed else None,
             scales=_Lazy(list(scales), lambda name: file.get_tensor(scales[name]).clone()) if scales else None,
             attention_stats=_Lazy(list(heads), partial(head_stats, heads)) if heads else None,
         ),
+    )
+
+
+def _damaged(path: Path) -> CalibrationError:
+    return CalibrationError(
+        f"statistics must be a file that hyq-search calibrate wrote, but {path} is none or damaged; write it again"
     )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from hyquant.calibration.store import FILE_MODE
 from hyquant.config import digest
 from hyquant.errors import CalibrationError
+from hyquant.json_text import parse_json
 from hyquant.models.base import Record, RecordSink
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class _Writer:
 def _read_index(folder: Path) -> list[JsonValue] | None:
     """Return the packed records of a folder, or None if there are none or they do not match their digest."""
     try:
-        envelope = json.loads((folder / INDEX).read_bytes())
+        envelope = parse_json((folder / INDEX).read_bytes())
         records = envelope["records"]
         if digest(records, length=64) == envelope["sha256"] and isinstance(records, list):
             return records

@@ -51,7 +51,10 @@ class SharedStore(Store):
         with self._tolerant():
             fetched = self._shared.get(key) if self._is_on else None
         if fetched is not None:
-            super().put(key, fetched.tensors, fetched.meta)
+            try:
+                super().put(key, fetched.tensors, fetched.meta)
+            except OSError as error:
+                logger.warning("store entry key=%s needs room in %s, but: %s; free some", key, self.root, error)
             self._given.add(key)
         return fetched
 

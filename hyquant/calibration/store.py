@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hyquant.config import digest
 from hyquant.errors import ConfigError
+from hyquant.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Store:
         """Return an entry, or None if it is missing, incomplete or damaged."""
         tensors_path, meta_path = self._paths(key)
         try:
-            envelope = json.loads(meta_path.read_bytes())
+            envelope = parse_json(meta_path.read_bytes())
             payload = tensors_path.read_bytes()
             if _digest(payload, envelope["meta"]) != envelope["sha256"]:
                 logger.warning("store entry key=%s does not match its sha256 and is built again", key)
@@ -67,7 +68,7 @@ class Store:
             return Entry(load(payload), envelope["meta"])
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("store entry key=%s is damaged (%s) and is built again", key, error)
             return None
 
@@ -85,13 +86,20 @@ class Store:
         write_atomically(meta_path, json.dumps(envelope, sort_keys=True, allow_nan=False).encode())
 
     def get_or_build(self, key: str, build: Callable[[], Entry]) -> Entry:
-        """Return an entry, building and storing it if it is missing or damaged."""
+        """Return an entry, building it, and storing it if there is room, if it is missing or damaged."""
         found = self.get(key)
         if found is not None:
             return found
         built = build()
-        self.put(key, built.tensors, built.meta)
+        self.keep(key, built.tensors, built.meta)
         return built
+
+    def keep(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, JsonValue]) -> None:
+        """Write an entry if the disk takes it; else warn, and whoever needs it later builds it again."""
+        try:
+            self.put(key, tensors, meta)
+        except OSError as error:
+            logger.warning("store entry key=%s needs room in %s, but: %s; free some", key, self.root, error)
 
     def folder(self, key: str) -> Path:
         """Return where an entry of many files lies, whether it is there or not (`hyquant.calibration.records`).

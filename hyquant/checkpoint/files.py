@@ -3,9 +3,7 @@
 Reading safetensors by offset, not through a map, keeps a process as small as what it reads at a time.
 """
 
-import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ from torch import Tensor
 
 from hyquant.errors import ConfigError
 from hyquant.export.tensor_file import DTYPE_NAMES, size_of
-from hyquant.models.checkpoints import read_checkpoint
+from hyquant.json_text import parse_json
+from hyquant.models.checkpoints import is_archive, read_checkpoint
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
@@ -98,7 +97,7 @@ def open_file(path: Path) -> Mapping[str, StoredTensor]:
     """
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
-    if path.is_file() and not zipfile.is_zipfile(path):
+    if path.is_file() and not is_archive(path):
         raise ConfigError(
             f"a .pt file must be an archive as torch has written since 1.6, but {path} is damaged or older and cannot "
             "be read in pieces; download it again, or give it as safetensors"
@@ -111,13 +110,13 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = os.fstat(file.fileno()).st_size
-            header: dict[str, Any] = json.loads(file.read(length)) if 8 + length <= size else {}
+            header: dict[str, Any] = parse_json(file.read(length)) if 8 + length <= size else {}
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         found = {name: _entry(path, 8 + length, name, entry) for name, entry in entries.items()}
         expected = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except FileNotFoundError as error:
         raise ConfigError(f"a file of weights must exist, but {path} does not; complete the download") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise ConfigError(f"{path} must be a safetensors file, but it is not: {error}; download it again") from error
     if expected != size:
         raise ConfigError(f"{path} must have {expected} bytes by its header, but it has {size}; download it again")
@@ -132,6 +131,6 @@ def _entry(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> Store
         )
     dtype, shape = _DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
     first, last = entry["data_offsets"]
-    if last - first != size_of((dtype, shape)):
+    if min(first, *shape, 0) < 0 or last - first != size_of((dtype, shape)):
         raise ValueError(f"{name} takes {last - first} bytes, which is not its shape")
     return SafetensorsTensor(path, start + int(first), dtype, shape)

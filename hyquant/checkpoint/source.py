@@ -1,6 +1,5 @@
 """A float HunyuanVideo denoiser on disk, under diffusers' names whatever its own are; nothing of it is in memory."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from hyquant.checkpoint.files import StoredTensor, open_file
 from hyquant.errors import ConfigError, LayerMatchError
+from hyquant.export.names import require_plain
 from hyquant.export.tensor_file import DTYPE_NAMES, size_of
+from hyquant.json_text import parse_json
 from hyquant.models import DTYPES
 from hyquant.models.checkpoints import find_checkpoint
 from hyquant.models.names import float_rows
@@ -141,8 +142,8 @@ def _find_files(path: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | None]
     if not indexes:
         return find_checkpoint(path), None
     try:
-        table = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({str(name) for name in table.values()})
+        table = parse_json(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({require_plain(str(name)) for name in table.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{indexes[0]} must say which file holds which tensor (weight_map), but: {error}; download it again"

@@ -3,7 +3,6 @@
 Source of the rules: the files that mindiesd 3.1 accepts.
 """
 
-import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from hyquant.errors import ExportError
 from hyquant.export.folder import FILE_MODE, FOLDER_MODE, sha256_of
 from hyquant.export.manifest import ExportManifest
 from hyquant.export.names import MANIFEST_NAME, FileNames, index_name
+from hyquant.json_text import parse_json
 
 
 def read_tensors(folder: Path, names: FileNames) -> tuple[dict[str, Tensor], list[str]]:
@@ -38,7 +38,7 @@ def read_tensors(folder: Path, names: FileNames) -> tuple[dict[str, Tensor], lis
 def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:
     problem = f"{index.name} must say which part holds which tensor (weight_map), but does not; copy it again"
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        table = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError):
         return {}, [problem]
     if not isinstance(table, dict) or not all(isinstance(name, str) and "/" not in name for name in table.values()):
@@ -118,7 +118,7 @@ def read_description(path: Path) -> dict[str, object]:
         ExportError: If it cannot be read, or is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(f"{path.name} must be JSON, but it is not: {error}; copy it again") from error
     if not isinstance(found, dict):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -75,7 +76,13 @@ def find_pairs(folder: Path) -> tuple[FileNames, ...]:
             quant_type = None
         if quant_type is None and not path.name.startswith("quant_model_description"):
             continue
-        pairs.append(FileNames(weights=_weights_of(folder, path.name, quant_type), description=path.name))
+        try:
+            pairs.append(FileNames(weights=_weights_of(folder, path.name, quant_type), description=path.name))
+        except ValidationError as error:
+            raise ExportError(
+                f"a description and its tensors must have plain file names, but {folder} holds {path.name!r} for "
+                f"{str(quant_type)[:60]!r}; correct it"
+            ) from error
     return tuple(pairs)
 
 

@@ -49,7 +49,7 @@ def description_problems(
 ) -> Iterator[str]:
     """Check that the description names every tensor with an algorithm that there is."""
     quant_type = description.get(TYPE_KEY)
-    if quant_type not in QUANT_ALGORITHMS:
+    if not isinstance(quant_type, str) or quant_type not in QUANT_ALGORITHMS:
         yield f"{names.description} must have {TYPE_KEY} of the engine's algorithms, but says {quant_type!r}"
     described = {key for key in description if key not in TOP_LEVEL and not key.endswith(".quant_type")}
     for key in sorted(tensors.keys() - described):

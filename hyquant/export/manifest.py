@@ -9,7 +9,7 @@ from torch import nn
 
 from hyquant.config import FrozenModel, QuantConfig, StoredRange, Target, W8A8Timestep
 from hyquant.errors import ExportError
-from hyquant.export.names import MANIFEST_NAME, FileNames
+from hyquant.export.names import MANIFEST_NAME, FileName, FileNames
 from hyquant.models.base import VideoModel
 from hyquant.models.fingerprint import denoiser_digest_later
 from hyquant.modules.swap import swapped
@@ -64,7 +64,7 @@ class ExportManifest(FrozenModel):
     static_steps: tuple[int, int] | None
     layer_counts: dict[str, int]
     versions: dict[str, str]
-    files: dict[str, FileInfo]
+    files: dict[FileName, FileInfo]
     loader: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -6,8 +6,9 @@ whose name ends in `_RANK` makes every rank read the pair with its own number. S
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from pydantic import field_validator
+from pydantic import AfterValidator, field_validator
 from torch import Tensor
 
 from hyquant.config import FrozenModel, Target
@@ -22,6 +23,21 @@ DESCRIPTION_SUFFIX = ".json"
 INDEX_SUFFIX = ".index.json"
 
 _RANK = re.compile(r"_(\d+)$")
+_ODD = re.compile(r"[/\\:\x00-\x1f]")
+
+
+def require_plain(name: str) -> str:
+    """Return a file's name, which must lead nowhere else.
+
+    Raises:
+        ValueError: If it names a folder, is hidden or can be no name on some system.
+    """
+    if not 0 < len(name.encode(errors="replace")) < 256 or name.startswith(".") or _ODD.search(name):
+        raise ValueError(f"a file name must be plain and name no folder, but got {name[:100]!r}; give a plain name")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(require_plain)]
 
 
 class FileNames(FrozenModel):
@@ -135,6 +151,6 @@ def index_name(weights: str) -> str:
 
 
 def _plain(name: str, suffix: str) -> str:
-    if not name.endswith(suffix) or name == suffix or "/" in name or "\\" in name or name.startswith("."):
+    if not name.endswith(suffix) or name == suffix:
         raise ValueError(f"a file name must end in {suffix} and name no folder, but got {name!r}; give a plain name")
-    return name
+    return require_plain(name)

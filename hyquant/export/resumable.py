@@ -27,6 +27,7 @@ from hyquant.export.folder import (
     settle,
     swap_in,
 )
+from hyquant.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def _read(journal: Path) -> tuple[tuple[Entry, ...], str | None]:
     entries: list[Entry] = []
     for line in lines:
         try:
-            entries.append(json.loads(line))
+            entries.append(parse_json(line))
         except ValueError:
             break
     if not entries:

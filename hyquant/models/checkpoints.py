@@ -80,13 +80,21 @@ def read_checkpoint(path: Path, *, load_key: str = "module") -> dict[str, Tensor
     return tensors
 
 
+def is_archive(file: Path) -> bool:
+    """Tell whether a `.pt` file is an archive as torch has written since 1.6; its tensors can stay mapped."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # its last record belongs to an archive of several disks
+        return False
+
+
 def _read(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what comes of it is said below
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive(file))
     except _UNREADABLE as error:
         # torch's own message recommends to switch the protection off, so it is not passed on.
         raise ConfigError(

@@ -12,7 +12,6 @@ The transformer's sizes are read from its weights. Only the split of the rotary 
 Sources: Tencent-Hunyuan/HunyuanVideo, ckpts/README.md and hyvideo/modules/models.py.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from hyquant.errors import ConfigError
+from hyquant.json_text import parse_json
 from hyquant.models.checkpoints import find_checkpoint, read_checkpoint
 from hyquant.models.components import is_complete
 from hyquant.models.names import to_diffusers
@@ -293,7 +293,7 @@ def json_table(path: Path) -> dict[str, JsonValue]:
         ConfigError: If it is anything else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:

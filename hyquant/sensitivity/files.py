@@ -51,7 +51,7 @@ def load_map(path: Path) -> SensitivityMap | None:
     """Return the map in a file; None if there is none, or it is no map of this version."""
     try:
         return SensitivityMap.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (OSError, ValidationError):
         return None
 
 

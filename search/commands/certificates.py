@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.commands.exports import Export
-from search.commands.options import AsJson, Kernel, Store
+from search.commands.options import AsJson, Kernel, Storage, Store
 from search.console import print_json, print_line, print_table, remark
 
 if TYPE_CHECKING:
@@ -28,20 +28,29 @@ def certify(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a certificate that is there.")] = False,
     kernel: Kernel = None,
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge an export on held-out prompts against stated margins; exit code 3 unless it passes."""
     from search.errors import SearchError
 
     if again:
-        _repeat(export, study, store, kernel, as_json)
+        _repeat(export, study, store, storage, kernel, as_json)
         return
     if study is None:
         raise SearchError("an export is certified by a study's margins, but none was named; give --study STUDY")
-    _certify(export, study, store, kernel, overwrite, as_json)
+    _certify(export, study, store, storage, kernel, overwrite, as_json)
 
 
-def _certify(export: Path, study: str, store: Path | None, kernel: str | None, overwrite: bool, as_json: bool) -> None:
+def _certify(
+    export: Path,
+    study: str,
+    store: Path | None,
+    storage: str | None,
+    kernel: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     from hyquant.calibration.store import write_atomically
     from hyquant.export.names import CERTIFICATE_PAGE_NAME
     from search.certificate import write_certificate
@@ -53,7 +62,7 @@ def _certify(export: Path, study: str, store: Path | None, kernel: str | None, o
 
     if not overwrite:
         _require_uncertified(export)
-    config, section, heldout = certificate_to_judge(study, store)
+    config, section, heldout = certificate_to_judge(study, store, storage)
     force_kernel(kernel, config.model.device)
     remark(f"rendering {len(heldout)} prompts x {section.seeds_per_prompt} seeds, in float and quantized")
     certificate = certify_export(config, section, heldout, export, on_progress=_Patient())
@@ -85,7 +94,9 @@ def _require_uncertified(export: Path) -> None:
         )
 
 
-def _repeat(export: Path, study: str | None, store: Path | None, kernel: str | None, as_json: bool) -> None:
+def _repeat(
+    export: Path, study: str | None, store: Path | None, storage: str | None, kernel: str | None, as_json: bool
+) -> None:
     from search.certificate import read_certificate
     from search.errors import SearchError
     from search.kernels import force_kernel
@@ -97,7 +108,7 @@ def _repeat(export: Path, study: str | None, store: Path | None, kernel: str | N
         raise SearchError(f"--again repeats a certificate, but {export} has none; certify it with --study STUDY")
     device, place = "auto", store or DEFAULT_STORE
     if study is not None:
-        config = config_to_run(locate_study(study, store))[0]
+        config = config_to_run(locate_study(study, store, storage))[0]
         device, place = config.model.device, Path(config.store)
     force_kernel(kernel, device)
     remark(f"rendering {len(old.pairs)} pairs again, in float and quantized")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from hyquant.config import Target
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Storage, Store, Study
 from search.console import print_json, print_line, remark
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
@@ -21,6 +21,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="File to write, such as stats.safetensors.")],
     overwrite: Overwrite = False,
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Write what a study's captured inputs say about a config, for quantize-checkpoint."""
@@ -29,7 +30,7 @@ def calibrate(
     from search.locate import config_to_run, locate_study, prompts_to_run
 
     point = load_config(config)
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     study_config, prompts = config_to_run(ref)[0], prompts_to_run(ref)
     info = write_statistics(study_config, prompts, point, out, overwrite=overwrite)
     size_bytes = out.stat().st_size

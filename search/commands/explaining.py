@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Storage, Store, Study
 from search.console import print_json, print_line
 from search.errors import SearchError
 
@@ -19,13 +19,14 @@ def explain(
     study: Study,
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="safe, balanced, fast, or a trial's number.")],
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Say which layers of a trial stay in float and why, and what each of its choices cost and bought."""
     from search.exporting import find_pick
     from search.locate import locate_study, overview_of
 
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     overview = overview_of(ref)
     row = find_pick(overview, trial)
     if row.config is None or row.values is None:

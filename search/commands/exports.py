@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from hyquant.config import Target
-from search.commands.options import AsJson, Kernel, Store, Study
+from search.commands.options import AsJson, Kernel, Storage, Store, Study
 from search.console import print_json, print_line, remark
 
 Export = Annotated[Path, typer.Argument(metavar="EXPORT", help="Folder that `hyq-search export` wrote.")]
@@ -31,6 +31,7 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there already.")] = False,
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize the model as a trial did, and write the weights."""
@@ -40,7 +41,7 @@ def export(
     from search.locate import locate_study, opened_study, overview_of
     from search.storage import stored_prompts
 
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     overview = overview_of(ref)
     row = find_pick(overview, pick)
     assert row.config is not None

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Storage, Store, Study
 from search.console import print_json, print_line, print_table
 from search.errors import SearchError
 
@@ -20,6 +20,7 @@ def plan(
         typer.Option("--devices", min=1, help="Compare slot layouts of so many devices [default: those there are]."),
     ] = None,
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how long each phase of a study takes here, what precision it buys, and which slots are faster."""
@@ -32,7 +33,7 @@ def plan(
     from search.slot_devices import count_devices
 
     spreads = dict(map(_spread, spread or ()))
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     config = config_to_run(ref)[0]
     prompt = prompts_to_run(ref).search[0]
     about = config.model

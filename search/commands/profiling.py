@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.commands.options import AsJson, Store
+from search.commands.options import AsJson, Storage, Store
 from search.console import print_json, print_line, print_table, remark
 from search.errors import SearchError
 
@@ -31,6 +31,7 @@ def profile(
     ] = "720x1280x129",
     steps: Annotated[int, typer.Option(help="Denoising steps on paper.", min=1)] = 50,
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where the time of the float denoiser goes, and how much faster int8 can make it at most."""
@@ -42,7 +43,7 @@ def profile(
     from search.locate import config_to_run, locate_study, prompts_to_run
 
     assert study is not None
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     _measured(config_to_run(ref)[0], prompts_to_run(ref), as_json)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Storage, Store, Study
 from search.console import print_json, print_line, print_table, remark
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def sensitivity(
     prompts: Annotated[int, typer.Option(help="Calibration prompts to probe on.", min=1)] = 2,
     band: Annotated[int, typer.Option(help="Adjacent blocks that are probed together.", min=1)] = 1,
     store: Store = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much each kind of Linear in each block harms the denoiser's output, and order a ladder by it."""
@@ -33,7 +34,7 @@ def sensitivity(
     from search.sensitivity import ProbeOptions, measure_sensitivity
     from search.sensitivity_plots import save_sensitivity_html, save_sensitivity_png
 
-    ref = locate_study(study, store)
+    ref = locate_study(study, store, storage)
     config = config_to_run(ref)[0]
     shown = time.monotonic()
 

@@ -7,22 +7,26 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import AsJson, Store, Study
+from search.commands.options import AsJson, Storage, Store, Study, TrackingUri
 from search.console import print_json, print_line, print_table, remark
+from search.errors import SearchError
 
 
 def ui(
     study: Study,
     store: Store = None,
-    port: Annotated[int, typer.Option(help="Port on this machine's loopback address.", min=1, max=65535)] = 5000,
+    port: Annotated[int, typer.Option(help="Port to serve on.", min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option(help="Address to serve on; all but loopback is open to others.")] = "127.0.0.1",
 ) -> None:
-    """Serve the MLflow pages of the study's store, to this machine only, until Ctrl-C."""
+    """Serve the MLflow pages of the study's store, to this machine only unless --host is given, until Ctrl-C."""
     from search.locate import locate_study
-    from search.ui import server_command, server_environment
+    from search.ui import LOOPBACK, server_command, server_environment
 
     ref = locate_study(study, store)
-    command = server_command(ref.store, port)
-    remark(f"MLflow for {ref.store} at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = server_command(ref.store, port, host)
+    remark(f"MLflow for {ref.store} at http://{host}:{port} (Ctrl-C ends it)")
+    if host not in LOOPBACK:
+        remark(f"whoever reaches {host} can read, change and delete these runs, for MLflow asks for no password")
     sys.stderr.flush()
     os.execve(command[0], command, {**os.environ, **server_environment()})
 
@@ -32,6 +36,9 @@ def doctor(
         str | None, typer.Argument(metavar="[STUDY]", help="Also check this study's databases.", show_default=False)
     ] = None,
     store: Store = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is wrong with STUDY.")] = False,
     kernels: Annotated[
         bool,
         typer.Option(
@@ -40,13 +47,15 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check packages, devices, compiler, weights, video codec and disk, and say how to get what is missing."""
+    """Check packages, devices, compiler, weights, codec and disk, and where the parts of a study disagree."""
     from search.doctor import examine
 
     if kernels:
-        _kernels(study, store, as_json)
+        _kernels(study, store, storage, as_json)
         return
-    checks = examine(study, store)
+    if repair and study is None:
+        raise SearchError("doctor --repair mends a study, but got none; give STUDY")
+    checks = examine(study, store, storage=storage, tracking=tracking_uri, is_repair=repair)
     problems = [check for check in checks if check.verdict == "problem"]
     if as_json:
         print_json({"ok": not problems, "checks": [check.as_json() for check in checks]})
@@ -59,14 +68,14 @@ def doctor(
         raise typer.Exit(3)
 
 
-def _kernels(study: str | None, store: Path | None, as_json: bool) -> None:
+def _kernels(study: str | None, store: Path | None, storage: str | None, as_json: bool) -> None:
     from search.kernels import HEADS, attention_table, kernel_table, model_shapes, usual_shapes
 
     device, shapes, heads = "auto", usual_shapes(), list(HEADS)
     if study is not None:
         from search.locate import config_to_run, locate_study
 
-        model = config_to_run(locate_study(study, store))[0].model
+        model = config_to_run(locate_study(study, store, storage))[0].model
         device = model.device
         shapes, heads = model_shapes(model.kind, model.source, device=device, dtype=model.dtype)
     remark(

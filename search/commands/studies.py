@@ -118,8 +118,10 @@ def status(study: Study, store: Store = None, storage: Storage = None, as_json: 
     """Say how far a study is."""
     from search.answers import floor_lines, status_json
     from search.locate import locate_study, overview_of
+    from search.room import run_shortage
 
-    overview = overview_of(locate_study(study, store, storage))
+    ref = locate_study(study, store, storage)
+    overview = overview_of(ref)
     answer = status_json(overview)
     if as_json:
         print_json(answer)
@@ -138,6 +140,8 @@ def status(study: Study, store: Store = None, storage: Storage = None, as_json: 
         print_line(f"measurement errors: trials {numbers} gain more than their ceiling; see hyq-search show")
     if answer["median_trial_s"] is not None:
         print_line(f"one trial takes {in_words(answer['median_trial_s'])}")
+    if ref.store.is_dir() and (short := run_shortage(overview.config, ref.store, answer["evaluated"])):
+        print_line(f"room: {short}")
 
 
 def front(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:

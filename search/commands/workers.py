@@ -73,14 +73,16 @@ def storage_proxy(
     """Let many workers share one database through this process: they give --storage grpc://HOST:PORT."""
     import os
 
-    from search.databases import open_storage
+    from search.databases import open_database
     from search.locate import DEFAULT_STORE, STORAGE_VARIABLE, quiet_optuna
+    from search.patience import Patience
     from search.proxy import serve
     from search.storage import store_errors
 
     quiet_optuna()
     folder = store or DEFAULT_STORE
     with store_errors(folder):
-        server = serve(open_storage(folder, url=storage or os.environ.get(STORAGE_VARIABLE)), host, port)
+        url = storage or os.environ.get(STORAGE_VARIABLE)
+        server = serve(open_database(folder, create=False, url=url, patience=Patience()), host, port)
     remark(f"proxy at grpc://{host}:{port} (Ctrl-C ends it)")
     server.wait_for_termination()

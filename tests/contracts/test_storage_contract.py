@@ -17,14 +17,15 @@ from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, W8A8Dynamic
 from search.confirmation import confirmations
-from search.databases import open_storage
+from search.databases import open_database, open_storage
 from search.errors import StoreError
 from search.lease import GRACE_S, LEASE, LeaseWatch
+from search.patience import Patience
 from search.processes import this_worker
 from search.prompts import StudyPrompts
 from search.proposal import claim
 from search.proxy import serve
-from search.resume import hand_back_trials, reclaim_lost_trials
+from search.resume import HANDED_BACK, hand_back_trials, queue_forgotten_trials, reclaim_lost_trials
 from search.sharing import MemberClaims
 from search.storage import create_study, open_study, require_intact, stored_config, stored_prompts
 from search.trials import count_states, trial_reason, trial_result
@@ -44,7 +45,8 @@ def place(request, tmp_path_factory):
             yield store, None
         elif request.param == "grpc":
             port = free_port()
-            server = serve(open_storage(store, create=True), "127.0.0.1", port)
+            database = open_database(store, create=True, url=None, patience=Patience())
+            server = serve(database, "127.0.0.1", port)
             yield store, f"grpc://127.0.0.1:{port}"
             server.stop(None).wait()
         else:
@@ -208,6 +210,24 @@ def test_a_trial_that_is_handed_back_is_queued_again_and_is_no_lost_attempt(open
     assert "its worker left" in trial_reason(study.trials[0])
 
 
+def test_what_was_failed_but_not_queued_is_queued_once_by_the_next_run(open_again):
+    """Whoever took these trials back was killed before it could queue them; a bug is no such trial."""
+    study = open_again()
+    lost, left, bug = study.ask(), study.ask(), study.ask()
+    left.set_user_attr("reason", HANDED_BACK)
+    bug.set_user_attr("reason", "stage render: ValueError")
+    for trial in (lost, left, bug):
+        trial.suggest_int("x", trial.number, 9)
+        study.tell(trial, state=TrialState.FAIL)
+
+    assert queue_forgotten_trials(open_again()) == [lost.number, left.number]
+    assert queue_forgotten_trials(open_again()) == []
+
+    waiting = [trial for trial in open_again().trials if trial.state == TrialState.WAITING]
+    assert [trial.params for trial in waiting] == [lost.params, left.params]
+    assert ["retry_history" in trial.system_attrs for trial in waiting] == [True, False]
+
+
 def test_an_unknown_study_is_one_sentence(place):
     with pytest.raises(StoreError, match="is not in"):
         open_study(place[0], "no such study", url=place[1])
@@ -222,3 +242,27 @@ def test_optuna_sees_an_ordinary_study(open_again):
     assert len(open_again().best_trials) >= 1
     assert open_again().user_attrs["note"] == {"a": [1, 2.5, None]}
     assert optuna.study.StudyDirection.MAXIMIZE in open_again().directions
+
+
+def test_a_trial_whose_creation_is_repeated_by_optuna_is_there_once(place, monkeypatch):
+    """Optuna repeats by itself what failed after its commit; the database's answer is lost there."""
+    store, url = place
+    if url is not None and url.startswith("grpc://"):
+        pytest.skip("a proxy's database is the one that repeats")
+    storage = open_storage(store, url=url, create=True)
+    study = optuna.create_study(storage=storage, study_name=next(NAMES))
+    dialect = storage._backend._backend.engine.dialect
+    commit, failures = dialect.do_commit, [True]
+
+    def commit_and_lose_the_answer(connection):
+        commit(connection)
+        if failures:
+            failures.clear()
+            raise dialect.loaded_dbapi.OperationalError("server closed the connection")
+
+    monkeypatch.setattr(dialect, "do_commit", commit_and_lose_the_answer)
+    storage.create_new_trial(study._study_id)
+    study.ask()
+
+    assert not failures
+    assert [trial.number for trial in study.trials] == [0, 1]

@@ -75,7 +75,7 @@ def test_default_names_are_those_of_the_contract():
     "bad", ["", ".safetensors", "../x.safetensors", "a/b.safetensors", ".x.safetensors", "x.bin", "a\\b.safetensors"]
 )
 def test_a_name_that_leaves_the_folder_or_is_no_tensor_file_is_refused(bad):
-    with pytest.raises(ValidationError, match=r"must end in \.safetensors and name no folder"):
+    with pytest.raises(ValidationError, match="name no folder"):
         FileNames(weights=bad, description="x.json")
 
 

@@ -113,3 +113,12 @@ def test_many_writers_of_one_key_leave_one_whole_entry(tmp_path):
 def test_a_key_that_is_no_plain_name_is_refused(store, key):
     with pytest.raises(ConfigError, match="store key"):
         store.get(key)
+
+
+def test_what_finds_no_room_is_returned_nevertheless(tmp_path, caplog):
+    (tmp_path / "key.safetensors").mkdir()  # in the way of the file
+
+    entry = Store(tmp_path).get_or_build("key", lambda: Entry(TENSORS, {"n": 1}))
+
+    assert entry.meta == {"n": 1}
+    assert "store entry key=key needs room" in caplog.text

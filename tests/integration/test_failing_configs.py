@@ -129,3 +129,27 @@ def test_a_stopped_rank_is_ended_with_its_group(study_with):
     (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
     assert "stage render hung" in trial_reason(lost)
     assert count_states(study)["complete"] == 4
+
+
+def test_a_full_disk_fails_no_config_and_ends_no_worker(study_with):
+    """More often than a lost trial is tried again: what a disk refused is no try."""
+    study, _ = study_with([{"what": "full", "rank": 1, "times": 2}], slots=[{"ranks": 2}])
+
+    refused = [trial for trial in study.trials if trial_state(trial) == "failed"]
+    assert [trial_reason(trial) for trial in refused] == [
+        "stage render: [Errno 28] No space left on device: '/a/full/disk'"
+    ] * 2
+    assert count_states(study)["complete"] == 4
+    assert len({trial.user_attrs["worker"]["pid"] for trial in study.trials}) == 1
+    assert {trial.user_attrs["config_digest"] for trial in refused} <= {digest(config) for config in evaluated(study)}
+    assert study.user_attrs.keys().isdisjoint({f"crash:{trial.number}" for trial in refused})
+
+
+def test_a_killed_rank_takes_its_group_along_which_is_back_within_seconds(study_with):
+    study, _ = study_with([{"what": "kill", "rank": 1}], slots=[{"ranks": 2}])
+
+    (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
+    assert count_states(study) == {**count_states(study), "complete": 4, "waiting": 0}
+    assert lost.user_attrs["config_digest"] in {digest(config) for config in evaluated(study)}
+    following = min(trial.datetime_start for trial in study.trials if trial.datetime_start > lost.datetime_start)
+    assert (following - lost.datetime_complete).total_seconds() < 60  # starting Python and torch, on a busy machine

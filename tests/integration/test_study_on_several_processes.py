@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import torch
 import yaml
@@ -260,6 +261,61 @@ def test_a_study_survives_kill_nine_of_its_worker_and_of_its_runner(make_study_f
     assert events[0].kind == "resumed"
     assert summary.evaluated >= 9
     assert_sound(path, at_least=9, at_most=9)
+
+
+def test_a_study_survives_kill_nine_of_all_its_processes_at_once(make_study_file):
+    path = make_study_file(budget={"trials": 6}, slots=[{"ranks": 2}])
+    runner = start_runner(path)
+    running = wait_for_trial(path, 2, runner)
+    family = psutil.Process(runner.pid).children(recursive=True)
+    assert len(family) >= 3  # an agent and two ranks
+    for process in (psutil.Process(runner.pid), *family):
+        process.suspend()  # so that nobody sees another one die
+    for process in (*family, psutil.Process(runner.pid)):
+        process.kill()
+    runner.wait()
+    wait_until_gone(running.user_attrs["worker"]["pid"])
+    before = {trial.number for trial in _trials(path) if is_evaluated(trial)}
+
+    summary, study, _ = run(path)
+
+    assert study.trials[running.number].state == TrialState.FAIL
+    assert before <= {trial.number for trial in study.trials if is_evaluated(trial)}
+    assert summary.evaluated == 6
+    assert_sound(path, at_least=6, at_most=6)
+
+
+def test_a_cache_whose_every_file_is_damaged_is_built_again_with_equal_results(make_study_file, tmp_path, one_thread):
+    path = make_study_file(budget={"trials": 2})
+    run(path)
+    files = [file for file in (path.parent / "mlruns" / "cache").rglob("*") if file.is_file()]
+    damaged = {file: flipped(file.read_bytes()) for file in files}
+    for file, payload in damaged.items():
+        file.chmod(0o640)
+        file.write_bytes(payload)
+
+    _, study, _ = run(make_study_file(budget={"trials": 4}))
+
+    assert len(damaged) > 5
+    config = load_study(path)
+    alone = prepare_workbench(
+        config,
+        load_prompts(config.workload, path.parent),
+        group=Group(),
+        device=resolve_device("cpu"),
+        cache=tmp_path / "a cache of its own",
+        lock=HostLock(tmp_path / "locks"),
+    )
+    for trial in filter(is_evaluated, study.trials):
+        fresh = run_trial(alone, trial_config(trial), Stages(Group())).result
+        assert trial_result(trial).metrics == fresh.metrics
+    assert_sound(path, at_least=4, at_most=4)
+
+
+def flipped(payload: bytes) -> bytes:
+    """Return bytes of which the middle one is another."""
+    middle = len(payload) // 2
+    return payload[:middle] + bytes([payload[middle] ^ 0xFF]) + payload[middle + 1 :]
 
 
 def test_ctrl_c_stops_the_run_gracefully_and_the_running_trial_is_queued_again(make_study_file):

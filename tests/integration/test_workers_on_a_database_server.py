@@ -13,11 +13,14 @@ import yaml
 from optuna.trial import TrialState
 
 from search.confirming import pending
+from search.earlier import FINGERPRINT
 from search.mlflow_client import prepare_store
 from search.repair import agreement
+from search.resume import HANDED_BACK
+from search.retry import MAX_RETRIES, queued_again
 from search.storage import open_study, stored_config
 from search.trials import count_states, is_evaluated
-from tests.toys.servers import postgres
+from tests.toys.servers import Cable, postgres
 
 pytestmark = [
     pytest.mark.multiproc,
@@ -57,20 +60,29 @@ class Site:
         (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, "store": str(folder / "owner")}))
         prepare_store(folder / "owner")
 
-    def start(self, *arguments, store):
-        command = [sys.executable, "-c", "from search.cli import main; main()", *arguments]
+    def start(self, *arguments, store, url=None, before="pass"):
+        """Start a command; `before` is done in its process first."""
+        command = [sys.executable, "-c", f"{before}; from search.cli import main; main()", *arguments]
         command += ["--store", str(self.folder / store)]
-        environment = os.environ | {"HYQ_STORAGE": self.server.url, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
+        address = url or self.server.url
+        environment = os.environ | {"HYQ_STORAGE": address, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
         with (self.folder / f"log-{len(self.started)}.txt").open("wb") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         self.started.append(process)
         return process
 
-    def run(self):
-        return self.start("run", str(self.folder / "study.yaml"), store="owner")
+    def run(self, before="pass"):
+        return self.start("run", str(self.folder / "study.yaml"), store="owner", before=before)
 
-    def join(self, store, *options):
-        return self.start("worker", "tiny-study", *options, store=store)
+    def join(self, store, *options, url=None):
+        return self.start("worker", "tiny-study", *options, store=store, url=url)
+
+    def interrupt_after(self, num_trials):
+        """Let a run evaluate so many trials and be interrupted; what it leaves behind is a study to join."""
+        owner = self.run()
+        self.wait_for(lambda trials: num_evaluated(trials) >= num_trials, owner)
+        owner.send_signal(signal.SIGINT)
+        assert owner.wait(PATIENCE_S) == 130
 
     def study(self):
         return open_study(self.folder / "owner", "tiny-study", url=self.server.url)
@@ -163,11 +175,8 @@ def test_after_everything_was_killed_at_once_the_run_goes_on(site):
 
 
 def test_a_worker_leaves_after_its_trial_or_hands_it_back(site):
-    owner = site.run()
-    site.wait_for(lambda trials: num_evaluated(trials) >= 1, owner)
-    owner.send_signal(signal.SIGINT)
-    assert owner.wait(PATIENCE_S) == 130
-    interrupted = lost(site.study())
+    site.interrupt_after(1)
+    assert lost(site.study()) == []
     calm, hasty = site.join("calm"), site.join("hasty", "--now")
     site.wait_for(lambda trials: len(workers_seen(trials)) == 2, calm)
 
@@ -178,4 +187,63 @@ def test_a_worker_leaves_after_its_trial_or_hands_it_back(site):
     assert hasty.wait(PATIENCE_S) == 130
     study = site.study()
     assert count_states(study)["running"] == 0
-    assert lost(study) == interrupted
+    assert lost(study) == []
+
+
+def in_hand(trials):
+    """Return the numbers of trials that a joined worker has in hand."""
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    return {trial.number for trial in running if trial.user_attrs.get("worker", {}).get("crew")}
+
+
+def test_a_worker_that_is_cut_off_for_longer_than_its_lease_drops_its_trial_and_goes_on(site):
+    cable = Cable(site.server.port)
+    far = site.server.url.replace(str(site.server.port), str(cable.port))
+    site.interrupt_after(1)
+    worker = site.join("far", url=far)
+    site.wait_for(in_hand, worker)
+    cable.cut()
+    while not (cut_off := in_hand(site.study().trials)):  # it had finished in that moment
+        cable.mend()
+        site.wait_for(in_hand, worker)
+        cable.cut()
+    owner = site.run(before="import search.lease; search.lease.GRACE_S = 12.0")
+    site.wait_for(lambda trials: all(trials[number].state == TrialState.FAIL for number in cut_off), owner)
+    cable.mend()
+
+    assert [process.wait(PATIENCE_S) for process in (owner, worker)] == [0, 0], site.log(owner) + site.log(worker)
+    study = site.assert_sound()
+    assert cut_off <= set(lost(study))
+    logs = "".join(path.read_text() for path in (site.folder / "far" / "logs").rglob("log.txt"))
+    assert all(f"trial {number} was taken back while this worker was cut off" in logs for number in cut_off)
+    cable.close()
+
+
+def test_a_worker_with_other_weights_is_refused_and_one_without_a_record_is_told(site):
+    site.interrupt_after(1)
+    study = site.study()
+    before = len(study.trials)
+    study.set_user_attr(FINGERPRINT, "other-weights")
+
+    other = site.join("other")
+
+    assert other.wait(PATIENCE_S) == 1
+    assert "is about model other-weights" in site.log(other)
+    assert "no MLflow is known here" in site.log(other)
+    assert len(site.study().trials) == before
+
+
+def test_interrupting_a_run_again_and_again_loses_no_trial(site):
+    """Were an interruption an attempt that failed, a trial would be given up after the third."""
+    for _ in range(MAX_RETRIES + 1):
+        owner = site.run()
+        site.wait_for(lambda trials: any("worker" in t.user_attrs and not t.state.is_finished() for t in trials), owner)
+        owner.send_signal(signal.SIGINT)
+        assert owner.wait(PATIENCE_S) == 130
+
+    study = site.study()
+    handed_back = {trial.number for trial in study.trials if trial.user_attrs.get("reason") == HANDED_BACK}
+    assert handed_back
+    assert handed_back <= queued_again(study.trials)
+    assert lost(study) == []
+    assert all("retry_history" not in trial.system_attrs for trial in study.trials)

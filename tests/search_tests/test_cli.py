@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from metrics.registry import METRICS
 from search.cli import exit_code_of
 from search.console import one_line
+from search.patience import Patience
 
 
 @pytest.fixture
@@ -259,6 +261,7 @@ def test_a_damaged_database_is_one_sentence(call, stored_store):
 
 def test_a_locked_store_is_one_sentence(call, stored_store, monkeypatch):
     monkeypatch.setattr("search.databases.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("search.databases.Patience", partial(Patience, patience_s=0.5))
     holder = sqlite3.connect(stored_store / "optuna.db")
     holder.execute("BEGIN IMMEDIATE")
     code, _, err = call("status", "demo", "--store", stored_store)

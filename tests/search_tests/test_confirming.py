@@ -155,7 +155,7 @@ def test_a_stopped_trial_counts_is_pruned_and_is_told_in_words(make_leader, monk
             for trial, result in results
         ]
 
-    monkeypatch.setattr("search.leader.scored_front", better_front)
+    monkeypatch.setattr("search.evaluating.scored_front", better_front)
     leader.run()
 
     first, second = study.trials

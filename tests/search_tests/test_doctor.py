@@ -4,8 +4,6 @@ import shutil
 from search.cli import exit_code_of
 from search.doctor import Check, examine
 from search.mlflow_client import prepare_store
-from search.repair import repair
-from search.storage import open_study
 from search.tracking import Tracker
 
 
@@ -45,21 +43,31 @@ def test_a_full_disk_is_a_problem(monkeypatch):
     assert by_name(examine())["disk"].verdict == "problem"
 
 
-def test_databases_that_disagree_are_a_problem_until_they_are_repaired(
-    stored_store, mlflow_template, small_study, capsys
+def test_a_study_whose_parts_disagree_is_a_problem_until_it_is_repaired(
+    stored_store, mlflow_template, small_study, capsys, monkeypatch
 ):
+    monkeypatch.setattr("search.lease.GRACE_S", 0.1)
     for part in mlflow_template.glob("mlflow.db*"):
         shutil.copy(part, stored_store / part.name)
     Tracker(stored_store, "demo").open_study(small_study)
-    before = exit_code_of(["doctor", "demo", "--store", str(stored_store), "--json"])
-    answer = json.loads(capsys.readouterr().out)
-    repair(stored_store, open_study(stored_store, "demo"))
-    after = exit_code_of(["doctor", "demo", "--store", str(stored_store), "--json"])
+    doctor = ["doctor", "demo", "--store", str(stored_store), "--json"]
+    codes, answers = [], []
+    for options in ([], [], ["--repair"], []):
+        codes.append(exit_code_of([*doctor, *options]))
+        answers.append(json.loads(capsys.readouterr().out))
 
-    assert (before, after) == (3, 0)
-    assert not answer["ok"]
-    assert "trial 0 has no MLflow run" in str(answer["checks"])
-    assert json.loads(capsys.readouterr().out)["ok"]
+    assert codes == [3, 3, 0, 0]
+    assert answers[0]["checks"] == answers[1]["checks"]  # looking has changed nothing
+    assert "trial 0 has no MLflow run" in str(answers[0]["checks"])
+    assert {(check["name"], check["verdict"]) for check in answers[2]["checks"]} >= {
+        ("MLflow and Optuna", "mended"),
+        ("trials", "mended"),
+    }
+    assert "mended" not in str(answers[3])
+
+
+def test_repair_needs_a_study():
+    assert exit_code_of(["doctor", "--repair"]) == 1
 
 
 def test_looking_at_a_store_twice_is_harmless(mlflow_store):

@@ -156,3 +156,18 @@ def test_the_ui_makes_no_database(tmp_path):
     with pytest.raises(StoreError, match=r"must hold mlflow\.db"):
         server_command(tmp_path, 5999)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ui_warns_before_it_serves_others(mlflow_store, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr("search.commands.service.os.execve", lambda path, command, _: started.append(command))
+    codes = [
+        exit_code_of(["ui", "demo", "--store", str(mlflow_store), "--port", "5999", "--host", host])
+        for host in ("127.0.0.1", "0.0.0.0")
+    ]
+    said = capsys.readouterr().err
+
+    assert codes == [0, 0]
+    assert [command[command.index("--host") + 1] for command in started] == ["127.0.0.1", "0.0.0.0"]
+    assert said.count("MLflow asks for no password") == 1
+    assert "whoever reaches 0.0.0.0" in said

@@ -14,6 +14,7 @@ from search.pace import (
     stop_reason,
     trouble,
 )
+from search.retry import DISK_TROUBLE
 from search.study import Budget
 
 ORDER = WorkOrder(store=Path("s"), url=None, study="x", slot=0, first_trial=0, deadline=None, until_trial=None)
@@ -93,3 +94,11 @@ def test_the_state_of_a_slot_survives_its_workers(tmp_path):
     write_state(tmp_path, SlotState(restarts_at_last_finish=3))
 
     assert read_state(tmp_path).restarts_at_last_finish == 3
+
+
+def test_what_a_disk_refused_is_none_of_the_failures_that_stop_a_study():
+    failed = trials_of(*["failed"] * MAX_FAILURES_IN_A_ROW)
+    assert trouble(failed, ORDER) is not None
+    for trial in failed:
+        trial.set_user_attr(DISK_TROUBLE, True)
+    assert trouble(failed, ORDER) is None

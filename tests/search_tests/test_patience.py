@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from search.databases import open_storage, with_driver
 from search.errors import InstallError, StoreError
-from search.patience import PATIENCE_S, PatientStorage, is_away
+from search.patience import FIRST_PATIENCE_S, PATIENCE_S, Patience, PatientStorage, is_away
 from search.retry import queue_again
 
 
@@ -57,7 +57,7 @@ class Time:
 
 def patient(backend):
     time = Time()
-    storage = PatientStorage(backend, clock=lambda: time.now, sleep=time.sleep)
+    storage = PatientStorage(backend, Patience(clock=lambda: time.now, sleep=time.sleep))
     share, backend.share = backend.share, 0.0
     storage.get_all_studies()  # it has answered once, so it is waited for from now on
     backend.share = share
@@ -136,13 +136,45 @@ def test_patience_ends_with_one_sentence_and_is_short_after_that():
     assert time.now == waited_s
 
 
-def test_a_database_that_never_answered_is_not_waited_for():
+STARTING = "connection failed: FATAL:  the database system is starting up"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_known", "limit_s"),
+    [
+        ('connection failed: FATAL:  password authentication failed for user "u"', False, 0.0),
+        ("failed to resolve host 'no.such.host': [Errno -2] Name or service not known", False, 0.0),
+        ("(1049, \"Unknown database 'nodb'\")", False, 0.0),
+        ("connection failed: Connection refused", False, FIRST_PATIENCE_S),
+        (STARTING, False, PATIENCE_S),
+        ("FATAL:  the database system is not yet accepting connections", False, PATIENCE_S),
+        ("failed to resolve host 'db': [Errno -3] Temporary failure in name resolution", True, PATIENCE_S),
+        ("connection failed: Connection refused", True, PATIENCE_S),
+    ],
+)
+def test_a_database_that_has_not_answered_is_waited_for_by_what_it_says(words, is_known, limit_s):
     time = Time()
-    storage = PatientStorage(Flaky(0, share=1.0), clock=lambda: time.now, sleep=time.sleep)
+    patience = Patience(is_known=is_known, clock=lambda: time.now, sleep=time.sleep)
+
+    def refuse():
+        raise gone(words)
 
     with pytest.raises(StoreError, match="must answer"):
-        storage.get_all_studies()
-    assert time.now == 0.0
+        patience.call(refuse)
+    assert limit_s <= time.now < limit_s + 9
+
+
+def test_a_database_is_opened_when_it_has_started():
+    time = Time()
+    says = iter([STARTING] * 8)
+
+    def open_it():
+        if (words := next(says, None)) is not None:
+            raise gone(words)
+        return "open"
+
+    assert Patience(clock=lambda: time.now, sleep=time.sleep).call(open_it) == "open"
+    assert time.now > FIRST_PATIENCE_S
 
 
 def test_what_a_database_says_about_a_mistake_is_not_repeated():
@@ -180,3 +212,17 @@ def test_an_address_that_cannot_be_opened_is_one_sentence_without_its_password(t
         open_storage(tmp_path, url=url)
 
     assert "secret" not in str(caught.value)
+
+
+def test_sqlite_on_a_full_disk_is_waited_for():
+    """A real SQLite that may not grow: its own words for a full disk."""
+    engine = sqlalchemy.create_engine("sqlite://")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 2")
+        connection.exec_driver_sql("CREATE TABLE first (a)")
+        with pytest.raises(sqlalchemy.exc.OperationalError, match="full") as caught:
+            connection.exec_driver_sql("CREATE TABLE second (a)")
+    assert is_away(caught.value)
+    with engine.connect() as connection, pytest.raises(sqlalchemy.exc.OperationalError) as caught:
+        connection.exec_driver_sql("SELECT * FROM nothing")
+    assert not is_away(caught.value)

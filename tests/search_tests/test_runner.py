@@ -18,6 +18,7 @@ from search.slots import agent_command
 from search.storage import create_study, require_space, stored_config
 from search.study import Budget, JudgeConfig, Slot
 from search.trials import count_states
+from tests.toys.mlflow_server import mlflow_server
 
 
 @pytest.fixture
@@ -57,6 +58,25 @@ def test_a_study_whose_budget_is_used_starts_no_process_but_makes_mlflow_agree(p
     assert events[1].message == f"queued the {len(config.space.presets)} presets of space mini"
     assert count_states(study)["waiting"] == len(config.space.presets)
     assert agreement(path.parent / "mlruns", study) == ()
+
+
+@pytest.mark.slow
+@pytest.mark.multiproc
+def test_a_run_outlives_an_mlflow_server_that_is_away_and_the_next_one_completes_its_record(prepared, tmp_path):
+    path, config, study = prepared
+    (folder := tmp_path / "server").mkdir()
+    server = mlflow_server(folder)
+    config = config.model_copy(update={"tracking": server.url})
+
+    summary, events = run(path, config)
+    server.start()
+    run(path, config)
+    found = agreement(path.parent / "mlruns", study, server.url)
+    server.kill()
+
+    assert summary.evaluated == 1
+    assert "Its MLflow record is completed later" in " ".join(event.message for event in events)
+    assert found == ()
 
 
 def test_a_study_is_resumed_by_name_with_its_stored_prompts(prepared):

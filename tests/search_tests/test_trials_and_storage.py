@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, W8A8Dynamic, W8A8Static, digest
 from search.errors import StoreError, StudyMismatch
+from search.patience import Patience
 from search.processes import this_worker
 from search.prompts import StudyPrompts
 from search.proposal import choose_config, claim, enqueue_point, enqueue_presets
@@ -110,6 +111,7 @@ def test_an_unknown_study_is_refused_with_the_known_ones(tmp_path, study):
 
 def test_a_locked_database_is_one_sentence_about_the_store(tmp_path, study, monkeypatch):
     monkeypatch.setattr("search.databases.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("search.databases.Patience", partial(Patience, patience_s=0.5))
     holder = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
 

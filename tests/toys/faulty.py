@@ -2,11 +2,12 @@
 
 What it does stands in `faults.json` beside it, a list of objects that each strike when a quantized denoiser renders:
 
-    {"what": "oom" | "hang" | "kill" | "stop", "rank": 0, "scheme": "w8a8_static", "times": 1}
+    {"what": "oom" | "full" | "hang" | "kill" | "stop", "rank": 0, "scheme": "w8a8_static", "times": 1}
 
 `scheme` limits a fault to configs of one linear scheme; `times` counts over all processes.
 """
 
+import errno
 import json
 import os
 import signal
@@ -48,6 +49,8 @@ def _is_due(index: int, times: int) -> bool:
 def _strike(what: str) -> None:
     if what == "oom":
         raise torch.OutOfMemoryError("tried to allocate 80.00 GiB")
+    if what == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/full/disk")
     if what == "hang":
         time.sleep(3600)
     os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])

@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,50 @@ class Server:
         assert self.process is not None
         self.process.send_signal(signal.SIGINT if "postgres" in self.command[0] else signal.SIGTERM)
         self.process.wait(60)
+
+
+class Cable:
+    """A TCP connection to a server on this host that can be cut: nothing passes, and nobody is told.
+
+    Attributes:
+        port: Where clients connect to.
+    """
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._is_whole = threading.Event()
+        self._is_whole.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Let nothing pass any more."""
+        self._is_whole.clear()
+
+    def mend(self) -> None:
+        """Let everything pass again, what waited too."""
+        self._is_whole.set()
+
+    def close(self) -> None:
+        """Take no further connection."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            server = socket.create_connection(("127.0.0.1", self._server_port))
+            for ends in ((client, server), (server, client)):
+                threading.Thread(target=self._pass, args=ends, daemon=True).start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with source, sink, suppress(OSError):
+            while piece := source.recv(65536):
+                self._is_whole.wait()
+                sink.sendall(piece)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=12.0, help="mean seconds between two faults")
+    parser.add_argument("--minutes", type=float, default=12.0, help="after which no fault begins any more")
     parser.add_argument("--only", default="", help="comma-separated kinds of faults [default: all]")
     parser.add_argument("--keep", type=Path, help="copy logs and study file here afterwards")
     args = parser.parse_args()
@@ -26,7 +27,7 @@ def main() -> None:
         from tools.chaos.run import run_chaos
 
         only = tuple(filter(None, args.only.split(",")))
-        sys.exit(run_chaos(Path(os.environ[INSIDE]), args.faults, args.seed, args.pace, only))
+        sys.exit(run_chaos(Path(os.environ[INSIDE]), args.faults, args.seed, args.pace, only, args.minutes))
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin", *map(str, POSTGRES_FOLDERS)])
     if reason := _why_not(path):
         sys.exit(f"a chaos run needs Linux, root, iproute2 and PostgreSQL, but {reason}")

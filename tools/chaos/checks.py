@@ -19,6 +19,7 @@ from search.stages import Stages
 from search.storage import stored_config, stored_prompts
 from search.trials import front, is_evaluated, trial_config
 from tools.chaos.follow import Follower, finished
+from tools.chaos.servers import TRACKING_URI
 
 TOLERANCE = 1e-6
 """Relative; values are float32 arithmetic of one machine in one order, so they usually agree to the last bit."""
@@ -40,7 +41,7 @@ def checks(study: optuna.Study, follower: Follower, url: str, store: Path, scrat
         study: The study.
         follower: What was seen on the way.
         url: Address of the database, for plain SQL.
-        store: Where MLflow's record of the study is found.
+        store: A worker's store.
         scratch: Folder for the quiet process's own cache.
     """
     trials = study.get_trials(deepcopy=False)
@@ -60,7 +61,7 @@ def checks(study: optuna.Study, follower: Follower, url: str, store: Path, scrat
     yield Check("no config was evaluated twice", not repeated, f"{len(digests)} evaluated; twice: {repeated}")
     lost = [number for number, one in follower.seen.items() if [one] != rows.get(number)]
     yield Check("no finished trial was lost", not lost, f"{len(follower.seen)} seen on the way; lost: {lost}")
-    differences = agreement(store, study)
+    differences = agreement(store, study, TRACKING_URI)
     yield Check("Optuna and MLflow agree", not differences, "; ".join(differences) or f"{len(trials)} trials")
     yield from _front_checks(study, evaluated, scratch)
 

@@ -14,6 +14,11 @@ _FINISHED = """
     FROM trials WHERE state IN ('COMPLETE', 'PRUNED', 'FAIL')
 """
 
+_IN_HAND = """
+    SELECT value_json::json ->> 'pid' FROM trial_user_attributes JOIN trials USING (trial_id)
+    WHERE key = 'worker' AND state = 'RUNNING'
+"""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -38,8 +43,21 @@ def finished(url: str) -> dict[int, list[Seen]]:
     return found
 
 
+def in_hand(url: str) -> frozenset[int]:
+    """Return the process ids of the ranks that have a trial in hand.
+
+    Raises:
+        psycopg.Error: As `finished`.
+    """
+    with psycopg.connect(url, connect_timeout=5) as connection:
+        return frozenset(int(pid) for (pid,) in connection.execute(_IN_HAND).fetchall())
+
+
 class Follower:
-    """A thread that looks twice a second; what it has seen stays in `seen`, and what changed later in `changed`."""
+    """A thread that looks twice a second; what it has seen stays in `seen`, and what changed later in `changed`.
+
+    `busy` are the process ids that had a trial in hand when it last looked; nobody's while the database is away.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -47,6 +65,7 @@ class Follower:
         self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
         self.seen: dict[int, Seen] = {}
         self.changed: list[str] = []
+        self.busy: frozenset[int] = frozenset()
 
     def start(self) -> None:
         """Begin to look."""
@@ -64,8 +83,9 @@ class Follower:
     def _work(self) -> None:
         while not self._is_over.wait(FOLLOW_S):
             try:
-                now = finished(self._url)
+                now, self.busy = finished(self._url), in_hand(self._url)
             except psycopg.Error:  # it is away, or there are no tables yet
+                self.busy = frozenset()
                 continue
             for number, (first, *_) in now.items():
                 before = self.seen.setdefault(number, first)

@@ -4,8 +4,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.chaos.network import HOSTS
-
 DURATIONS_S = {
     "kill rank": 0.0,
     "kill agent": 0.0,
@@ -33,8 +31,7 @@ class Fault:
         number: From 0.
         kind: A key of `DURATIONS_S`.
         start_s: Seconds after the first trial began.
-        worker: Index of the worker it hits.
-        host: The host it hits, for faults of the network.
+        worker: Index of the worker it hits, if that has a trial in hand; else the next that has.
         draw: A random number for whatever else is to be chosen.
     """
 
@@ -42,13 +39,12 @@ class Fault:
     kind: str
     start_s: float
     worker: int
-    host: str
     draw: float
 
     @property
-    def end_s(self) -> float:
-        """Return when it is over."""
-        return self.start_s + DURATIONS_S[self.kind]
+    def lasts_s(self) -> float:
+        """Return for how many seconds it lasts."""
+        return DURATIONS_S[self.kind]
 
 
 def make_plan(num_faults: int, seed: int, pace_s: float, *, num_workers: int, only: Sequence[str] = ()) -> list[Fault]:
@@ -68,6 +64,5 @@ def make_plan(num_faults: int, seed: int, pace_s: float, *, num_workers: int, on
     start_s, plan = 0.0, []
     for number, kind in enumerate(chosen):
         start_s += pace_s * draw.uniform(0.5, 1.5)
-        host = draw.choice(sorted(HOSTS))
-        plan.append(Fault(number, kind, start_s, draw.randrange(num_workers), host, draw.random()))
+        plan.append(Fault(number, kind, start_s, draw.randrange(num_workers), draw.random()))
     return plan

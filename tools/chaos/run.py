@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import psutil
 import torch
 
@@ -14,7 +15,7 @@ from search.storage import open_study
 from search.trials import count_states, num_evaluated
 from tools.bench.tables import markdown
 from tools.chaos.checks import Check, checks
-from tools.chaos.faults import Rack, begin
+from tools.chaos.faults import Rack, Undo, begin
 from tools.chaos.follow import Follower
 from tools.chaos.network import build_network
 from tools.chaos.plan import Fault, make_plan
@@ -27,12 +28,14 @@ logger = logging.getLogger("chaos")
 DISK_MIB = 400
 PLACES = (("hyq-a", "run"), ("hyq-a", "worker"), ("hyq-b", "worker"))
 FIRST_TRIAL_S, LEAVE_S, FINISH_S = 300.0, 90.0, 600.0
+TARGET_S = 120.0
+"""So long a fault waits for a trial in flight; after a cut or a restart of everything that takes a while."""
 MORE_TRIALS = 5
 """So many trials are evaluated after the last fault, to see that everybody still works."""
 
 
-def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tuple[str, ...]) -> int:
-    """Run it and return the exit status: 0 if every check holds."""
+def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tuple[str, ...], minutes: float) -> int:
+    """Run it and return the exit status: 0 if every check holds, also that all faults began within so many minutes."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logger.setLevel(logging.INFO)
     quiet_optuna()
@@ -43,15 +46,16 @@ def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tup
     postgres = start_postgres(folder / "postgres")
     mlflow = start_mlflow(folder / "mlflow")
     study_file = write_study(folder / "kept" / "study")
-    rack = Rack(postgres, mlflow, _workers(folder, study_file))
     follower = Follower(STUDY_URL)
+    rack = Rack(postgres, mlflow, _workers(folder, study_file), lambda: follower.busy)
     follower.start()
     _begin_work(rack, follower)
     plan = make_plan(num_faults, seed, pace_s, num_workers=len(rack.workers), only=only)
-    _carry_out(rack, plan, follower)
+    missed = _carry_out(rack, plan, follower, limit_s=60.0 * minutes)
     _finish(rack, study_file, follower)
     follower.stop()
-    found = list(checks(_study(rack), follower, STUDY_URL, rack.workers[0].store, folder / "quiet"))
+    found = [Check("every fault hit a trial in flight", not missed, f"{len(plan)} faults; not done: {missed}")]
+    found += checks(_study(rack), follower, STUDY_URL, rack.workers[0].store, folder / "quiet")
     starts = ", ".join(f"{worker.name} {worker.num_starts}" for worker in rack.workers)
     logger.info("%d faults in %.0f s; starts: %s", len(plan), time.monotonic() - started, starts)
     print(
@@ -80,31 +84,56 @@ def _workers(folder: Path, study_file: Path) -> list[Worker]:
 def _begin_work(rack: Rack, follower: Follower) -> None:
     """Let `run` create the study and evaluate a trial, then let the others join."""
     rack.workers[0].start()
-    _until(lambda: bool(follower.evaluated()), FIRST_TRIAL_S, "no trial was evaluated")
+
+    def is_under_way() -> bool:
+        rack.workers[0].see_to_it()
+        return bool(follower.evaluated())
+
+    _until(is_under_way, FIRST_TRIAL_S, "no trial was evaluated")
     for worker in rack.workers[1:]:
         worker.start()
 
 
-def _carry_out(rack: Rack, plan: list[Fault], follower: Follower) -> None:
-    """Begin and end every fault at its time; start again whatever has ended."""
+def _carry_out(rack: Rack, plan: list[Fault], follower: Follower, *, limit_s: float) -> list[str]:
+    """Do every fault at its time and end it; start again whatever has ended.
+
+    A fault waits until there is a trial in flight for it to hit, and all later ones with it. Returns those that were
+    left out, because they waited too long or because the time was up.
+    """
     began = time.monotonic()
-    waiting, under_way = list(plan), []
+    missed: list[str] = []
+    waiting = list(plan)
+    under_way: list[tuple[float, Undo]] = []
+    late_s = 0.0
     while waiting or under_way:
         now = time.monotonic() - began
-        for ending in [one for one in under_way if one[0].end_s <= now]:
+        for ending in [one for one in under_way if one[0] <= now]:
             under_way.remove(ending)
             ending[1]()
-        while waiting and waiting[0].start_s <= now:
-            fault = waiting.pop(0)
-            effect, undo = begin(rack, fault)
-            under_way.append((fault, undo))
-            logger.info(
-                "fault %2d at %4.0f s: %s for %.0f s: %s (%d evaluated)",
-                fault.number, now, fault.kind, fault.end_s - fault.start_s, effect, len(follower.evaluated()),
-            )  # fmt: skip
+        if now > limit_s:
+            missed += [f"{fault.number} {fault.kind}" for fault in waiting]
+            waiting.clear()
+        if waiting and waiting[0].start_s + late_s <= now:
+            fault = waiting[0]
+            begun = begin(rack, fault)
+            is_missed = begun is None and now - fault.start_s - late_s > TARGET_S
+            if begun is not None:
+                effect, undo = begun
+                under_way.append((now + fault.lasts_s, undo))
+            elif is_missed:
+                effect = "nothing to hit"
+                missed.append(f"{fault.number} {fault.kind}")
+            if begun is not None or is_missed:
+                waiting.pop(0)
+                late_s = now - fault.start_s
+                logger.info(
+                    "fault %2d at %4.0f s: %s for %.0f s: %s (%d evaluated)",
+                    fault.number, now, fault.kind, fault.lasts_s, effect, len(follower.evaluated()),
+                )  # fmt: skip
         for worker in rack.workers:
             worker.see_to_it()
         time.sleep(0.2)
+    return missed
 
 
 def _finish(rack: Rack, study_file: Path, follower: Follower) -> None:
@@ -123,8 +152,9 @@ def _finish(rack: Rack, study_file: Path, follower: Follower) -> None:
     counts = count_states(_study(rack))
     write_study(study_file.parent, trials=num_evaluated(counts) + counts["waiting"] + counts["running"] + MORE_TRIALS)
     first, *others = rack.workers
+    told = len(first.log.read_text())
     first.start()
-    _until(lambda: _log_says(first, "resumed study"), FIRST_TRIAL_S, "the study was not resumed")
+    _until(lambda: "resumed study" in first.log.read_text()[told:], FIRST_TRIAL_S, "the study was not resumed")
     for worker in others:
         worker.start()
 
@@ -137,11 +167,7 @@ def _finish(rack: Rack, study_file: Path, follower: Follower) -> None:
     _until(is_over, FINISH_S, "the study did not come to its end")
 
 
-def _log_says(worker: Worker, words: str) -> bool:
-    return words in worker.log.read_text().rpartition("Traceback")[2][-4000:]
-
-
-def _study(rack: Rack):
+def _study(rack: Rack) -> optuna.Study:
     return open_study(rack.workers[0].store, NAME, url=STUDY_URL)
 
 

@@ -33,6 +33,11 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Say whether the server runs."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self) -> None:
         """Start, and do not wait."""
         with self.log.open("ab") as log:

@@ -7,6 +7,7 @@ import yaml
 
 from search.study import StudyConfig
 from search.study_file import load_study
+from tools.chaos.servers import TRACKING_URI
 
 NAME = "chaos"
 PROFILE = Path(__file__).resolve().parents[2] / "studies" / "devices" / "ascend_910b.yaml"
@@ -32,6 +33,8 @@ _STUDY: dict[str, Any] = {
     "confirm": None,
     "sampler": {"kind": "random", "seed": 0},
     "slots": [{"ranks": 1}],
+    "timeouts": {"first_s": 120.0, "least_s": 45.0, "factor": 4.0},
+    "tracking": TRACKING_URI,
 }
 
 

@@ -1,0 +1,140 @@
+"""What a store may lose: pictures and videos of trials outside the study's policy, and cache entries above its quota.
+
+Numbers stay in MLflow and Optuna, and a tag says that files were removed. Of the cache, which can be built again, goes
+first what was used least recently, and nothing while any study of the store is in progress.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import optuna
+
+from search.errors import StoreError
+from search.locks import is_held
+from search.mlflow_client import database_path
+from search.removal import is_inside, remove, size_bytes
+from search.study import ArtifactsConfig
+from search.tracking import Tracker
+from search.trials import front, trial_result
+
+logger = logging.getLogger(__name__)
+
+REMOVED_TAG = "hyq.files_removed"
+RECENT_S = 3600.0
+"""What was used so recently may be in use."""
+
+_MEDIA = ("videos.mp4", "strip.png")
+_RUNNER, _HELPERS = ".runner.lock", ("mlflow.lock", ".spool.lock")
+
+
+class Removal(NamedTuple):
+    """What may go: the paths of one thing, their size, why, and the MLflow run they belong to."""
+
+    paths: tuple[Path, ...]
+    size_bytes: int
+    why: str
+    run_id: str | None = None
+
+
+def removals(
+    store: Path, study: optuna.Study, policy: ArtifactsConfig, *, is_server: bool, is_media_only: bool = False
+) -> tuple[Removal, ...]:
+    """Return what the policy lets go, first what goes first; nothing is removed.
+
+    Args:
+        store: Folder of the store.
+        study: The study.
+        policy: Its policy.
+        is_server: Whether an MLflow server keeps the artifacts; those are the server's own.
+        is_media_only: Whether to leave the cache alone.
+
+    Raises:
+        StoreError: If MLflow does not answer.
+    """
+    media = [] if is_server else list(_media(store, study, policy))
+    if policy.quota_gb is None or is_media_only or is_in_use(store, but=study.study_name):
+        return tuple(media)
+    held = sum(size_bytes(store / name) for name in ("artifacts", "cache") if (store / name).is_dir())
+    excess = held - sum(one.size_bytes for one in media) - policy.quota_gb * 1e9
+    return (*media, *_least_recent(store, excess, f"the store holds more than {policy.quota_gb:g} GB"))
+
+
+def apply(store: Path, study: str, chosen: Sequence[Removal]) -> int:
+    """Remove what was chosen, and say so in MLflow; return how many bytes went.
+
+    What cannot be removed is warned about and stays.
+    """
+    tracker, freed = Tracker(store, study), 0
+    for one in chosen:
+        try:
+            gone = [remove(path, store) for path in one.paths]
+            if all(gone):
+                freed += one.size_bytes
+            if one.run_id is not None:
+                tracker.tag(one.run_id, REMOVED_TAG, one.why)
+        except (OSError, StoreError) as error:
+            logger.warning("not removed from %s: %s", store, error)
+    return freed
+
+
+def apply_policy(store: Path, study: optuna.Study, policy: ArtifactsConfig, *, is_server: bool, at_end: bool) -> None:
+    """Let a run keep its study's policy; a store that does not let it is warned about."""
+    try:
+        chosen = removals(store, study, policy, is_server=is_server, is_media_only=not at_end)
+    except (OSError, StoreError) as error:
+        logger.warning("artifacts must be kept within the policy, but: %s", error)
+    else:
+        apply(store, study.study_name, chosen)
+
+
+def is_in_use(store: Path, *, but: str) -> bool:
+    """Say whether a study of the store is in progress on this host, other than through the runner of `but`."""
+    locks = (path for path in (store / "locks").glob("*.lock") if not path.name.endswith(_HELPERS))
+    return any(path.name != but + _RUNNER and is_held(path) for path in locks)
+
+
+def kept_trials(study: optuna.Study, policy: ArtifactsConfig) -> set[int]:
+    """Return the trials whose pictures and videos stay: the front always."""
+    measured = [trial.number for trial in study.get_trials(deepcopy=False) if trial_result(trial) is not None]
+    if policy.keep == "all":
+        return set(measured)
+    latest = measured[len(measured) - min(policy.last, len(measured)) :] if policy.keep == "last" else ()
+    return {*latest, *(trial.number for trial in front(study))}
+
+
+def _media(store: Path, study: optuna.Study, policy: ArtifactsConfig) -> Iterator[Removal]:
+    if policy.keep == "all" or not database_path(store).is_file():
+        return
+    runs = Tracker(store, study.study_name).trial_runs()  # before the trials: what begins meanwhile is not looked at
+    kept = kept_trials(study, policy)
+    finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    for run in runs:
+        if run.number not in finished or run.number in kept:
+            continue
+        folder = store / "artifacts" / run.run_id / "artifacts"
+        paths = tuple(path for name in _MEDIA if (path := folder / name).is_file() and is_inside(path, store))
+        if paths:
+            why = f"trial {run.number} is outside of keep: {policy.keep}"
+            yield Removal(paths, sum(map(size_bytes, paths)), why, run.run_id)
+
+
+def _least_recent(store: Path, excess: float, why: str) -> Iterator[Removal]:
+    entries: dict[str, list[Path]] = {}
+    for path in (store / "cache").glob("[!.]*"):
+        if is_inside(path, store):
+            entries.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
+    used = {key: max(map(_last_use, paths)) for key, paths in entries.items()}
+    for key in sorted(entries, key=lambda key: used[key]):
+        if excess <= 0 or time.time() - used[key] < RECENT_S:
+            return
+        size = sum(map(size_bytes, entries[key]))
+        excess -= size
+        yield Removal(tuple(sorted(entries[key])), size, why)
+
+
+def _last_use(path: Path) -> float:
+    found = [part.lstat() for part in (path, *path.rglob("*")) if not part.is_dir()]
+    return max((max(one.st_mtime, one.st_atime) for one in found), default=path.lstat().st_mtime)

@@ -1,0 +1,132 @@
+"""One trial on rank 0, from the choice of its config to its objective values.
+
+It ends in one of four ways: values are returned (complete); TrialPruned, after the constraints that it violates were
+set (infeasible) or with none violated (stopped); TrialFailed, one of our errors; anything else is a bug, which is
+written into the trial and ends the worker.
+"""
+
+import time
+
+import optuna
+from optuna.trial import FrozenTrial
+
+from hyquant.config import QuantConfig, digest
+from hyquant.distributed import Group
+from search.errors import OutOfMemory
+from search.followers import Followers
+from search.objective import Evidence, out_of_memory_result, release_memory, run_trial
+from search.order import WorkOrder
+from search.poison import POISONED, poisoned_by
+from search.processes import this_worker
+from search.proposal import choose_config, claim
+from search.recorder import Recorder
+from search.result import TrialResult
+from search.stages import Stages
+from search.time_limits import StageLimits
+from search.trials import scored_front, trial_result
+from search.watchdog import Watchdog, end_hung_process
+from search.workbench import Workbench
+
+
+class Evaluator:
+    """Evaluates trials of a study, one after the other, with a watchdog over their stages.
+
+    Args:
+        bench: Warm state of this rank.
+        study: The study, opened with this worker's storage.
+        order: What this slot is to do.
+        followers: The other ranks of the slot.
+        recorder: Where failures and float scores are told.
+
+    Attributes:
+        evidence: What the last trial leaves to look at; None if its config was not run.
+    """
+
+    def __init__(
+        self, bench: Workbench, study: optuna.Study, order: WorkOrder, followers: Followers, recorder: Recorder
+    ) -> None:
+        self._bench = bench
+        self._study = study
+        self._order = order
+        self._followers = followers
+        self._recorder = recorder
+        self._limits = StageLimits(bench.config.timeouts)
+        for result in filter(None, map(trial_result, study.get_trials(deepcopy=False))):
+            self._limits.learn(result.stage_seconds)
+        self._watchdog = Watchdog(self._limits.limit_s, bench.lock.waited_until_now_s, self._end_hung)
+        self._trial_in_hand: int | None = None
+        self._cycle_started = time.perf_counter()
+        self.evidence: Evidence | None = None
+        self._stages = self.new_stages(bench.group)
+
+    def new_stages(self, group: Group) -> Stages:
+        """Return stages of a group of ranks under this slot's watchdog."""
+        return Stages(group, lambda: self._bench.lock.waited_s, self._watchdog.watching)
+
+    def objective(self, trial: optuna.Trial) -> tuple[float, ...]:
+        """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
+        trial.set_user_attr("worker", this_worker(self._order.slot, crew=self._order.crew).model_dump())
+        self.evidence, self._trial_in_hand = None, trial.number
+        self._stages = self.new_stages(self._bench.group)
+        self._recorder.begin(trial.number)
+        with self._recorder.failures_recorded(trial, lambda: self._stages.current):
+            config = Stages(Group()).run("suggest", lambda: choose_config(trial, self._bench.config))
+            self._refuse_poison(trial, config)
+            with self._stages.timed("wait"):
+                record = claim(trial, config, while_waiting=self._followers.keep_alive)
+            result = self._evaluate(config) if record is None else _reuse(trial, record)
+        for name, value in result.constraints.items():
+            trial.set_constraint(name, value)
+        trial.set_user_attr("result", result.model_dump(mode="json"))
+        if result.values is None:
+            raise optuna.TrialPruned(result.reason)
+        return result.values
+
+    def _evaluate(self, config: QuantConfig) -> TrialResult:
+        self._followers.run_trial(config)
+        try:
+            measurement = run_trial(self._bench, config, self._stages, front=lambda: scored_front(self._study))
+        except OutOfMemory as failure:
+            unfit = out_of_memory_result(config, failure)
+            if unfit is None:
+                raise
+        else:
+            self._recorder.tell_of_float(self._bench)
+            assert measurement is not None, "rank 0 measures"
+            self.evidence = measurement.evidence
+            return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
+        release_memory(self._bench)  # the error, whose frames held tensors, is gone by now
+        return unfit.model_copy(update={"stage_seconds": self._close_cycle()})
+
+    def _close_cycle(self) -> dict[str, float]:
+        """Return the stage times since the end of the previous measurement, and as overhead what no stage took."""
+        now = time.perf_counter()
+        seconds = dict(self._stages.seconds)
+        seconds["overhead"] = max(0.0, now - self._cycle_started - sum(seconds.values()))
+        self._cycle_started = now
+        self._limits.learn(seconds)
+        return seconds
+
+    def _refuse_poison(self, trial: optuna.Trial, config: QuantConfig) -> None:
+        """End a trial at once whose config ended its worker before; samplers see a violated constraint.
+
+        Raises:
+            TrialPruned: If it did so too often.
+        """
+        tries = poisoned_by(self._study.user_attrs, digest(config))
+        if tries:
+            trial.set_user_attr("config", config.model_dump(mode="json"))
+            trial.set_user_attr("reused_from", tries[-1])
+            trial.set_user_attr(POISONED, list(tries))
+            trial.set_constraint(POISONED, 1.0)
+            raise optuna.TrialPruned
+
+    def _end_hung(self, sentence: str) -> None:
+        end_hung_process(self._order.folder, self._trial_in_hand, sentence)
+
+
+def _reuse(trial: optuna.Trial, record: FrozenTrial) -> TrialResult:
+    result = trial_result(record)
+    assert result is not None, "an evaluated trial has a result"
+    trial.set_user_attr("reused_from", record.number)
+    return result

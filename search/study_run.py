@@ -1,0 +1,129 @@
+"""A study in MLflow: one experiment of its name with one run of its own, below which the runs of its trials are.
+
+Of several hosts that make them at once one succeeds, because a server has one experiment of a name.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from search.errors import StoreError
+from search.mlflow_client import mlflow_errors
+from search.run_log import DIGEST_TAG, PARENT_TAG, STATE_TAG, STUDY_TAG, TRIAL_TAG
+
+if TYPE_CHECKING:
+    from search.mlflow_client import Client, Run
+
+CREATOR_S = 10.0
+"""Whoever made the experiment makes the study's run; others wait for it so long before they make one."""
+
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's page for runs, not for chat models
+_RUN_TAG = "hyq.run"  # of the experiment: the study's own run
+_NOTE = (
+    "A study of hyq-search. Under Artifacts: the front as `front.html` and `front.png`, what decides about each "
+    "objective as `importances.png`, all trials as `trials.md`. Each nested run is a trial: its `videos.mp4` and "
+    "`strip.png` show float and quantized side by side."
+)
+
+
+class StudyIds(NamedTuple):
+    """Where MLflow has a study."""
+
+    experiment_id: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """What MLflow holds of one trial: its child run, without artifacts."""
+
+    run_id: str
+    number: int
+    status: str
+    state: str | None
+    digest: str | None
+    metrics: dict[str, float]
+
+
+def find_study_run(client: "Client", study: str) -> StudyIds | None:
+    """Return a study's experiment and run; None if MLflow does not know it. Errors are MLflow's own."""
+    experiment = client.get_experiment_by_name(study)
+    run_id = None if experiment is None else _own_run(client, experiment.experiment_id, study)
+    return None if experiment is None or run_id is None else StudyIds(str(experiment.experiment_id), run_id)
+
+
+def find_or_make_study_run(client: "Client", study: str, store: Path, uri: str | None) -> StudyIds:
+    """Return a study's experiment and run, made if they are not there. Errors are MLflow's own."""
+    experiment_id, is_mine = _experiment(client, study, store, uri)
+    run_id = _own_run(client, experiment_id, study) if is_mine else _awaited_run(client, experiment_id, study)
+    if run_id is None:
+        tags = {STUDY_TAG: study, "mlflow.note.content": _NOTE}
+        run_id = str(client.create_run(experiment_id, tags=tags, run_name=study).info.run_id)
+    client.set_experiment_tag(experiment_id, _RUN_TAG, run_id)
+    return StudyIds(experiment_id, run_id)
+
+
+def trial_runs(client: "Client", ids: StudyIds) -> tuple[TrialRun, ...]:
+    """Return every child run of a study, oldest first. Errors are MLflow's own."""
+    runs: list[Run] = []
+    token: str | None = None
+    condition = f"tags.`{PARENT_TAG}` = '{ids.run_id}'"
+    while True:
+        page = client.search_runs(
+            [ids.experiment_id], condition, order_by=["attributes.start_time ASC"], page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return tuple(_trial_run(run) for run in runs)
+
+
+def first_run(client: "Client", experiment_id: str, condition: str) -> "Run | None":
+    """Return a run that fulfils a condition, written as MLflow filters runs."""
+    found = client.search_runs([experiment_id], condition, max_results=1)
+    return found[0] if found else None
+
+
+def _experiment(client: "Client", study: str, store: Path, uri: str | None) -> tuple[str, bool]:
+    """Return the experiment's id and whether its run is ours to make: it was just made by us."""
+    from_before = client.get_experiment_by_name(study)
+    if from_before is not None:
+        return str(from_before.experiment_id), False
+    location = (store / "artifacts").resolve().as_uri() if uri is None else None
+    try:
+        with mlflow_errors(store, uri):
+            made = client.create_experiment(study, artifact_location=location, tags=_EXPERIMENT_TAGS)
+        return str(made), True
+    except StoreError:  # perhaps because another host was faster
+        experiment = client.get_experiment_by_name(study)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id), False
+
+
+def _own_run(client: "Client", experiment_id: str, study: str) -> str | None:
+    tags = client.get_experiment(experiment_id).tags
+    if _RUN_TAG in tags:
+        return str(tags[_RUN_TAG])
+    run = first_run(client, experiment_id, f"tags.`{STUDY_TAG}` = '{study}'")
+    return None if run is None else str(run.info.run_id)
+
+
+def _awaited_run(client: "Client", experiment_id: str, study: str) -> str | None:
+    deadline = time.monotonic() + CREATOR_S
+    while (found := _own_run(client, experiment_id, study)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _trial_run(run: "Run") -> TrialRun:
+    tags: dict[str, Any] = run.data.tags
+    return TrialRun(
+        run_id=str(run.info.run_id),
+        number=int(tags.get(TRIAL_TAG, -1)),
+        status=str(run.info.status),
+        state=tags.get(STATE_TAG),
+        digest=tags.get(DIGEST_TAG),
+        metrics=dict(run.data.metrics),
+    )

@@ -1,0 +1,147 @@
+"""What a study's policy lets go: checked on the files of a store, with links that lead out of it."""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+import torch
+
+from hyquant.calibration.store import Store
+from search.artifacts import apply, apply_policy, kept_trials, removals
+from search.cli import exit_code_of
+from search.locks import FileLock
+from search.removal import is_inside, remove
+from search.storage import open_study, store_config
+from search.study import ArtifactsConfig
+from search.tracking import Tracker
+from search.trials import front
+
+
+@pytest.fixture
+def store(stored_store, mlflow_template, small_study, make_result, tmp_path):
+    """A store with the study of `filled_study`, whose first six trials have videos of 1000 bytes in MLflow."""
+    for part in mlflow_template.glob("mlflow.db*"):
+        shutil.copy(part, stored_store / part.name)
+    tracker = Tracker(stored_store, "demo")
+    tracker.open_study(small_study)
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in ("videos.mp4", "strip.png", "result.json"):
+        (files / name).write_bytes(b"x" * 1000)
+    for number in range(6):
+        tracker.finish_trial(number, "complete", make_result(), files=files)
+    return stored_store
+
+
+@pytest.fixture
+def study(store):
+    return open_study(store, "demo")
+
+
+def files_of(store):
+    runs = {run.run_id: run.number for run in Tracker(store, "demo").trial_runs()}
+    found = {}
+    for run_id, number in runs.items():
+        found[number] = sorted(path.name for path in (store / "artifacts" / run_id / "artifacts").iterdir())
+    return found
+
+
+def age(path, hours):
+    for part in (path, *path.rglob("*")):
+        os.utime(part, (time.time() - 3600 * hours,) * 2)
+
+
+def test_by_default_everything_stays(store, study):
+    assert removals(store, study, ArtifactsConfig(), is_server=False) == ()
+
+
+@pytest.mark.parametrize("policy", [ArtifactsConfig(keep="front"), ArtifactsConfig(keep="last", last=9)])
+def test_media_of_trials_outside_the_policy_go_and_their_numbers_stay(store, study, policy):
+    kept = kept_trials(study, policy)
+    before = {run.number: run.metrics for run in Tracker(store, "demo").trial_runs()}
+    apply_policy(store, study, policy, is_server=False, at_end=False)
+    after = {run.number: run.metrics for run in Tracker(store, "demo").trial_runs()}
+
+    assert {trial.number for trial in front(study)} <= kept
+    assert set(range(6)) - kept
+    assert set(range(6)) & kept
+    for number, names in files_of(store).items():
+        assert names == (["result.json", "strip.png", "videos.mp4"] if number in kept else ["result.json"])
+    assert before == after
+    assert removals(store, study, policy, is_server=False) == ()
+
+
+def test_a_run_whose_files_went_says_so(store, study):
+    from mlflow import MlflowClient
+
+    chosen = removals(store, study, ArtifactsConfig(keep="front"), is_server=False)
+    freed = apply(store, "demo", chosen)
+    run = MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db").get_run(chosen[0].run_id)
+
+    assert freed == 2000 * len(chosen)
+    assert run.data.tags["hyq.files_removed"].endswith("is outside of keep: front")
+
+
+def test_of_the_cache_the_least_recently_used_goes_until_the_quota_is_kept(store, study):
+    cache = Store(store / "cache")
+    for hours, key in ((2, "recent"), (9, "oldest"), (5, "middle"), (0, "now")):
+        cache.put(key, {"x": torch.zeros(250_000)}, {})
+        for path in cache.root.glob(f"{key}.*"):
+            age(path, hours)
+    over = removals(store, study, ArtifactsConfig(quota_gb=2.5e-3), is_server=False)
+    far_over = removals(store, study, ArtifactsConfig(quota_gb=1e-6), is_server=False)
+    apply(store, "demo", over)
+
+    assert [one.paths[0].stem for one in over] == ["oldest", "middle"]
+    assert [one.paths[0].stem for one in far_over] == ["oldest", "middle", "recent"]
+    assert [cache.has(key) for key in ("recent", "oldest", "middle", "now")] == [True, False, False, True]
+
+
+def test_nothing_of_the_cache_goes_while_any_study_of_the_store_is_in_progress(store, study):
+    cache = Store(store / "cache")
+    cache.put("old", {"x": torch.zeros(1000)}, {})
+    age(cache.root, 9)
+    policy = ArtifactsConfig(quota_gb=1e-6)
+    lock = FileLock(store / "locks" / "other.runner.lock")
+    lock.acquire()
+    during = removals(store, study, policy, is_server=False)
+    lock.release()
+
+    assert during == ()
+    assert len(removals(store, study, policy, is_server=False)) == 1
+
+
+def test_what_links_lead_to_is_never_touched(store, study, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "videos.mp4").write_bytes(b"precious")
+    for run in Tracker(store, "demo").trial_runs():
+        folder = store / "artifacts" / run.run_id / "artifacts"
+        folder.rename(folder.with_name("moved"))
+        folder.symlink_to(outside)
+    (store / "cache").mkdir()
+    (store / "cache" / "key.safetensors").symlink_to(outside / "videos.mp4")
+    policy = ArtifactsConfig(keep="front", quota_gb=1e-6)
+
+    assert removals(store, study, policy, is_server=False) == ()
+    assert not remove(store / "cache" / "key.safetensors", store)
+    assert not remove(store / ".." / "outside", store)
+    assert not is_inside(outside, store)
+    assert (outside / "videos.mp4").read_bytes() == b"precious"
+
+
+def test_gc_lists_and_removes_with_yes_only(store, study, small_study, capsys):
+    store_config(study, small_study.model_copy(update={"artifacts": ArtifactsConfig(keep="front")}))
+    gc = ["gc", "demo", "--store", str(store), "--json"]
+    answers = []
+    for options in ([], [], ["--yes"], []):
+        assert exit_code_of([*gc, *options]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+
+    assert answers[0] == answers[1]
+    assert answers[0]["freed_bytes"] == 0
+    assert answers[2]["removals"] == answers[0]["removals"]
+    assert answers[2]["freed_bytes"] == 2000 * len(answers[0]["removals"]) > 0
+    assert answers[3]["removals"] == []

@@ -1,0 +1,236 @@
+"""Every way in which the parts of a study can contradict each other: found, mended, and found no more."""
+
+import os
+import time
+
+import optuna
+import pytest
+import torch
+from optuna.trial import create_trial
+
+from hyquant.calibration.records import write_records
+from hyquant.calibration.store import Store
+from hyquant.models import load_model
+from hyquant.models.base import RenderSettings
+from search.consistency import Place, findings, mended, stale_trials
+from search.findings import mend
+from search.locks import FileLock
+from search.processes import WorkerId, this_worker
+from search.run_log import RunLog, trial_log
+from search.spool import Spool
+from search.tracking import Tracker
+
+SETTINGS = RenderSettings(height=16, width=16, num_frames=5, num_steps=2)
+
+
+@pytest.fixture
+def place(mlflow_store, small_study):
+    Tracker(mlflow_store, "demo").open_study(small_study)
+    return Place(mlflow_store, "demo")
+
+
+@pytest.fixture
+def study(place, make_result):
+    """A study of two finished trials, both in MLflow."""
+    study = optuna.create_study(study_name="demo", directions=["maximize", "minimize"])
+    tracker = Tracker(place.store, "demo")
+    for quality in (0.9, 0.8):
+        result = make_result(quality=quality)
+        number = len(study.trials)
+        study.add_trial(create_trial(values=result.values, user_attrs={"result": result.model_dump(mode="json")}))
+        tracker.finish_trial(number, "complete", result)
+    return study
+
+
+def make_old(path):
+    for part in (path, *path.rglob("*")):
+        os.utime(part, (time.time() - 7200,) * 2, follow_symlinks=False)
+
+
+def snapshot(store):
+    kept = (path for path in store.rglob("*") if path.is_file() and not path.name.startswith("mlflow.db"))
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
+
+
+def found_mended_and_gone(place, study):
+    """Look twice, mend, look again; return the parts and sentences of the first look."""
+    before = snapshot(place.store)
+    found = findings(place, study, grace_s=0.2)
+    assert snapshot(place.store) == before
+    _, left = mended(place, study, grace_s=0.2)
+    assert left == ()
+    assert findings(place, study, grace_s=0.2) == ()
+    return [(finding.part, finding.what) for finding in found]
+
+
+def test_a_study_in_order_has_no_findings(place, study):
+    assert findings(place, study, grace_s=0.2) == ()
+
+
+def test_a_trial_that_nobody_has_is_queued_again(place, study):
+    study.ask()
+    dead = study.ask()
+    dead.set_user_attr("worker", {**this_worker(0).model_dump(), "pid": 2**22 + 1})
+    found = found_mended_and_gone(place, study)
+
+    assert [part for part, _ in found] == ["trials", "trials"]
+    assert [trial.state.name for trial in study.trials[2:]] == ["FAIL", "FAIL", "WAITING", "WAITING"]
+
+
+def test_trials_in_somebodys_hands_are_not_stale(study):
+    study.ask().set_user_attr("worker", this_worker(0).model_dump())
+    far = study.ask()
+    elsewhere = WorkerId.model_validate({**this_worker(0).model_dump(), "host": "another-host"})
+    far.set_user_attr("worker", elsewhere.model_dump())
+    leases = iter(range(1000))
+    read = study.get_trials
+
+    def renewing(*args, **kwargs):
+        far.set_user_attr("lease", next(leases))
+        return read(*args, **kwargs)
+
+    study.get_trials = renewing
+
+    assert stale_trials(study, grace_s=0.5, poll_s=0.05) == set()
+
+
+def test_runs_that_differ_are_corrected(place, study):
+    tracker = Tracker(place.store, "demo")
+    tracker.start_trial(0)  # a second run
+    tracker.finish_trial(99, "complete", None)  # a run without a trial
+    tracker.delete_run(next(run.run_id for run in tracker.trial_runs() if run.number == 1))  # a trial without a run
+    found = found_mended_and_gone(place, study)
+
+    assert [what for _, what in found] == [
+        "trial 0 has 2 MLflow runs instead of one",
+        "trial 1 has no MLflow run",
+        "trial 99 is in MLflow but not in Optuna",
+    ]
+
+
+def test_a_study_that_mlflow_does_not_know_is_made(mlflow_store, stored_store):
+    from search.storage import open_study
+
+    study = open_study(stored_store, "demo")
+    place = Place(mlflow_store, "demo")
+    mend(findings(place, study, grace_s=0.1))
+
+    assert findings(place, study, grace_s=0.1) == ()
+    assert len(Tracker(mlflow_store, "demo").trial_runs()) == 16
+
+
+def test_spooled_logs_are_sent_with_their_files(place, study, make_result, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "videos.mp4").write_bytes(b"a video")
+    result = make_result()
+    study.add_trial(create_trial(values=result.values, user_attrs={"result": result.model_dump(mode="json")}))
+    spool = Spool(place.store, "demo")
+    spool.add("trial-2", trial_log(2, "complete", result), tmp_path / "files")
+    spool.add("trial-0", RunLog(number=0), tmp_path / "files")
+    damaged = sorted(spool.folder.glob("*-trial-0"))[0]
+    (damaged / "log.json").write_bytes(b"")
+    found = findings(place, study, grace_s=0.2)
+    mended(place, study, grace_s=0.2)
+
+    assert [finding.part for finding in found] == ["spool", "spool"]
+    assert findings(place, study, grace_s=0.2) == ()
+    assert len(list(place.store.glob("artifacts/*/artifacts/videos.mp4"))) == 2
+
+
+def test_while_a_run_is_in_progress_what_is_in_flight_is_no_finding(place, study, make_result):
+    result = make_result()
+    for _ in range(2):
+        trial = study.ask()
+        trial.set_user_attr("worker", this_worker(0).model_dump())
+        trial.set_user_attr("result", result.model_dump(mode="json"))
+        study.tell(trial, result.values)
+    Tracker(place.store, "demo").start_trial(2)
+    Spool(place.store, "demo").add("trial-3", trial_log(3, "complete", result))
+    lock = FileLock(place.store / "locks" / "demo.runner.lock")
+    lock.acquire()
+    during = findings(place, study, grace_s=0.2)
+    lock.release()
+    after = [finding.part for finding in findings(place, study, grace_s=0.2)]
+
+    assert during == ()
+    assert after == ["spool", "MLflow and Optuna"]
+
+
+def test_damaged_and_unknown_cache_entries_go(place, study):
+    cache = Store(place.store / "cache")
+    for key in ("good", "flipped", "short"):
+        cache.put(key, {"x": torch.arange(4.0)}, {"key": key})
+    flipped, short = cache.root / "flipped.safetensors", cache.root / "short.json"
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+    short.write_bytes(short.read_bytes()[:9])
+    (cache.root / "half.safetensors").write_bytes(b"tensors come first, JSON last")
+    (cache.root / "notes.txt").write_text("mine")
+    model = load_model("tiny", "0", device="cpu")
+    for key in ("records", "torn"):
+        write_records(cache.root / key, lambda put: model.capture(["a circle"], [0], SETTINGS, put))
+    next((cache.root / "torn").glob("*.safetensors")).unlink()
+    fresh = findings(place, study, grace_s=0.2)
+    make_old(cache.root)
+    found = found_mended_and_gone(place, study)
+
+    assert fresh == ()  # it may be in the making
+    assert [what.partition("cache/")[2].split()[0] for _, what in found] == [
+        "flipped.json",
+        "half.safetensors",
+        "notes.txt",
+        "short.json",
+        "torn",
+    ]
+    assert {path.name for path in cache.root.iterdir()} == {"good.json", "good.safetensors", "records"}
+    assert [path.read_text() for path in (place.store / "unknown").iterdir()] == ["mine"]
+
+
+def test_what_killed_writers_left_goes_and_what_is_being_written_stays(place, study):
+    left = [
+        place.store / ".again-x",
+        place.store / "cache" / ".key.abc",
+        place.store / "logs" / "demo" / "slot0" / ".a.b",
+    ]
+    for folder in left:
+        (folder / "new").mkdir(parents=True)
+        (folder / "new" / "part").write_text("half")
+        make_old(folder)
+    busy = place.store / "cache" / ".key.busy"
+    busy.mkdir()
+    found = found_mended_and_gone(place, study)
+
+    assert [part for part, _ in found] == ["leftovers"] * 3
+    assert busy.is_dir()
+
+
+def test_notes_about_hung_trials_go_when_the_trial_has_ended(place, study):
+    study.ask().set_user_attr("worker", this_worker(0).model_dump())
+    folder = place.store / "logs" / "demo" / "slot0"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        (folder / f"hung-{number}.txt").write_text("stage render hung for 300 s")
+    make_old(folder)
+    found = found_mended_and_gone(place, study)
+
+    assert found == [("notes", "trial 1 ended its worker: stage render hung for 300 s")]
+    assert (folder / "hung-2.txt").exists()
+
+
+def test_artifacts_of_runs_that_are_gone_go_and_nothing_outside_of_the_store(place, study, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine")
+    artifacts = place.store / "artifacts"
+    orphan, link = artifacts / ("0" * 32), artifacts / ("1" * 32)
+    orphan.mkdir()
+    link.symlink_to(outside)
+    (orphan / "inner").symlink_to(outside)
+    for path in (orphan, link):
+        os.utime(path, (time.time() - 7200,) * 2, follow_symlinks=False)
+    found = findings(place, study, grace_s=0.2)
+    mend(found)
+
+    assert [finding.what for finding in found] == [f"{orphan} belongs to no MLflow run"]
+    assert not orphan.exists()
+    assert (outside / "precious").read_text() == "mine"
+    assert len(list(artifacts.iterdir())) >= 1

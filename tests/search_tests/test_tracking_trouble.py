@@ -1,0 +1,155 @@
+"""What the tracker does about a server that never answers, refuses, or is away, and about a spool that was damaged."""
+
+import os
+import shutil
+import socket
+import time
+
+import pytest
+
+from search.logged import LoggedMetric
+from search.run_log import RunLog
+from search.spool import Spool
+from search.tracking import Tracker
+from tests.toys.mlflow_server import mlflow_server
+
+
+@pytest.fixture
+def tracker(mlflow_store, small_study):
+    tracker = Tracker(mlflow_store, "demo")
+    tracker.open_study(small_study)
+    return tracker
+
+
+@pytest.fixture
+def spool(mlflow_store):
+    return Spool(mlflow_store, "demo")
+
+
+@pytest.fixture
+def files(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "videos.mp4").write_bytes(b"a video")
+    return folder
+
+
+@pytest.fixture
+def black_hole():
+    """The address of a server that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def make_old(path):
+    for part in (path, *path.rglob("*")):
+        os.utime(part, (time.time() - 7200,) * 2)
+
+
+@pytest.mark.slow
+def test_a_server_that_accepts_and_never_answers_costs_a_study_seconds(black_hole, small_study, make_result, tmp_path):
+    tracker = Tracker(tmp_path, "demo", black_hole)
+    started = time.monotonic()
+    tracker.start_study(small_study)
+    for number in range(5):
+        tracker.start_trial(number)
+        tracker.finish_trial(number, "complete", make_result())
+
+    assert time.monotonic() - started < 12
+    assert len(list(Spool(tmp_path, "demo").waiting())) == 6
+
+
+def test_a_server_that_stays_away_is_asked_ever_more_rarely(small_study, tmp_path, monkeypatch):
+    now, tries = [0.0], []
+
+    def refuse(*_):
+        tries.append(now[0])
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("search.tracking.connect", refuse)
+    tracker = Tracker(tmp_path, "demo", "http://127.0.0.1:9", clock=lambda: now[0])
+    for _ in range(360):
+        tracker.start_trial(0)
+        now[0] += 10.0
+
+    assert tries == [0.0, 30.0, 90.0, 210.0, 450.0, 930.0, 1530.0, 2130.0, 2730.0, 3330.0]
+
+
+@pytest.mark.slow
+@pytest.mark.multiproc
+def test_a_study_that_starts_without_its_server_is_there_when_the_server_is(small_study, make_result, files, tmp_path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = mlflow_server(folder)
+    now = [0.0]
+    tracker = Tracker(tmp_path / "store", "demo", server.url, clock=lambda: now[0])
+    tracker.start_study(small_study)
+    tracker.finish_trial(0, "complete", make_result(), files=files)
+    server.start()
+    try:
+        now[0] += 60.0
+        remaining = tracker.deliver()
+        runs = tracker.trial_runs()
+        parent = Tracker(tmp_path / "other host", "demo", server.url).open_study(small_study)
+        from mlflow import MlflowClient
+
+        params = MlflowClient(tracking_uri=server.url).get_run(parent).data.params
+    finally:
+        server.kill()
+
+    assert remaining == 0
+    assert [(run.number, run.status) for run in runs] == [(0, "FINISHED")]
+    assert params["space"] == small_study.space.name
+
+
+def test_what_mlflow_refuses_for_good_is_set_aside_and_what_follows_is_sent(tracker, spool, files):
+    spool.add("trial-0", RunLog(number=0, params={"alpha": "1"}))
+    spool.add("trial-0", RunLog(number=0, params={"alpha": "2"}), files)  # MLflow keeps the first value of a parameter
+    spool.add("trial-1", RunLog(number=1, metrics=(LoggedMetric("ssim", 0.9),)))
+    remaining = tracker.deliver()
+    ((folder, why),) = spool.kept_aside()
+
+    assert remaining == 0
+    assert "alpha" in why
+    assert (folder / "files" / "videos.mp4").read_bytes() == b"a video"
+    assert [run.metrics for run in tracker.trial_runs() if run.number == 1] == [{"ssim": 0.9}]
+
+
+def test_a_damaged_log_is_set_aside_with_its_files(tracker, spool, files):
+    spool.add("trial-7", RunLog(number=7), files)
+    (folder,) = spool.folder.glob("[0-9]*")
+    (folder / "log.json").write_bytes(b'{"number": ')
+    tracker.deliver()
+    ((aside, _),) = spool.kept_aside()
+
+    assert list(spool.waiting()) == []
+    assert (aside / "files" / "videos.mp4").read_bytes() == b"a video"
+
+
+def test_what_killed_processes_left_in_the_spool_is_swept_and_what_is_being_written_is_not(tracker, spool, files):
+    spool.add("trial-7", RunLog(number=7), files)
+    (sent,) = spool.folder.glob("[0-9]*")
+    (sent / "log.json").unlink()  # as a sender that was killed between the log and its files
+    killed, busy = spool.folder / ".new-killed", spool.folder / ".new-busy"
+    shutil.copytree(files, killed / "new")
+    shutil.copytree(files, busy / "new")
+    make_old(sent)
+    make_old(killed)
+    tracker.deliver()
+
+    assert [path.name for path in spool.folder.iterdir()] == [".new-busy"]
+
+
+def test_files_that_cannot_be_uploaded_leave_an_ended_run_and_wait(tracker, spool, files, mlflow_store, make_result):
+    shutil.rmtree(mlflow_store / "artifacts")
+    (mlflow_store / "artifacts").write_text("in the way")
+    tracker.finish_trial(0, "complete", make_result(), files=files)
+    (run,) = tracker.trial_runs()
+    waiting = [(spooled.log.number, spooled.files is not None) for spooled in spool.waiting()]
+    (mlflow_store / "artifacts").unlink()
+    remaining = Tracker(mlflow_store, "demo").deliver()
+
+    assert (run.status, run.state) == ("FINISHED", "complete")
+    assert waiting == [(0, True)]
+    assert remaining == 0
+    assert len(list((mlflow_store / "artifacts").glob("*/artifacts/videos.mp4"))) == 1

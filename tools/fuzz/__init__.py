@@ -1,0 +1,1 @@
+"""Fuzzers of everything a user can give a file for."""

@@ -1,0 +1,1 @@
+"""The mini study for an hour, with its memory, handles and disk watched."""
