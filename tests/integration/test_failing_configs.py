@@ -16,10 +16,12 @@ from search.storage import open_study
 from search.study_file import load_study
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
 from tests.toys.faulty import install
+from tests.toys.tiny_study import TINY_STUDY
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(600)]
 
 STUDY = {
+    **TINY_STUDY,
     "name": "faulty-study",
     "model": {"kind": "faulty", "source": "0", "device": "cpu"},
     "space": {
@@ -32,20 +34,9 @@ STUDY = {
         "exclusions": {"none": [], "mlp": ["*img_mlp*"]},
         "presets": [],
     },
-    "workload": {
-        "calibration_prompts": "calibration.txt",
-        "search_prompts": "search.txt",
-        "num_calibration_prompts": 2,
-        "num_search_prompts": 2,
-        "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2, "batch_size": 2},
-    },
-    "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 2},
-    "judge": {"model": "hashing"},
-    "constraints": [{"metric": "collapsed", "max": 0.5}],
-    "latency": {"rounds": 3, "warmup": 1, "compile": False},
+    "workload": {**TINY_STUDY["workload"], "num_search_prompts": 2},
     "sampler": {"kind": "grid"},
     "budget": {"trials": 4},
-    "confirm": None,
 }
 
 

@@ -34,26 +34,9 @@ from search.stages import Stages
 from search.storage import open_study
 from search.study_file import load_study
 from search.trials import count_states, front, is_evaluated, trial_config, trial_result
+from tests.toys.tiny_study import TINY_STUDY
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
-
-STUDY = {
-    "name": "tiny-study",
-    "model": {"kind": "tiny", "source": "0", "device": "cpu"},
-    "space": "mini",
-    "workload": {
-        "calibration_prompts": "calibration.txt",
-        "search_prompts": "search.txt",
-        "num_calibration_prompts": 2,
-        "num_search_prompts": 3,
-        "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2, "batch_size": 2},
-    },
-    "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 2},
-    "judge": {"model": "hashing"},
-    "constraints": [{"metric": "collapsed", "max": 0.5}],
-    "latency": {"rounds": 3, "warmup": 1, "compile": False},
-    "confirm": None,
-}
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +59,7 @@ def make_study_file(template, tmp_path, monkeypatch):
 
     def make(**changes) -> Path:
         path = folder / "study.yaml"
-        path.write_text(yaml.safe_dump({**STUDY, "store": str(folder / "mlruns"), **changes}))
+        path.write_text(yaml.safe_dump({**TINY_STUDY, "store": str(folder / "mlruns"), **changes}))
         return path
 
     return make
@@ -120,7 +103,7 @@ def test_a_slot_of_two_ranks_gives_the_scores_of_one_rank(make_study_file, tmp_p
     Clips are rendered one by one and on one thread: float sums over another batch end differently in the last place on
     some CPUs, which flips int8 codes that lie on a rounding edge.
     """
-    workload = {**STUDY["workload"], "settings": {**STUDY["workload"]["settings"], "batch_size": 1}}
+    workload = {**TINY_STUDY["workload"], "settings": {**TINY_STUDY["workload"]["settings"], "batch_size": 1}}
     path = make_study_file(budget={"trials": 3}, slots=[{"ranks": 2}], workload=workload)
 
     summary, study, _ = run(path)
@@ -173,7 +156,7 @@ def test_two_ranks_climb_rungs_together_and_measure_the_front_again(make_study_f
     path = make_study_file(
         budget={"trials": 4},
         slots=[{"ranks": 2}],
-        workload={**STUDY["workload"], "num_search_prompts": 5},
+        workload={**TINY_STUDY["workload"], "num_search_prompts": 5},
         constraints=[{"metric": "psnr_db_worst", "min": 60.0}, {"metric": "collapsed", "max": 0.5}],
         confirm={"members": 2},
     )

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from search.cli import exit_code_of
-from tests.integration.test_study_on_several_processes import STUDY
 from tests.toys.mlflow_server import mlflow_server
+from tests.toys.tiny_study import TINY_STUDY
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 
@@ -18,7 +18,7 @@ MAIN = "from search.cli import main; main()"
 
 
 def test_a_study_runs_without_its_server_and_doctor_brings_everything_there(tmp_path, capsys):
-    plan = {**STUDY, "store": str(tmp_path / "store"), "budget": {"trials": 2}, "slots": [{"ranks": 1}]}
+    plan = {**TINY_STUDY, "store": str(tmp_path / "store"), "budget": {"trials": 2}, "slots": [{"ranks": 1}]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan))
     for name in ("calibration", "search"):
         (tmp_path / f"{name}.txt").write_text("".join(f"{name} prompt {index}\n" for index in range(3)))

@@ -21,6 +21,7 @@ from search.retry import MAX_RETRIES, queued_again
 from search.storage import open_study, stored_config
 from search.trials import count_states, is_evaluated
 from tests.toys.servers import Cable, postgres
+from tests.toys.tiny_study import TINY_STUDY
 
 pytestmark = [
     pytest.mark.multiproc,
@@ -30,20 +31,13 @@ pytestmark = [
 ]
 
 STUDY = {
-    "name": "tiny-study",
-    "model": {"kind": "tiny", "source": "0", "device": "cpu"},
-    "space": "mini",
+    **TINY_STUDY,
     "workload": {
-        "calibration_prompts": "calibration.txt",
-        "search_prompts": "search.txt",
+        **TINY_STUDY["workload"],
         "num_calibration_prompts": 1,
         "num_search_prompts": 4,
         "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 2},
     },
-    "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 2},
-    "judge": {"model": "hashing"},
-    "constraints": [{"metric": "collapsed", "max": 0.5}],
-    "latency": {"rounds": 3, "warmup": 1, "compile": False},
     "confirm": {"members": 2},
     "budget": {"trials": 14},
 }
