@@ -13,7 +13,7 @@ from typing import NamedTuple
 import optuna
 
 from search.errors import StoreError
-from search.locks import is_held
+from search.locks import held_by_workers
 from search.mlflow_client import database_path
 from search.removal import is_inside, remove, size_bytes
 from search.study import ArtifactsConfig
@@ -27,7 +27,7 @@ RECENT_S = 3600.0
 """What was used so recently may be in use."""
 
 _MEDIA = ("videos.mp4", "strip.png")
-_RUNNER, _HELPERS = ".runner.lock", ("mlflow.lock", ".spool.lock")
+_RUNNER = ".runner.lock"
 
 
 class Removal(NamedTuple):
@@ -92,8 +92,7 @@ def apply_policy(store: Path, study: optuna.Study, policy: ArtifactsConfig, *, i
 
 def is_in_use(store: Path, *, but: str) -> bool:
     """Say whether a study of the store is in progress on this host, other than through the runner of `but`."""
-    locks = (path for path in (store / "locks").glob("*.lock") if not path.name.endswith(_HELPERS))
-    return any(path.name != but + _RUNNER and is_held(path) for path in locks)
+    return any(path.name != but + _RUNNER for path in held_by_workers(store))
 
 
 def kept_trials(study: optuna.Study, policy: ArtifactsConfig) -> set[int]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from search.order import read_state, write_state
-from search.processes import WorkerId, is_alive, is_local
-from search.resume import Blame, worker_of
+from search.processes import is_alive
+from search.resume import Blame, local_worker
 from search.watchdog import read_hang
 
 
@@ -26,7 +26,7 @@ def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
     """
 
     def how(trial: FrozenTrial) -> str | None:
-        worker = _own_worker(trial, crew)
+        worker = local_worker(trial, crew)
         if worker is None:
             return None
         folder = folder_of(worker.slot)
@@ -40,7 +40,7 @@ def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
 def end_still_workers(lost: Iterable[FrozenTrial], crew: str) -> None:
     """Kill workers of this crew whose trial was taken from them: torchrun starts their group anew."""
     for trial in lost:
-        worker = _own_worker(trial, crew)
+        worker = local_worker(trial, crew)
         if worker is not None and is_alive(worker):
             os.kill(worker.pid, signal.SIGKILL)
 
@@ -49,8 +49,3 @@ def forgive_deaths(folder: Path, tries: Sequence[int]) -> None:
     """Hold the deaths of a config that is marked now against the config and not against its slot."""
     state = read_state(folder)
     write_state(folder, state.model_copy(update={"forgiven": state.forgiven + len(tries)}))
-
-
-def _own_worker(trial: FrozenTrial, crew: str) -> WorkerId | None:
-    worker = worker_of(trial)
-    return worker if worker is not None and worker.crew == crew and is_local(worker) else None

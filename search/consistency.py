@@ -18,11 +18,10 @@ from search.errors import StoreError
 from search.findings import Finding, mend
 from search.lease import LEASE
 from search.leftovers import artifact_findings, cache_findings, hang_findings, writer_findings
-from search.locks import is_held
+from search.locks import held_by_workers
 from search.mlflow_client import prepare_store
-from search.processes import is_alive, is_local
 from search.repair import differences, repair
-from search.resume import reclaim, worker_of
+from search.resume import is_dead_here, local_worker, reclaim
 from search.run_log import RunLog
 from search.spool import Spool
 from search.storage import stored_config
@@ -74,8 +73,7 @@ def mended(place: Place, study: optuna.Study, *, grace_s: float) -> tuple[tuple[
 
 def is_in_progress(store: Path, study: str) -> bool:
     """Say whether a runner or a worker of this host has the study in hand."""
-    held = (path for path in (store / "locks").glob(f"{study}.*.lock") if not path.name.endswith(".spool.lock"))
-    return any(is_held(path) for path in held)
+    return any(held_by_workers(store, f"{study}.*.lock"))
 
 
 def stale_trials(study: optuna.Study, *, grace_s: float, poll_s: float = 1.0) -> set[int]:
@@ -84,10 +82,8 @@ def stale_trials(study: optuna.Study, *, grace_s: float, poll_s: float = 1.0) ->
     Of this host's workers it is known at once; those of others must renew a lease within `grace_s`.
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    here = [trial for trial in running if (worker := worker_of(trial)) is not None and is_local(worker)]
-    dead = {trial.number for trial in here if (worker := worker_of(trial)) is not None and not is_alive(worker)}
-    local = {trial.number for trial in here}
-    first = {trial.number: trial.user_attrs.get(LEASE) for trial in running if trial.number not in local}
+    dead = {trial.number for trial in running if is_dead_here(trial)}
+    first = {trial.number: trial.user_attrs.get(LEASE) for trial in running if local_worker(trial) is None}
     deadline = time.monotonic() + grace_s
     while first and time.monotonic() < deadline:
         time.sleep(min(poll_s, grace_s))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import optuna
 
-from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import Leaving, counted_interrupts
 from search.locks import FileLock
@@ -23,11 +22,10 @@ from search.resume import hand_back_trials, reclaim_lost_trials, require_same_st
 from search.run_sentences import numbers_in_words
 from search.slot_devices import read_layout
 from search.slots import RunningSlot, start_slots, stop_slots
-from search.stall import why_over
 from search.storage import open_study, require_intact, require_space, store_errors, stored_config
 from search.study import Slot, StudyConfig
 from search.trials import count_states
-from search.watching import OnEvent, RunSummary, event, require_progress, summary_of, tidy_up, watch
+from search.watching import OnEvent, RunSummary, event, is_over, require_progress, summary_of, tidy_up, watch
 
 MAX_CREWS = 1000
 NO_RECORD = (
@@ -81,7 +79,7 @@ def join_study(
         here = {"store": str(store), "storage": url, "tracking": tracking, "slots": slots}
         config = stored_config(study).model_copy(update=here)
         with _crew(store, name) as crew:
-            if _is_over(study, config):
+            if is_over(study, config):
                 return summary_of(study, "the study is over already")
             order = WorkOrder(
                 store=store.resolve(),
@@ -123,7 +121,7 @@ def _work(
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
             reclaim_lost_trials(study)
-        if _is_over(study, config) and not count_states(study)["running"]:
+        if is_over(study, config) and not count_states(study)["running"]:
             if _has_record(order):
                 _leave_in_order(study, config, on_event)
             return summary_of(study, "done")
@@ -145,10 +143,6 @@ def _leave_in_order(study: optuna.Study, config: StudyConfig, on_event: OnEvent)
         tidy_up(study, config, "FINISHED", on_event)
     except StoreError as error:
         on_event(event("note", f"left to `hyq-search run`: {error}", study, config))
-
-
-def _is_over(study: optuna.Study, config: StudyConfig) -> bool:
-    return why_over(study, config) is not None and not pending(study, config)
 
 
 @contextmanager

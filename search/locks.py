@@ -18,6 +18,9 @@ from typing import IO
 
 from search.errors import StoreError
 
+_MOMENTARY = ("mlflow.lock", ".spool.lock")
+"""Locks of a store that are held for single steps of the work, and say nothing about whether any is being done."""
+
 
 class FileLock:
     """An advisory lock on a file, shared or exclusive, held by this object until released or its process dies."""
@@ -73,6 +76,13 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+def held_by_workers(store: Path, pattern: str = "*.lock") -> Iterator[Path]:
+    """Yield the locks of a store, of some names, that a runner or worker of this host holds while it is at work."""
+    for path in (store / "locks").glob(pattern):
+        if not path.name.endswith(_MOMENTARY) and is_held(path):
+            yield path
 
 
 class HostLock:

@@ -63,13 +63,16 @@ def follow(bench: Workbench) -> None:
             except DiskTrouble as trouble_here:
                 logger.info("left a measurement: %s", trouble_here)
         if message["command"] == "trial":
-            config = QuantConfig.model_validate(message["config"])
-            try:
-                run_trial(bench, config, Stages(bench.group))
-            except TrialFailed as failure:
-                logger.info("left a failed trial: %s", failure)
-                is_short = isinstance(failure, OutOfMemory)
-            else:
-                is_short = False
+            is_short = _ran_out_of_memory(bench, QuantConfig.model_validate(message["config"]))
             if is_short:
                 release_memory(bench)  # the error, whose frames held tensors, is gone by now
+
+
+def _ran_out_of_memory(bench: Workbench, config: QuantConfig) -> bool:
+    """Run a trial as rank 0 does, and say whether it ended because a rank ran out of memory."""
+    try:
+        run_trial(bench, config, Stages(bench.group))
+    except TrialFailed as failure:
+        logger.info("left a failed trial: %s", failure)
+        return isinstance(failure, OutOfMemory)
+    return False

@@ -65,7 +65,7 @@ def reclaim_lost_trials(
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     still = set() if watch is None else watch.lost(running)
-    lost = [trial for trial in running if trial.number in still or _is_dead_here(trial)]
+    lost = [trial for trial in running if trial.number in still or is_dead_here(trial)]
     return [trial.number for trial in lost if _reclaimed(study, trial, blame(trial))]
 
 
@@ -103,11 +103,8 @@ def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
 
     Called before the slots are stopped, or a runner of this host would see dead workers and count a lost attempt.
     """
-    left = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if (worker := worker_of(trial)) is not None and worker.crew == crew and is_local(worker)
-    ]
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    left = [trial for trial in running if local_worker(trial, crew) is not None]
     return [trial.number for trial in left if _taken_back(study, trial, queue_handed_back, reason=HANDED_BACK)]
 
 
@@ -117,9 +114,18 @@ def worker_of(trial: FrozenTrial) -> WorkerId | None:
     return None if stored is None else WorkerId.model_validate(stored)
 
 
-def _is_dead_here(trial: FrozenTrial) -> bool:
+def local_worker(trial: FrozenTrial, crew: str | None = None) -> WorkerId | None:
+    """Return who of this host has, or had, a trial in hand, and of one crew if that is given; None if nobody."""
     worker = worker_of(trial)
-    return worker is not None and is_local(worker) and not is_alive(worker)
+    if worker is None or not is_local(worker) or crew not in (None, worker.crew):
+        return None
+    return worker
+
+
+def is_dead_here(trial: FrozenTrial) -> bool:
+    """Say whether a trial was in the hands of a process of this host that is gone."""
+    worker = local_worker(trial)
+    return worker is not None and not is_alive(worker)
 
 
 def _taken_back(

@@ -179,13 +179,17 @@ def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
         on_event(event("note", f"{error} Its MLflow record is completed later", study, config))
 
 
+def is_over(study: optuna.Study, config: StudyConfig) -> bool:
+    """Say whether nothing of a study is left to do: no trial, and no member of the front to measure again."""
+    return why_over(study, config) is not None and not pending(study, config)
+
+
 def require_progress(
     study: optuna.Study, config: StudyConfig, slots: Sequence[RunningSlot], until_trial: int | None
 ) -> None:
     """Refuse to call a study done whose slots all stopped before the budget was used."""
     failures = [failure for slot in slots if (failure := slot.failure())]
-    is_done = why_over(study, config) is not None and not pending(study, config)
-    if until_trial is None and failures and not is_done:
+    if until_trial is None and failures and not is_over(study, config):
         raise SearchError(f"study {config.name} stopped early: {failures[0]}")
     if until_trial is not None and failures:
         raise SearchError(f"trial {until_trial} was not run: {failures[0]}")
