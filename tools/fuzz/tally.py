@@ -46,8 +46,9 @@ class Tally:
 
     def report(self) -> int:
         """Print the result and return the exit code."""
-        minutes = (time.monotonic() - self.started_s) / 60
-        print(f"{self.target}: {self.executions} executions in {minutes:.1f} minutes, {len(self.places)} findings")
+        minutes, computed = (time.monotonic() - self.started_s) / 60, time.process_time() / 60
+        spent = f"{minutes:.1f} minutes ({computed:.1f} of computing)"
+        print(f"{self.target}: {self.executions} executions in {spent}, {len(self.places)} findings")
         for place, path in self.places.items():
             print(f"  {place}: {path}")
         sys.stdout.flush()
