@@ -4,6 +4,7 @@ Only who shares a runner or a joined worker with the dead one may blame: that on
 with its runner, with its host or behind a cut network proves nothing about a config.
 """
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +17,11 @@ from search.processes import is_alive
 from search.resume import Blame, local_worker
 from search.watchdog import read_hang
 
+logger = logging.getLogger(__name__)
+
 
 def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
-    """Return what says how a trial ended its worker.
+    """Return what holds trials responsible for the end of workers of one crew, and their slots not.
 
     Args:
         crew: Whose workers may be blamed: "" for those of `run`.
@@ -34,7 +37,17 @@ def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
             return "its worker stood still and renewed no lease"
         return read_hang(folder, trial.number) or f"its worker died; see {folder / 'log.txt'}"
 
-    return how
+    def forgive(trial: FrozenTrial, tries: Sequence[int]) -> None:
+        worker = local_worker(trial, crew)
+        if worker is None:
+            return
+        state = read_state(folder := folder_of(worker.slot))
+        try:
+            write_state(folder, state.model_copy(update={"forgiven": state.forgiven + len(tries)}))
+        except OSError as error:
+            logger.warning("a slot's state needs room in %s, but: %s; free some", folder, error)
+
+    return Blame(how, forgive)
 
 
 def end_still_workers(lost: Iterable[FrozenTrial], crew: str) -> None:
@@ -43,9 +56,3 @@ def end_still_workers(lost: Iterable[FrozenTrial], crew: str) -> None:
         worker = local_worker(trial, crew)
         if worker is not None and is_alive(worker):
             os.kill(worker.pid, signal.SIGKILL)
-
-
-def forgive_deaths(folder: Path, tries: Sequence[int]) -> None:
-    """Hold the deaths of a config that is marked now against the config and not against its slot."""
-    state = read_state(folder)
-    write_state(folder, state.model_copy(update={"forgiven": state.forgiven + len(tries)}))

@@ -56,8 +56,8 @@ def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[
     If another trial with an equal config is running, it is waited for: its record then answers, or, if it failed, this
     trial evaluates the config itself. That holds between hosts too, because only the storage is used: a trial writes
     the digest (it *holds* the config), and reads all trials after that. Of two that hold the same, the one that wrote
-    later sees the other. The higher number lets go and waits; the lower one keeps its hold and waits until the higher
-    one has let go, or has finished because it read before the lower one wrote.
+    later sees the other. A higher number lets go, at once or when it sees a lower one come, and waits; the lowest one
+    keeps its hold and waits until the others have let go, or have finished because they read before it wrote.
 
     Args:
         trial: The running trial.
@@ -71,15 +71,18 @@ def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[
         trials = trial.study.get_trials(deepcopy=False)
         return find_record(trials, key), _holders(trials, key, trial.number)
 
+    is_holding = False
     while True:
         record, others = look()
         if record is not None or all(other > trial.number for other in others):
             trial.set_user_attr(HOLDS, key)
+            is_holding = True
             record, others = look()
             if record is not None or not others:
                 return record
-            if min(others) < trial.number:
-                trial.set_user_attr(HOLDS, None)
+        if is_holding and min(others) < trial.number:
+            trial.set_user_attr(HOLDS, None)
+            is_holding = False
         while_waiting()
         time.sleep(_POLL_S)
 

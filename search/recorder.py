@@ -50,8 +50,7 @@ class Recorder:
     def begin(self, number: int) -> None:
         """Show a trial that begins in MLflow, if its database is ready."""
         if self._may_track(wait=False):
-            with _unfailing():
-                self._tracker.start_trial(number)
+            self._tracker.start_trial(number)
 
     def tell_of_float(self, bench: Workbench) -> None:
         """Write into the study what the float videos score, and the noise floor, once; the floor into MLflow too."""
@@ -63,8 +62,7 @@ class Recorder:
         if bench.floor is not None:
             self._study.set_user_attr("noise_floor", bench.floor.model_dump(mode="json"))
             self._may_track(wait=True)
-            with _unfailing():
-                self._tracker.log_study(floor_metrics(bench.floor))
+            self._tracker.log_study(floor_metrics(bench.floor))
 
     @contextmanager
     def failures_recorded(self, trial: optuna.Trial, stage: Callable[[], str]) -> Iterator[None]:
@@ -86,8 +84,7 @@ class Recorder:
         except BaseException as bug:
             _record_failure(trial, stage(), f"{type(bug).__name__}: {bug}", traceback.format_exc())
             if self._may_track(wait=True):
-                with _unfailing():
-                    self._tracker.finish_trial(trial.number, "failed", None, reason=f"stage {stage()}: {bug!r}")
+                self._tracker.finish_trial(trial.number, "failed", None, reason=f"stage {stage()}: {bug!r}")
             self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
 
@@ -95,7 +92,7 @@ class Recorder:
         """Log a finished trial to MLflow, and remember that this slot is alive."""
         result, state = trial_result(trial), trial_state(trial)
         self._may_track(wait=True)
-        with _unfailing(), _scratch_folder() as folder:
+        with _scratch_folder() as folder:
             files = None
             if result is not None and folder is not None:
                 plan, report, samples = (e.plan, e.report, e.samples) if (e := evidence) else (None, None, [])
@@ -116,19 +113,12 @@ class Recorder:
         """Say whether the runner has made MLflow's database, which it does under a lock while the workers start."""
         if not self._is_tracking:
             lock = FileLock(mlflow_lock_path(self._order.store))
-            with _unfailing():
+            try:
                 self._is_tracking = lock.acquire(shared=True, blocking=wait)
                 lock.release()
+            except StoreError as error:  # a lock file that a full disk does not take
+                logger.warning("MLflow's record is completed later: %s", error)
         return self._is_tracking
-
-
-@contextmanager
-def _unfailing() -> Iterator[None]:
-    """Let nothing that MLflow's record needs fail a trial: `search.repair` makes up for what is missing."""
-    try:
-        yield
-    except StoreError as error:
-        logger.warning("MLflow's record is completed later: %s", error)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Taking a stored study up again: whether it still is the same, and which running trials are lost."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -16,9 +17,23 @@ from search.retry import DISK_TROUBLE, may_retry, queue_again, queue_handed_back
 from search.storage import stored_config, stored_prompts
 from search.study import StudyConfig
 
-Blame = Callable[[FrozenTrial], str | None]
-
 HANDED_BACK = "its worker left; a trial with the same parameters was queued in its place"
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Who is held responsible for the end of a worker (`search.blame`).
+
+    Attributes:
+        how: Says how a trial ended its worker, None if it cannot be held responsible.
+        forgive: Takes these tries of a config that is marked now off the deaths of the trial's slot.
+    """
+
+    how: Callable[[FrozenTrial], str | None]
+    forgive: Callable[[FrozenTrial, Sequence[int]], None]
+
+
+NO_BLAME = Blame(how=lambda trial: None, forgive=lambda trial, tries: None)
 
 
 def require_same_study(study: optuna.Study, config: StudyConfig, prompts: StudyPrompts) -> None:
@@ -50,9 +65,7 @@ def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: stored {stored!r}, file {given!r}"
 
 
-def reclaim_lost_trials(
-    study: optuna.Study, watch: LeaseWatch | None = None, blame: Blame = lambda _: None
-) -> list[int]:
+def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None, blame: Blame = NO_BLAME) -> list[int]:
     """Fail running trials that are lost and queue their parameters again; return their numbers.
 
     Lost is what a dead process of this host had in hand, and what `watch` has seen without a moving lease for too long.
@@ -60,18 +73,22 @@ def reclaim_lost_trials(
     Args:
         study: The study.
         watch: What this process knows of leases; None looks at processes alone.
-        blame: Says how a trial ended its worker, None if it cannot be held responsible. A config that did so too often
-            is marked and not queued again (`search.poison`).
+        blame: Who is responsible. A config that ended its worker too often is marked and not queued again
+            (`search.poison`).
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     still = set() if watch is None else watch.lost(running)
     lost = [trial for trial in running if trial.number in still or is_dead_here(trial)]
-    return [trial.number for trial in lost if _reclaimed(study, trial, blame(trial))]
+    return [trial.number for trial in lost if _reclaimed(study, trial, blame)]
 
 
-def _reclaimed(study: optuna.Study, trial: FrozenTrial, how: str | None) -> bool:
+def _reclaimed(study: optuna.Study, trial: FrozenTrial, blame: Blame) -> bool:
+    how = blame.how(trial)
+
     def queue(study: optuna.Study, trial: FrozenTrial) -> None:
-        if how is None or not note_crash(study, trial, how):
+        if tries := () if how is None else note_crash(study, trial, how):
+            blame.forgive(trial, tries)
+        else:
             queue_again(study, trial)
 
     return _taken_back(study, trial, queue, reason=how)
@@ -81,7 +98,7 @@ def reclaim(study: optuna.Study, numbers: Collection[int]) -> None:
     """Fail these trials, which are known to be lost, unless they have ended meanwhile, and queue their parameters."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial.number in numbers:
-            _reclaimed(study, trial, None)
+            _reclaimed(study, trial, NO_BLAME)
 
 
 def queue_forgotten_trials(study: optuna.Study) -> list[int]:
@@ -89,13 +106,20 @@ def queue_forgotten_trials(study: optuna.Study) -> list[int]:
     trials = study.get_trials(deepcopy=False)
     known = queued_again(trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
-    lost = [trial for trial in failed if "reason" not in trial.user_attrs and may_retry(trial)]
     left = [t for t in failed if t.user_attrs.get("reason") == HANDED_BACK or DISK_TROUBLE in t.user_attrs]
+    taken = [t for t in failed if "stage" not in t.user_attrs and t.user_attrs.get("reason") != HANDED_BACK]
+    lost = [trial for trial in taken if may_retry(trial) and not _is_poisoned(study, trial)]
     for trial in lost:
         queue_again(study, trial)
     for trial in left:
         queue_handed_back(study, trial)
-    return sorted(trial.number for trial in (*lost, *left))
+    return [trial.number for trial in (*lost, *left)]
+
+
+def _is_poisoned(study: optuna.Study, taken: FrozenTrial) -> bool:
+    """Say whether the config of a trial that was taken back is marked; notes first that it was blamed, if it was."""
+    how = taken.user_attrs.get("reason")
+    return how is not None and bool(note_crash(study, taken, how))
 
 
 def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 RESERVE_BYTES = 64 * 2**20
 """Left for databases and logs."""
+FULL_BYTES = 2**20
+"""With less than this a database on the disk cannot take what a trial found out."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 
 _COPIES = 3
@@ -68,13 +70,21 @@ def run_shortage(config: StudyConfig, store: Path, num_evaluated: int) -> str | 
     return _shortage(f"the {remaining} trials to come write", needed, store) if remaining else None
 
 
+def fullness(store: Path) -> str | None:
+    """Return in a sentence that a store's disk is full, so that trials in hand cannot be written down; else None."""
+    free = shutil.disk_usage(store).free
+    if free >= FULL_BYTES:
+        return None
+    return f"results of trials need at least {_mib(FULL_BYTES)}, but {store} has {free // 1024} KiB free; free some"
+
+
 def _shortage(what: str, needed: int, place: Path) -> str | None:
     free = shutil.disk_usage(place).free
     if free >= needed + RESERVE_BYTES:
         return None
     return (
-        f"{what} about {_mib(needed)} beside a reserve of {_mib(RESERVE_BYTES)}, but {place} has {_mib(free)} free; "
-        "free some"
+        f"{what} about {_mib(needed)} beside a reserve of {_mib(RESERVE_BYTES)}, but {place} has {free // 2**20} MiB "
+        "free; free some"
     )
 
 

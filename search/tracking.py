@@ -221,7 +221,10 @@ class Tracker:
         except OSError as error:
             self._warn(f"the spool must take what MLflow is to get, but {self._spool.folder} gave '{error}'.")
             return
-        self.deliver()
+        try:
+            self.deliver()
+        except StoreError as error:  # a lock file that a full disk does not take
+            self._warn(str(error))
 
     def _attempt(self, action: Callable[[], object]) -> bool:
         """Do something with MLflow and say whether it worked; after it did not answer, do nothing for a while.

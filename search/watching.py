@@ -8,15 +8,14 @@ from typing import Literal
 
 import optuna
 
-from search.blame import blame_within, end_still_workers, forgive_deaths
+from search.blame import blame_within, end_still_workers
 from search.confirmation import confirmations
 from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
-from search.poison import poisoned_by
-from search.resume import reclaim_lost_trials, worker_of
-from search.room import trial_shortage
+from search.resume import reclaim_lost_trials
+from search.room import fullness, trial_shortage
 from search.run_sentences import numbers_in_words, study_notes, trial_sentence
 from search.slots import RunningSlot
 from search.stall import why_over
@@ -96,10 +95,6 @@ def watch(
     leases = LeaseWatch()
     told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
     while len(ended) < len(slots):
-        shortage = _shortage(study, config)
-        if shortage is not None and not was_short:
-            on_event(event("note", f"waiting for room: {shortage}", study, config))
-        was_short = shortage is not None
         for sentence in study_notes(study, config):
             if sentence not in told:
                 told.add(sentence)
@@ -110,21 +105,28 @@ def watch(
                 if failure := slot.failure():
                     on_event(event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
         _take_back(study, slots, leases)
-        for trial in study.get_trials(deepcopy=False):
+        trials = study.get_trials(deepcopy=False)
+        counts = count_states(trials)
+        shortage = _shortage(config, counts)
+        if shortage is not None and not was_short:
+            on_event(event("note", f"waiting for room: {shortage}", study, config))
+        was_short = shortage is not None
+        for trial in trials:
             if trial.state.is_finished() and trial.number not in seen:
                 seen.add(trial.number)
                 on_event(event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
         if len(seen) >= num_kept_to + EVERY_TRIALS:
             num_kept_to = len(seen)
             _keep_policy(study, config, at_end=False)
-        on_event(event("progress", "", study, config))
+        on_event(RunEvent("progress", "", counts=counts, budget=config.budget.trials))
         if len(ended) < len(slots):
             interrupts.wait(POLL_S)
 
 
-def _shortage(study: optuna.Study, config: StudyConfig) -> str | None:
-    counts = count_states(study)
-    return None if counts["running"] else trial_shortage(config, Path(config.store), num_evaluated(counts))
+def _shortage(config: StudyConfig, counts: dict[str, int]) -> str | None:
+    """Return what slots wait for on a full disk: to begin a trial, or to write down what the one in hand found out."""
+    store = Path(config.store)
+    return fullness(store) if counts["running"] else trial_shortage(config, store, num_evaluated(counts))
 
 
 def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:
@@ -134,12 +136,7 @@ def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseW
     if not numbers:
         return
     trials = study.get_trials(deepcopy=False)
-    lost = [trials[number] for number in numbers]
-    end_still_workers(lost, crew)
-    for trial in lost:
-        worker, tries = worker_of(trial), poisoned_by(study.user_attrs, trial.user_attrs.get("config_digest", ""))
-        if worker is not None and trial.number in tries:
-            forgive_deaths(folders[worker.slot], tries)
+    end_still_workers([trials[number] for number in numbers], crew)
 
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:
@@ -154,11 +151,18 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
     store = Path(config.store)
     tracker = Tracker(store, config.name, config.tracking)
     correct_mlflow(study, config, on_event)
-    with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
-        write_study_report(Path(name), config, study)
-        for number, confirmation in confirmations(study).items():
-            tracker.log_again(number, confirmation)
-        tracker.finish_study(status, Path(name))
+    for number, confirmation in confirmations(study).items():
+        tracker.log_again(number, confirmation)
+    try:
+        with tempfile.TemporaryDirectory(prefix="hyq-report-") as name:
+            write_study_report(Path(name), config, study)
+            tracker.finish_study(status, Path(name))
+    except OSError as error:
+        tracker.finish_study(status, None)
+        sentence = (
+            f"the study's report needs room in {tempfile.gettempdir()}, but: {error}; free some, then `run` again"
+        )
+        on_event(event("note", sentence, study, config))
     _keep_policy(study, config, at_end=True)
 
 

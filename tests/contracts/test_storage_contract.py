@@ -21,6 +21,7 @@ from search.databases import open_database, open_storage
 from search.errors import StoreError
 from search.lease import GRACE_S, LEASE, LeaseWatch
 from search.patience import Patience
+from search.poison import poisoned_by
 from search.processes import this_worker
 from search.prompts import StudyPrompts
 from search.proposal import claim
@@ -213,19 +214,25 @@ def test_a_trial_that_is_handed_back_is_queued_again_and_is_no_lost_attempt(open
 def test_what_was_failed_but_not_queued_is_queued_once_by_the_next_run(open_again):
     """Whoever took these trials back was killed before it could queue them; a bug is no such trial."""
     study = open_again()
-    lost, left, bug = study.ask(), study.ask(), study.ask()
+    lost, left, bug, blamed, blamed_again = (study.ask() for _ in range(5))
     left.set_user_attr("reason", HANDED_BACK)
+    bug.set_user_attr("stage", "render")
     bug.set_user_attr("reason", "stage render: ValueError")
-    for trial in (lost, left, bug):
+    for trial in (blamed, blamed_again):
+        trial.set_user_attr("config_digest", "a config")
+        trial.set_user_attr("reason", "its worker died")
+    for trial in (lost, left, bug, blamed):
         trial.suggest_int("x", trial.number, 9)
         study.tell(trial, state=TrialState.FAIL)
 
-    assert queue_forgotten_trials(open_again()) == [lost.number, left.number]
-    assert queue_forgotten_trials(open_again()) == []
+    assert queue_forgotten_trials(open_again()) == [lost.number, blamed.number, left.number]
+    study.tell(blamed_again, state=TrialState.FAIL)
+    assert queue_forgotten_trials(open_again()) == []  # it was blamed twice, so it is marked
 
+    assert poisoned_by(open_again().user_attrs, "a config") == (blamed.number, blamed_again.number)
     waiting = [trial for trial in open_again().trials if trial.state == TrialState.WAITING]
-    assert [trial.params for trial in waiting] == [lost.params, left.params]
-    assert ["retry_history" in trial.system_attrs for trial in waiting] == [True, False]
+    assert [trial.params for trial in waiting] == [lost.params, blamed.params, left.params]
+    assert ["retry_history" in trial.system_attrs for trial in waiting] == [True, True, False]
 
 
 def test_an_unknown_study_is_one_sentence(place):

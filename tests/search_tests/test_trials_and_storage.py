@@ -9,11 +9,14 @@ import pytest
 from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, W8A8Dynamic, W8A8Static, digest
+from search.blame import blame_within
 from search.errors import StoreError, StudyMismatch
+from search.order import read_state
 from search.patience import Patience
+from search.poison import poisoned_by
 from search.processes import this_worker
 from search.prompts import StudyPrompts
-from search.proposal import choose_config, claim, enqueue_point, enqueue_presets
+from search.proposal import HOLDS, choose_config, claim, enqueue_point, enqueue_presets
 from search.resume import differences, reclaim_lost_trials, require_same_study
 from search.retry import MAX_RETRIES
 from search.samplers import SAMPLERS, build_sampler
@@ -240,6 +243,25 @@ def test_a_claim_waits_for_an_equal_trial_in_flight_and_then_uses_its_record(tmp
     assert trial_config(study.trials[second.number]) == config
 
 
+def test_a_claim_lets_go_when_a_lower_trial_comes_while_it_waits_for_a_higher_one(study, make_result):
+    config = QuantConfig(linear=W8A8Dynamic())
+    lowest, own, highest = ask(study), ask(study), ask(study)
+    highest.set_user_attr(HOLDS, digest(config))
+    holds = []
+
+    def while_waiting() -> None:
+        holds.append(study.trials[own.number].user_attrs[HOLDS])
+        if len(holds) == 1:
+            lowest.set_user_attr(HOLDS, digest(config))
+            highest.set_user_attr(HOLDS, None)
+        else:
+            lowest.set_user_attr("result", make_result("dynamic").model_dump(mode="json"))
+            study.tell(lowest, (0.9, 0.8))
+
+    assert claim(own, config, while_waiting=while_waiting).number == lowest.number
+    assert holds == [digest(config), None]
+
+
 def test_a_claim_whose_holder_fails_evaluates_the_config_itself(tmp_path, study):
     config = QuantConfig(linear=W8A8Dynamic())
     holder, second = ask(study), ask(study)
@@ -286,6 +308,19 @@ def test_a_trial_that_keeps_killing_its_worker_is_given_up(study):
 
     assert count_states(study)["waiting"] == 0
     assert count_states(study)["failed"] == MAX_RETRIES + 1
+
+
+def test_the_deaths_of_a_config_that_is_marked_are_taken_off_its_slot_by_whoever_sees_it(study, tmp_path):
+    dead = _dead_worker() | {"crew": "here-0", "slot": 1}
+    ours, others = (blame_within(crew, lambda slot: tmp_path / str(slot)) for crew in ("here-0", "here-1"))
+    for blame in (others, ours, ours):
+        trial = ask(study)
+        trial.set_user_attr("config_digest", "a config")
+        trial.set_user_attr("worker", dead)
+        assert reclaim_lost_trials(study, None, blame) == [trial.number]
+
+    assert poisoned_by(study.user_attrs, "a config") == (1, 2)  # others cannot tell what ended it
+    assert [read_state(tmp_path / str(slot)).forgiven for slot in (0, 1)] == [0, 2]
 
 
 def test_a_changed_study_file_is_refused_with_every_difference(study, study_config):
