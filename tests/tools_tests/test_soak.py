@@ -4,6 +4,7 @@ import sys
 import psutil
 import pytest
 
+from tools.soak.run import Soaked
 from tools.soak.sample import Held, Sample, taken
 from tools.soak.verdict import judged, slope
 
@@ -26,8 +27,8 @@ def _held(pid, rss_bytes, handles):
     return Held(pids=(pid,), rss_bytes=rss_bytes, pss_bytes=rss_bytes, handles=handles, threads=4)
 
 
-def failed(found, *, finished_s=tuple(range(0, 7200, 60))):
-    verdict = judged(found, finished_s, warmup_s=600.0)
+def failed(found, *, finished_s=tuple(range(0, 7200, 60)), videos=frozenset({3, 4})):
+    verdict = judged(Soaked(found, list(finished_s), set(videos), {3, 4}), warmup_s=600.0)
     assert verdict["passed"] is all(row["ok"] == "yes" for row in verdict["rows"])
     return [row["what"] for row in verdict["rows"] if row["ok"] != "yes"]
 
@@ -51,6 +52,11 @@ def test_a_worker_that_was_restarted_fails():
 
 def test_disk_is_held_against_the_trials_that_finished():
     assert failed(samples(), finished_s=[1000.0, 2000.0]) == ["disk"]
+
+
+@pytest.mark.parametrize("videos", [{3}, {3, 4, 5}])
+def test_videos_are_those_of_the_policy(videos):
+    assert failed(samples(), videos=videos) == ["videos"]
 
 
 def test_the_slope_is_the_median_over_pairs():

@@ -30,15 +30,15 @@ def main() -> None:
         parser.error(f"--warmup must be shorter than --minutes, but {args.warmup:g} >= {args.minutes:g}")
     with tempfile.TemporaryDirectory(prefix="hyq-soak-") as name:
         folder = Path(name)
-        samples, finished_s = soak(folder, seconds=60 * args.minutes, interval_s=args.interval)
-        verdict = judged(samples, finished_s, warmup_s=60 * args.warmup)
+        soaked = soak(folder, seconds=60 * args.minutes, interval_s=args.interval)
+        verdict = judged(soaked, warmup_s=60 * args.warmup)
         (folder / "soak.json").write_text(
             json.dumps({"environment": environment(), "minutes": args.minutes, **verdict}, indent=1) + "\n"
         )
         if args.keep is not None:
             from tools.soak.plot import plot
 
-            plot(samples, 60 * args.warmup, folder / "soak.png")
+            plot(soaked.samples, 60 * args.warmup, folder / "soak.png")
             args.keep.mkdir(parents=True, exist_ok=True)
             for kept in KEPT:
                 shutil.copy(folder / kept, args.keep / kept)

@@ -8,30 +8,48 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import yaml
 
-from search.storage import open_study
+from search.artifacts import kept_trials
+from search.storage import open_study, stored_config
+from search.tracking import Tracker
 from tools.soak.sample import Sample, taken
 
 NAME = "soak"
 MINI = Path(__file__).resolve().parents[2] / "studies" / "mini.yaml"
 UNREACHED = 100_000
 TIDY_UP_S = 300
+POLICY = {"keep": "last", "last": 5}
 
 
-def soak(folder: Path, *, seconds: float, interval_s: float) -> tuple[list[Sample], list[float]]:
-    """Run the study for so long, interrupt it, and return samples and when trials finished.
+@dataclass(frozen=True)
+class Soaked:
+    """What a run left.
+
+    Attributes:
+        samples: In order of time.
+        finished_s: When trials finished, in seconds from the start.
+        videos: The trials whose videos lie in the store at the end.
+        kept: The trials whose videos the policy keeps.
+    """
+
+    samples: list[Sample]
+    finished_s: list[float]
+    videos: set[int]
+    kept: set[int]
+
+
+def soak(folder: Path, *, seconds: float, interval_s: float) -> Soaked:
+    """Run the study for so long, interrupt it, and return what it held and left.
 
     Args:
         folder: An empty one; the study file, the store, `run.log` and `samples.jsonl` are written there.
         seconds: How long.
         interval_s: Seconds between two samples.
-
-    Returns:
-        Samples in order, and seconds from the start at which each trial finished.
 
     Raises:
         RuntimeError: If the run ends by itself; the message has the end of its log.
@@ -61,14 +79,27 @@ def soak(folder: Path, *, seconds: float, interval_s: float) -> tuple[list[Sampl
                 time.sleep(interval_s)
         finally:
             _end(run)
-    trials = open_study(folder / "store", NAME).get_trials(deepcopy=False)
-    return samples, [t.datetime_complete.timestamp() - started_unix for t in trials if t.datetime_complete is not None]
+    study = open_study(folder / "store", NAME)
+    trials = study.get_trials(deepcopy=False)
+    return Soaked(
+        samples,
+        [t.datetime_complete.timestamp() - started_unix for t in trials if t.datetime_complete is not None],
+        videos_of(folder / "store"),
+        kept_trials(study, stored_config(study).artifacts),
+    )
+
+
+def videos_of(store: Path) -> set[int]:
+    """Return the trials whose videos lie in a store."""
+    folders = {path.parents[1].name for path in (store / "artifacts").glob("*/artifacts/videos.mp4")}
+    return {run.number for run in Tracker(store, NAME).trial_runs() if run.run_id in folders}
 
 
 def write_study(folder: Path) -> Path:
     """Write the mini study with another name, a space that needs no probing, and no end."""
     content = yaml.safe_load(MINI.read_text())
     content |= {"name": NAME, "space": "mini", "store": str(folder / "store"), "budget": {"trials": UNREACHED}}
+    content["artifacts"] = POLICY
     (folder / "tmp").mkdir()
     path = folder / "soak.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -8,6 +8,7 @@ from typing import Any
 
 from scipy.stats import theilslopes
 
+from tools.soak.run import Soaked
 from tools.soak.sample import WATCHED, Held, Sample
 
 HOUR_S = 3600.0
@@ -18,7 +19,7 @@ MAX_HANDLES = 1.0
 """Handles, and threads, by which their number may drift over the whole time; it goes up and down by some."""
 
 MAX_MIB_PER_TRIAL = 3.0
-"""What a trial of the mini study may leave on disk while everything is kept: videos, plots, records and graphs."""
+"""What a trial of the mini study may leave on disk beside its videos: plots, rows of two databases, compiled graphs."""
 
 Amount = Callable[[Held], int]
 MEASURED: dict[str, Amount] = {
@@ -29,23 +30,22 @@ MEASURED: dict[str, Amount] = {
 }
 
 
-def judged(samples: Sequence[Sample], finished_s: Sequence[float], *, warmup_s: float) -> dict[str, Any]:
+def judged(soaked: Soaked, *, warmup_s: float) -> dict[str, Any]:
     """Return rows with a verdict each, the trials that finished after the warm-up, and whether all rows pass.
 
     Args:
-        samples: In order of time.
-        finished_s: When trials finished, in seconds from the start.
+        soaked: What a run left.
         warmup_s: Samples before it are not judged.
 
     Raises:
         ValueError: If fewer than three samples come after the warm-up.
     """
-    late = [sample for sample in samples if sample.at_s >= warmup_s]
+    late = [sample for sample in soaked.samples if sample.at_s >= warmup_s]
     if len(late) < 3:
         raise ValueError(f"at least 3 samples must come after the warm-up, but {len(late)} do; run for longer")
-    trials = sum(warmup_s <= at <= late[-1].at_s for at in finished_s)
+    trials = sum(warmup_s <= at <= late[-1].at_s for at in soaked.finished_s)
     rows = [row for role in WATCHED for row in _role_rows(role, late)]
-    rows.append(_disk_row(late, trials))
+    rows += [_disk_row(late, trials), _videos_row(soaked)]
     return {"trials": trials, "passed": all(row["ok"] == "yes" for row in rows), "rows": rows}
 
 
@@ -81,6 +81,11 @@ def _disk_row(late: Sequence[Sample], trials: int) -> dict[str, Any]:
     per_trial = (last - first) / max(1, trials)
     limit = f"under {MAX_MIB_PER_TRIAL:g} MiB a trial"
     return _row("disk", f"{first:.0f} MiB", f"{per_trial:+.2f} MiB a trial", limit, per_trial < MAX_MIB_PER_TRIAL)
+
+
+def _videos_row(soaked: Soaked) -> dict[str, Any]:
+    found = f"{len(soaked.videos)} of {len(soaked.finished_s)} trials"
+    return _row("videos", found, "", f"the {len(soaked.kept)} of the policy", soaked.videos == soaked.kept)
 
 
 def _row(what: str, after_warmup: str, change: str, limit: str, ok: bool) -> dict[str, Any]:
