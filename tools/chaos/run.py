@@ -1,7 +1,9 @@
 """A chaos run from its first process to its table; called inside namespaces of its own."""
 
+import json
 import logging
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import optuna
 import psutil
 import torch
 
+from search.consistency import PARTS
 from search.locate import quiet_optuna
 from search.storage import open_study
 from search.trials import count_states, num_evaluated
@@ -17,11 +20,11 @@ from tools.bench.tables import markdown
 from tools.chaos.checks import Check, checks
 from tools.chaos.faults import Rack, Undo, begin
 from tools.chaos.follow import Follower
-from tools.chaos.network import build_network
+from tools.chaos.network import build_network, on_host
 from tools.chaos.plan import Fault, make_plan
 from tools.chaos.servers import STUDY_URL, TRACKING_URI, mount_disk, start_mlflow, start_postgres
 from tools.chaos.study import NAME, write_study
-from tools.chaos.workers import Worker, send
+from tools.chaos.workers import HYQ_SEARCH, Worker, send
 
 logger = logging.getLogger("chaos")
 
@@ -53,9 +56,11 @@ def run_chaos(folder: Path, num_faults: int, seed: int, pace_s: float, only: tup
     plan = make_plan(num_faults, seed, pace_s, num_workers=len(rack.workers), only=only)
     missed = _carry_out(rack, plan, follower, limit_s=60.0 * minutes)
     _finish(rack, study_file, follower)
+    mended, problems = _repaired(rack)
     follower.stop()
     found = [Check("every fault hit a trial in flight", not missed, f"{len(plan)} faults; not done: {missed}")]
     found += checks(_study(rack), follower, STUDY_URL, rack.workers[0].store, folder / "quiet")
+    found.append(Check("doctor --repair leaves nothing to mend", not problems, f"mended: {mended}; left: {problems}"))
     starts = ", ".join(f"{worker.name} {worker.num_starts}" for worker in rack.workers)
     logger.info("%d faults in %.0f s; starts: %s", len(plan), time.monotonic() - started, starts)
     print(
@@ -165,6 +170,19 @@ def _finish(rack: Rack, study_file: Path, follower: Follower) -> None:
         return all(not worker.is_running and not worker.process.returncode for worker in rack.workers if worker.process)
 
     _until(is_over, FINISH_S, "the study did not come to its end")
+
+
+def _repaired(rack: Rack) -> tuple[list[str], list[str]]:
+    """Let `hyq-search doctor --repair` mend the study from every host; return what it mended, and what is left."""
+    verdicts: dict[str, list[str]] = {"mended": [], "problem": []}
+    for worker in rack.workers:
+        places = ["--store", str(worker.store), "--storage", STUDY_URL, "--tracking-uri", TRACKING_URI]
+        command = on_host(worker.host, [*HYQ_SEARCH, "doctor", NAME, *places, "--repair", "--json"])
+        answer = subprocess.run(command, check=False, stdout=subprocess.PIPE).stdout
+        for check in json.loads(answer)["checks"]:
+            if check["name"] in (f"study {NAME}", *PARTS) and check["verdict"] in verdicts:
+                verdicts[check["verdict"]].append(f"{worker.name}: {check['name']}: {check['found']}")
+    return verdicts["mended"], verdicts["problem"]
 
 
 def _study(rack: Rack) -> optuna.Study:
