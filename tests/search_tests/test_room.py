@@ -6,7 +6,17 @@ import pytest
 
 from search import room
 from search.errors import StoreError
-from search.room import FIRST_PAUSE_S, RESERVE_BYTES, RoomWatch, first_bytes, run_shortage, trial_bytes, trial_shortage
+from search.room import (
+    FIRST_PAUSE_S,
+    FULL_BYTES,
+    RESERVE_BYTES,
+    RoomWatch,
+    first_bytes,
+    fullness,
+    run_shortage,
+    trial_bytes,
+    trial_shortage,
+)
 
 
 class Clock:
@@ -49,6 +59,13 @@ def test_a_shortage_is_one_sentence_with_the_folder_and_both_sizes(study_config,
     with_free(monkeypatch, 2**40)
     assert trial_shortage(study_config, tmp_path, 0) is None
     assert run_shortage(study_config, tmp_path, 0) is None
+
+
+def test_a_disk_is_full_when_a_result_finds_no_room(tmp_path, monkeypatch):
+    with_free(monkeypatch, FULL_BYTES - 1024)
+    assert fullness(tmp_path) == f"results of trials need at least 1 MiB, but {tmp_path} has 1023 KiB free; free some"
+    with_free(monkeypatch, FULL_BYTES)
+    assert fullness(tmp_path) is None
 
 
 def test_a_slot_waits_for_room_and_gives_up_after_its_limit():
