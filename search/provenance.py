@@ -56,6 +56,12 @@ class Provenance(FrozenModel):
     seed: int
     digests: dict[str, str]
 
+    def flat(self) -> dict[str, str]:
+        """Return all of it as texts by name."""
+        digests = {f"{name} digest": value for name, value in self.digests.items()}
+        own = {"code": self.code or "unknown", "device": self.device, "seed": str(self.seed)}
+        return {**own, **self.packages, **self.drivers, **self.environment, **digests}
+
 
 def provenance_here(device: "torch.device", *, seed: int, digests: Mapping[str, str]) -> Provenance:
     """Describe a result of this process."""
@@ -75,7 +81,7 @@ def provenance_here(device: "torch.device", *, seed: int, digests: Mapping[str, 
 
 def differences(before: Provenance, after: Provenance) -> tuple[str, ...]:
     """Say what differs, as "torch 2.9.0 -> 2.10.0"; which ports and devices a slot was given does not count."""
-    old, new = _flat(before), _flat(after)
+    old, new = before.flat(), after.flat()
     return tuple(
         f"{name} {old.get(name, 'none')} -> {new.get(name, 'none')}"
         for name in dict.fromkeys((*old, *new))
@@ -121,12 +127,6 @@ def _installed(packages: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _flat(one: Provenance) -> dict[str, str]:
-    digests = {f"{name} digest": value for name, value in one.digests.items()}
-    own = {"code": one.code or "unknown", "device": one.device, "seed": str(one.seed)}
-    return {**own, **one.packages, **one.drivers, **one.environment, **digests}
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -17,6 +17,9 @@ STUDY_TAG, TRIAL_TAG, STATE_TAG = "hyq.study", "hyq.trial", "hyq.state"
 DIGEST_TAG, REASON_TAG, REPAIRED_TAG = "hyq.config_digest", "hyq.reason", "hyq.repaired"
 AGAIN_TAG, STOPPED_TAG = "hyq.measured_again", "hyq.stopped_by"
 LATENCY_TAG, MEASUREMENT_TAG = "hyq.latency", "hyq.measurement_error"
+FROM_TAG = "hyq.from."
+"""What a result rests on (`search.provenance`), one tag each, such as `hyq.from.torch`."""
+COMMIT_TAG = "mlflow.source.git.commit"  # the MLflow UI shows it as the source version
 PARENT_TAG = "mlflow.parentRunId"  # the tag by which the MLflow UI nests runs
 
 RUN_STATUS = {
@@ -87,6 +90,9 @@ def trial_log(
     if result is not None:
         tags[DIGEST_TAG] = result.config_digest
         metrics, params = result_metrics(result), config_params(result.config)
+        if result.provenance is not None:
+            tags |= {f"{FROM_TAG}{name}": value for name, value in result.provenance.flat().items()}
+            tags[COMMIT_TAG] = result.provenance.code or "unknown"
         if result.stopped_by is not None:
             tags[STOPPED_TAG] = str(result.stopped_by)
         if result.latency is not None:

@@ -7,6 +7,7 @@ import pytest
 from search.errors import StoreError
 from search.logged import config_params, result_metrics
 from search.mlflow_client import prepare_store, tracking_uri
+from search.provenance import Provenance
 from search.run_log import PARENT_TAG
 from search.tracking import Tracker
 from spaces.strategy import strategy_of
@@ -45,6 +46,32 @@ def test_a_trial_becomes_a_child_run_with_params_metrics_and_files(
     history = client_of(mlflow_store).get_metric_history(run.run_id, "psnr_db_by_prompt")
     assert [(m.step, m.value) for m in history] == [(0, 30.0), (1, 32.0)]
     assert (mlflow_store / "artifacts" / run.run_id / "artifacts" / "config.json").read_text() == "{}"
+
+
+def test_what_a_result_rests_on_stands_in_its_run(tracker, mlflow_store, make_result):
+    provenance = Provenance(
+        code="1234abcd",
+        packages={"torch": "2.14.1"},
+        device="cpu x86",
+        drivers={"ascend driver": "24.1"},
+        environment={"HCCL_CONNECT_TIMEOUT": "600"},
+        seed=42,
+        digests={"model": "aabb"},
+    )
+    tracker.finish_trial(0, "complete", make_result(provenance=provenance))
+    (run,) = tracker.trial_runs()
+    tags = client_of(mlflow_store).get_run(run.run_id).data.tags
+
+    assert tags["mlflow.source.git.commit"] == "1234abcd"
+    assert {key.removeprefix("hyq.from."): tags[key] for key in tags if key.startswith("hyq.from.")} == {
+        "code": "1234abcd",
+        "device": "cpu x86",
+        "seed": "42",
+        "torch": "2.14.1",
+        "ascend driver": "24.1",
+        "HCCL_CONNECT_TIMEOUT": "600",
+        "model digest": "aabb",
+    }
 
 
 def test_logging_a_trial_twice_changes_nothing(tracker, mlflow_store, make_result):
