@@ -6,9 +6,9 @@ export. It holds the prompts and every score, so that `certify --again` can repe
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from hyquant.calibration.store import write_atomically
 from hyquant.config import FrozenModel, QuantConfig
@@ -67,7 +67,7 @@ class Certificate(FrozenModel):
     alpha: float
     study: str
     created: str
-    pairs: tuple[Pair, ...]
+    pairs: Annotated[tuple[Pair, ...], Field(min_length=1)]
     prompts_digest: str
     settings: RenderSettings
     judge: JudgeConfig

@@ -83,6 +83,14 @@ def test_what_was_found_is_refused_in_a_sentence(what, tmp_path):
     assert 20 < len(str(refusal.value)) < 4000
 
 
+def test_a_certificate_of_no_clip_is_refused(tmp_path):
+    document = json.loads(seeds.certificates(tmp_path)[0])
+    assert document["verdict"] == "INCONCLUSIVE"
+
+    with pytest.raises(KNOWN, match="pairs is wrong"):
+        TREES["certificate"][0].read(tmp_path, json.dumps(document | {"pairs": []}).encode())
+
+
 @pytest.mark.parametrize(
     "command", [["status"], ["verify"], ["quantize-checkpoint", "--out", "o", "--config", "c", "--in"]]
 )
