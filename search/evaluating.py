@@ -14,7 +14,7 @@ from hyquant.config import QuantConfig, digest
 from hyquant.distributed import Group
 from search.errors import OutOfMemory
 from search.followers import Followers
-from search.objective import Evidence, out_of_memory_result, release_memory, run_trial
+from search.objective import Evidence, out_of_memory_result, run_trial
 from search.order import WorkOrder
 from search.poison import POISONED, poisoned_by
 from search.processes import this_worker
@@ -95,7 +95,6 @@ class Evaluator:
             assert measurement is not None, "rank 0 measures"
             self.evidence = measurement.evidence
             return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
-        release_memory(self._bench)  # the error, whose frames held tensors, is gone by now
         return unfit.model_copy(update={"stage_seconds": self._close_cycle()})
 
     def _close_cycle(self) -> dict[str, float]:

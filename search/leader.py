@@ -26,6 +26,7 @@ from search.errors import DiskTrouble, SearchError, StudyMismatch, TrialFailed
 from search.evaluating import Evaluator
 from search.followers import Followers
 from search.lease import LeaseWatch, leased
+from search.objective import release_memory
 from search.order import WorkOrder, is_asked_to_leave, slot_folder
 from search.pace import must_wait, next_draw, stop_reason, trouble
 from search.processes import this_worker
@@ -136,6 +137,7 @@ class Leader:
             self._room.went_well()
         self._recorder.finish(told, self._evaluator.evidence)
         self._evaluator.evidence = None
+        release_memory(self._bench)  # an error's frames, which held tensors, are gone by now
 
     def _outcome(self, trial: optuna.Trial) -> tuple[TrialState, tuple[float, ...] | None]:
         try:
@@ -170,6 +172,7 @@ class Leader:
             self._room.refused(str(trouble_here))
         else:
             self._room.went_well()
+        release_memory(self._bench)
 
     def _measure_again(self, number: int) -> Confirmation:
         config = trial_config(self._study.get_trials(deepcopy=False)[number])

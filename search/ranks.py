@@ -8,7 +8,7 @@ from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import DEFAULT_TIMEOUT_S, init_group
 from search.confirming import bench_for_again, measure_again
-from search.errors import DiskTrouble, OutOfMemory, SearchError, TrialFailed
+from search.errors import DiskTrouble, SearchError, TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
 from search.objective import release_memory, run_trial
@@ -63,16 +63,14 @@ def follow(bench: Workbench) -> None:
             except DiskTrouble as trouble_here:
                 logger.info("left a measurement: %s", trouble_here)
         if message["command"] == "trial":
-            is_short = _ran_out_of_memory(bench, QuantConfig.model_validate(message["config"]))
-            if is_short:
-                release_memory(bench)  # the error, whose frames held tensors, is gone by now
+            _run_trial(bench, QuantConfig.model_validate(message["config"]))
+        if message["command"] in ("again", "trial"):
+            release_memory(bench)  # an error's frames, which held tensors, are gone by now
 
 
-def _ran_out_of_memory(bench: Workbench, config: QuantConfig) -> bool:
-    """Run a trial as rank 0 does, and say whether it ended because a rank ran out of memory."""
+def _run_trial(bench: Workbench, config: QuantConfig) -> None:
+    """Run a trial as rank 0 does, whatever becomes of it."""
     try:
         run_trial(bench, config, Stages(bench.group))
     except TrialFailed as failure:
         logger.info("left a failed trial: %s", failure)
-        return isinstance(failure, OutOfMemory)
-    return False

@@ -8,6 +8,7 @@ from typing import Literal
 
 import optuna
 
+from hyquant.memory import give_back
 from search.blame import blame_within, end_still_workers
 from search.confirmation import confirmations
 from search.confirming import pending
@@ -170,6 +171,7 @@ def _keep_policy(study: optuna.Study, config: StudyConfig, *, at_end: bool) -> N
     from search.artifacts import apply_policy
 
     apply_policy(Path(config.store), study, config.artifacts, is_server=config.tracking is not None, at_end=at_end)
+    give_back()
 
 
 def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> None:

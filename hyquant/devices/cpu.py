@@ -1,11 +1,12 @@
 """The CPU: always there, synchronous, memory counted for the whole process."""
 
-import gc
 import resource
 import sys
 import time
 
 import torch
+
+from hyquant.memory import give_back
 
 
 class CpuDevice:
@@ -41,8 +42,8 @@ class CpuDevice:
         """Do nothing: the system keeps one peak per process and cannot reset it."""
 
     def release_memory(self, index: int = 0) -> None:
-        """Collect garbage; the system's allocator gives large tensors back by itself."""
-        gc.collect()
+        """Collect garbage and give free pages back to the system."""
+        give_back()
 
     def memory_peak_bytes(self, index: int = 0) -> int:
         """Return the peak resident size of this process since its start (getrusage: kilobytes, on macOS bytes)."""
