@@ -62,7 +62,7 @@ bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and wri
 	$(BENCH) tools.bench.streaming --folder $${TMPDIR:-/tmp} --json docs/benchmarks/streaming.json
 	$(BENCH) tools.bench.page
 
-chaos: $(STAMP) ## Run a study under 50 faults in namespaces of its own (Linux, root, PostgreSQL; a quarter of an hour).
+chaos: $(STAMP) ## Run a study under 50 faults in namespaces of its own (Linux, root, PostgreSQL; 20 to 25 minutes).
 	nice -n 19 $(BIN)/python -m tools.chaos --faults 50
 
 fuzz: $(STAMP) ## Fuzz every reader of files for MINUTES each, 30 by default (first: pip install ".[fuzz]").

@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=12.0, help="mean seconds between two faults")
-    parser.add_argument("--minutes", type=float, default=12.0, help="after which no fault begins any more")
+    parser.add_argument("--minutes", type=float, default=20.0, help="after which no fault begins any more")
     parser.add_argument("--only", default="", help="comma-separated kinds of faults [default: all]")
     parser.add_argument("--keep", type=Path, help="copy logs and study file here afterwards")
     args = parser.parse_args()
