@@ -170,3 +170,11 @@ def test_a_config_names_its_strategy(make_result, strategy):
 
     assert strategy_of(config) == strategy
     assert config_params(config)["strategy"] == strategy
+
+
+def test_runs_are_read_page_by_page(tracker, monkeypatch):
+    monkeypatch.setattr("search.study_run._PAGE", 2)
+    for number in range(5):
+        tracker.start_trial(number)
+
+    assert sorted(run.number for run in tracker.trial_runs()) == [0, 1, 2, 3, 4]
