@@ -23,15 +23,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hyquant.calibration.store import FILE_MODE
 from hyquant.config import digest
 from hyquant.errors import CalibrationError
+from hyquant.file_modes import FILE_MODE, make_folder
 from hyquant.json_text import parse_json
 from hyquant.models.base import Record, RecordSink
 
 logger = logging.getLogger(__name__)
 
-FOLDER_MODE = 0o750
 INDEX = "records.json"
 _TENSOR = "tensor"
 
@@ -95,10 +94,10 @@ def write_records(folder: Path, capture: Callable[[RecordSink], None]) -> None:
     The files are written beside the folder and renamed when the last record is there: an interrupted capture leaves no
     records. Whatever a crash of the machine leaves undone, the digests show.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
-        new.mkdir(mode=FOLDER_MODE)
+        make_folder(new)
         writer = _Writer(new)
         capture(writer.add)
         writer.finish()
