@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from pydantic import JsonValue
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -182,8 +182,14 @@ def _read_index(folder: Path) -> list[JsonValue] | None:
 
 
 def _load(folder: Path, name: str) -> Tensor:
-    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
-        tensor = file.get_tensor(_TENSOR)
+    path = folder / f"{name}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor = file.get_tensor(_TENSOR)
+    except SafetensorError as error:
+        raise CalibrationError(
+            f"a record's tensor must be safetensors, but {path} is not ({error}); remove {folder} and capture again"
+        ) from error
     assert isinstance(tensor, Tensor)
     return tensor
 

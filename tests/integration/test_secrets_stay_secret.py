@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +25,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("initdb") is None, reason="initdb (PostgreSQL) is not installed"),
 ]
 
+NAME = f"secrets-{uuid.uuid4().hex[:8]}"  # no other test that runs now has it
+MAIN = "from search.cli import main; main()"
 QUERY = "a secret in the database's query string"
 SECRETS = {
     "the database's password": "d6:Vq@ta/base",
@@ -47,24 +51,23 @@ class Site:
 
     def __init__(self, folder: Path, storage: str, tracking: str):
         self.folder, self.storage, self.tracking = folder, storage, tracking
-        self.given: set[int] = set()
+        self.num_started = 0
         (folder / "printed").mkdir()
         (folder / "home").mkdir()
         (folder / "study").mkdir()
         (folder / "study" / "calibration.txt").write_text("one red cube\ntwo red cubes\n")
         (folder / "study" / "search.txt").write_text("a cone\na ball\na green ball\n")
-        plan = {**TINY_STUDY, "budget": {"trials": 2}, "store": str(folder / "store")}
+        plan = {**TINY_STUDY, "name": NAME, "budget": {"trials": 1}, "store": str(folder / "store")}
         (folder / "study" / "study.yaml").write_text(yaml.safe_dump(plan))
 
     def start(self, *arguments: str, storage: str | None = None) -> subprocess.Popen:
-        command = [sys.executable, "-c", "from search.cli import main; main()", *arguments]
+        """Start a command under a umask that forbids nothing."""
+        command = [sys.executable, "-c", MAIN, *arguments]
         command += ["--storage", storage or self.storage]
         environment = os.environ | ENVIRONMENT | {"TMPDIR": str(self.folder / "home")}
-        count = len(self.given)
-        with (self.folder / "printed" / f"{count}-{arguments[0]}.txt").open("wb") as log:
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        self.given.add(process.pid)
-        return process
+        self.num_started += 1
+        with (self.folder / "printed" / f"{self.num_started}-{arguments[0]}.txt").open("wb") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, umask=0)
 
     def command(self, *arguments: str, storage: str | None = None) -> int:
         return self.start(*arguments, storage=storage).wait(240)
@@ -84,25 +87,23 @@ def site(tmp_path_factory):
         tracking = server.url.replace("//", f"//hyq:{SECRETS['the MLflow password']}@")
         site = Site(folder, storage.replace("postgresql:", "postgresql+psycopg:"), tracking)
         study = str(folder / "study" / "study.yaml")
-        with watched_command_lines(SECRETS, site.given) as site.seen:
-            site.codes = [site.command("run", study, "--tracking-uri", tracking)]
-            site.spooled = in_files(folder / "store", SECRETS)
+        with watched_command_lines(SECRETS, given=MAIN, at_work=f"rdzv-id={NAME}-slot0") as site.seen:
             nobody = f"postgresql://hyq:{SECRETS['a wrong password']}@127.0.0.1:{free_port()}/hyq"
             mistaken = database.url.replace(
                 quote(SECRETS["the database's password"], safe=""), SECRETS["a wrong password"]
             )
-            failing = [
-                site.start("status", study, storage=nobody),
-                site.start("status", study, storage=mistaken),
-                site.start("doctor", study, "--tracking-uri", tracking),
-            ]
+            failing = [site.start("status", study, storage=storage) for storage in (nobody, mistaken)]
+            site.codes = [site.command("run", study, "--tracking-uri", tracking)]
+            site.spooled = in_files(folder / "store", SECRETS)
+            failing.append(site.start("doctor", study, "--tracking-uri", tracking))
             site.failures = [process.wait(240) for process in failing]
             server.start()
-            site.codes += [
-                site.command("doctor", study, "--repair", "--tracking-uri", tracking),
-                site.command("front", study),
-                site.command("export", study, "--pick", "0", "--out", str(folder / "out")),
+            others = [
+                site.start("front", study),
+                site.start("export", study, "--pick", "0", "--out", str(folder / "out")),
             ]
+            site.codes.append(site.command("doctor", study, "--repair", "--tracking-uri", tracking))
+            site.codes += [process.wait(240) for process in others]
         server.stop()
         site.rows = in_rows(site.storage, SECRETS), in_rows(f"sqlite:///{folder}/mlflow/server.db", SECRETS)
         yield site
@@ -130,9 +131,17 @@ def test_no_command_line_holds_a_secret(site):
     """Processes that a user gave one to hide it before their slots start."""
     lines = [line for known in site.seen.command_lines.values() for line in known]
 
-    assert any("search.agent" in line for line in lines)
+    assert any(NAME in line and "search.agent" in line for line in lines)
+    assert any(MAIN in line and ":****" in line for line in lines)
     assert site.seen.leaks == set()
     assert site.seen.late_leaks == set()
+
+
+def test_nothing_in_the_store_or_the_export_is_for_others_to_read(site):
+    paths = [path for name in ("store", "out") for path in (site.folder / name).rglob("*")]
+
+    assert len(paths) > 20
+    assert [path for path in paths if path.stat().st_mode & 0o027] == []
 
 
 def test_a_planted_secret_is_found(site, tmp_path):
@@ -143,11 +152,10 @@ def test_a_planted_secret_is_found(site, tmp_path):
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE planted (number INTEGER, note TEXT)")
         connection.exec_driver_sql("INSERT INTO planted VALUES (1, 'it is pl-Gd38/ant')")
-    given = set()
-    with watched_command_lines(planted, given) as seen:
+    with watched_command_lines(planted, given="nothing", at_work="nobody") as seen:
         process = subprocess.Popen([sys.executable, "-c", "input()", "pl-Gd38/ant"], stdin=subprocess.PIPE)
         while not seen.leaks and process.poll() is None:
-            os.sched_yield()
+            time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdin.close()

@@ -1,7 +1,7 @@
 """Where a text can be found on this machine: in files, in rows of a database, in command lines of processes."""
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import sqlalchemy
 
-_INTERVAL_S = 0.05
+_INTERVAL_S = 0.1
 
 
 def spellings(secrets: Mapping[str, str]) -> dict[bytes, str]:
@@ -48,7 +48,7 @@ def in_rows(url: str, secrets: Mapping[str, str]) -> list[str]:
 
 @dataclass
 class Sightings:
-    """What `watched_command_lines` saw: command lines by process, once for each that holds a secret.
+    """What `watched_command_lines` saw.
 
     Attributes:
         command_lines: What was looked at, by process id, newest last.
@@ -62,25 +62,26 @@ class Sightings:
 
 
 @contextmanager
-def watched_command_lines(secrets: Mapping[str, str], given: Collection[int]) -> Iterator[Sightings]:
-    """Look at the command lines of all processes every 50 ms.
+def watched_command_lines(secrets: Mapping[str, str], *, given: str, at_work: str) -> Iterator[Sightings]:
+    """Look at the command lines of all processes every 100 ms.
 
     Args:
         secrets: What to look for.
-        given: Process ids that were given secrets on their command line; they need a moment to hide them. May grow.
+        given: Stands in command lines that were given secrets; such a process needs a moment to hide them.
+        at_work: Stands in the command line of a slot; while there is one, the moment is over.
     """
     seen, is_over = Sightings(), threading.Event()
 
     def look() -> None:
         lines = dict(_command_lines())
-        is_at_work = any(b"search.agent" in line for line in lines.values())
+        is_at_work = any(at_work.encode() in line for line in lines.values())
         for pid, line in lines.items():
             text = line.replace(b"\0", b" ").decode(errors="replace")
             known = seen.command_lines.setdefault(pid, [])
             if text not in known:
                 known.append(text)
             leaks = {f"{text}: {what}" for what in in_text(line, secrets)}
-            if pid not in given:
+            if given not in text:
                 seen.leaks |= leaks
             elif is_at_work:
                 seen.late_leaks |= leaks
