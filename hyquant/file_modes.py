@@ -16,12 +16,12 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: If one cannot be made.
     """
-    if path.is_dir():
-        return
-    make_folder(path.parent)
     try:
         path.mkdir(mode=FOLDER_MODE)
-    except FileExistsError:
+    except FileNotFoundError:
+        make_folder(path.parent)
+        make_folder(path)
+    except OSError:  # it is there, which systems may say in other words
         if not path.is_dir():
             raise
     else:
