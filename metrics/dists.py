@@ -16,7 +16,7 @@ from torch import Tensor
 from metrics.base import MetricSpec, Sample
 from metrics.embedders import Embedder
 from metrics.errors import MetricError
-from metrics.published import require_published, torch_hub_file
+from metrics.published import require_published, require_tensors, torch_hub_file
 
 VGG_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 SMALLEST_SIDE = 16  # pixels; a sixteenth of a side is the coarsest stage
@@ -55,6 +55,7 @@ def _network(weights: Path) -> Callable[..., Tensor]:
     from torchmetrics.functional.image.dists import DISTSNetwork  # takes seconds to import
 
     require_published("dists", weights)
+    require_tensors("dists", weights)
     network: Callable[..., Tensor] = DISTSNetwork().eval()
     return network
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from metrics.base import MetricSpec, Sample
 from metrics.embedders import Embedder
 from metrics.errors import MetricError
-from metrics.published import require_published, torch_hub_file
+from metrics.published import require_published, require_tensors, torch_hub_file
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 SMALLEST_SIDE = 31  # pixels; less is nothing after AlexNet's strides
@@ -50,6 +50,7 @@ def _network(weights: Path) -> Callable[..., Tensor]:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # takes seconds to import
 
     require_published("lpips", weights)
+    require_tensors("lpips", weights)
     network: Callable[..., Tensor] = LearnedPerceptualImagePatchSimilarity(net_type="alex").net
     return network
 

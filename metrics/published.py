@@ -9,6 +9,7 @@ import logging
 import re
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -72,6 +73,21 @@ def require_published(metric: str, path: Path) -> None:
             "download the file again"
         )
     logger.info("weights metric=%s file=%s sha256=%s", metric, path, digest)
+
+
+def require_tensors(metric: str, path: Path) -> None:
+    """Refuse a file of torch.save that holds more than tensors: torch.hub would run it.
+
+    Raises:
+        WeightsMissing: If it does, or is damaged.
+    """
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise WeightsMissing(
+            f"weights of {metric} must be tensors only, but {path} has something else or is damaged; download the file "
+            "again"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -7,6 +7,7 @@ from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.errors import CalibrationError
+from hyquant.file_modes import make_folder
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.fingerprint import denoiser_part
 from hyquant.needs import needs_attention_stats, needs_stats
@@ -69,7 +70,7 @@ def write_statistics(
         dtype=str(model.dtype).removeprefix("torch."),
     )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         save_calibrated(out, found, info)
     except OSError as error:
         raise SearchError(f"{out} cannot be written: {error}; check the folder and its rights") from error

@@ -27,6 +27,7 @@ from search.commands import (
     studies,
     workers,
 )
+from search.concealment import conceal_passwords
 from search.console import one_line, remark
 from search.install import check_installation
 
@@ -66,6 +67,7 @@ for command in (
 
 def main() -> None:
     """Run the command line; the entry point of the console script. What it writes is not for all the world to read."""
+    conceal_passwords()
     os.umask(os.umask(0o027) | 0o027)
     sys.exit(exit_code_of(sys.argv[1:]))
 

@@ -27,6 +27,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 
+from search.addresses import require_plain_address
 from search.errors import EmptyStore, InstallError, StoreError
 from search.patience import PATIENCE_S, Patience, PatientStorage, is_away
 from search.redaction import redacted
@@ -107,7 +108,12 @@ def open_database(store: Path, *, create: bool, url: str | None, patience: Patie
 
 
 def with_driver(url: str) -> str:
-    """Return an address with the driver that we install: postgresql:// becomes postgresql+psycopg://."""
+    """Return an address with the driver that we install: postgresql:// becomes postgresql+psycopg://.
+
+    Raises:
+        StoreError: If the address may be misread.
+    """
+    require_plain_address(url)
     scheme, separator, rest = url.partition("://")
     return f"{DRIVERS.get(scheme, scheme)}{separator}{rest}"
 
@@ -166,6 +172,7 @@ def _open_proxy(url: str, wait_s: float) -> BaseStorage:
         raise InstallError(
             f"storage {redacted(url)} needs grpcio and protobuf; pip install 'hyq-search[servers]'"
         ) from error
+    require_plain_address(url)
     address = urlsplit(url)
     if address.hostname is None or address.port is None:
         raise StoreError(f"a storage proxy's address must be grpc://HOST:PORT, but got {redacted(url)}; correct it")

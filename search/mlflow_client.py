@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from search.addresses import require_plain_address
 from search.errors import StoreError
 from search.logged import LoggedMetric
 from search.redaction import redacted
@@ -83,8 +84,10 @@ def connect(store: Path, uri: str | None = None) -> "Client":
     """Return a client of a server or of a store's existing database; MLflow's pings and chatter are switched off.
 
     Raises:
-        StoreError: If there is no server's address and no database.
+        StoreError: If there is no server's address and no database, or the address may be misread.
     """
+    if uri is not None:
+        require_plain_address(uri)
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if uri is None and not database_path(store).is_file():

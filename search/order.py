@@ -6,7 +6,7 @@ address of a database holds a password.
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from hyquant.calibration.store import write_atomically
 from hyquant.config import FrozenModel, digest
@@ -31,6 +31,8 @@ class WorkOrder(FrozenModel):
         until_trial: Stop once this trial has finished, whatever the budget; None for a whole study.
         max_trials: Leave after so many trials of this slot; None for no limit.
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     store: Path
     url: str | None

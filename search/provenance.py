@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hyquant.config import FrozenModel
 from hyquant.software import software_versions
-from search.redaction import redacted
+from search.redaction import names_a_secret, redacted
 
 if TYPE_CHECKING:
     import torch
@@ -114,9 +114,9 @@ def driver_versions(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def chosen_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that devices and collectives listen to, without passwords."""
+    """Return the variables that devices and collectives listen to; passwords in them, and what is one, are left out."""
     named = {name for name in environment if name.startswith(PREFIXES)} - SET_BY_TORCHRUN
-    return {name: redacted(environment[name]) for name in sorted(named)}
+    return {name: redacted(environment[name]) for name in sorted(named) if not names_a_secret(name)}
 
 
 def _installed(packages: Sequence[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from search.logged import floor_metrics
 from search.media import written_trial_files
 from search.objective import Evidence
 from search.order import SlotState, WorkOrder, mlflow_lock_path, write_state
+from search.redaction import redacted
 from search.retry import DISK_TROUBLE
 from search.tracking import Tracker
 from search.trials import trial_reason, trial_result, trial_state
@@ -84,7 +85,8 @@ class Recorder:
         except BaseException as bug:
             _record_failure(trial, stage(), f"{type(bug).__name__}: {bug}", traceback.format_exc())
             if self._may_track(wait=True):
-                self._tracker.finish_trial(trial.number, "failed", None, reason=f"stage {stage()}: {bug!r}")
+                reason = redacted(f"stage {stage()}: {bug!r}")
+                self._tracker.finish_trial(trial.number, "failed", None, reason=reason)
             self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
 
@@ -136,5 +138,5 @@ def _scratch_folder() -> Iterator[Path | None]:
 
 def _record_failure(trial: optuna.Trial, stage: str, reason: str, log: str) -> None:
     trial.set_user_attr("stage", stage)
-    trial.set_user_attr("reason", f"stage {stage}: {reason}")
-    trial.set_user_attr("log", "\n".join(log.splitlines()[-_LOG_LINES:]))
+    trial.set_user_attr("reason", redacted(f"stage {stage}: {reason}"))
+    trial.set_user_attr("log", redacted("\n".join(log.splitlines()[-_LOG_LINES:])))

@@ -41,7 +41,7 @@ def write_study_report(folder: Path, config: StudyConfig, study: optuna.Study) -
     (folder / "trials.csv").write_text(as_csv(rows), encoding="utf-8")
     (folder / "trials.md").write_text(as_markdown(rows), encoding="utf-8")
     (folder / "trials.json").write_text(json.dumps(trials_json(overview), indent=2) + "\n", encoding="utf-8")
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.stored_form(), sort_keys=False, allow_unicode=True)
     (folder / "study.yaml").write_text(text, encoding="utf-8")
 
 

@@ -56,7 +56,7 @@ class RunLog(FrozenModel):
 
 def study_log(config: "StudyConfig") -> RunLog:
     """Return what the study's own run says of it while it is running."""
-    plain = config.model_dump(mode="json", exclude={"space"})
+    plain = {name: value for name, value in config.stored_form().items() if name != "space"}
     params = {"space": config.space.name, **dict(flatten(plain, "study."))}
     return RunLog(number=None, status="RUNNING", params=params)
 

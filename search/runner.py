@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 
 from hyquant.config import QuantConfig
+from search.addresses import require_plain_address
 from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import counted_interrupts
@@ -96,6 +97,9 @@ def _opened(
 ) -> Iterator[tuple[optuna.Study, StudyConfig]]:
     """Hold the study as its only runner, created or taken up again; its config has the ladder that its space wants."""
     optuna.logging.disable_default_handler()
+    for address in (config.storage, config.tracking):
+        if address is not None:
+            require_plain_address(address)
     store = Path(config.store)
     if study_file is None:
         prompts = stored_prompts(open_study(store, config.name, url=config.storage))

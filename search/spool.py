@@ -19,12 +19,12 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from hyquant.calibration.store import write_atomically
+from hyquant.file_modes import make_folder
 from search.locks import FileLock
 from search.run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
-FOLDER_MODE = 0o750
 LEFTOVER_S = 3600.0
 """What a writer began and did not touch for so long was left by one that was killed."""
 
@@ -63,10 +63,10 @@ class Spool:
         Raises:
             OSError: If the disk does not take them; nothing half-written remains.
         """
-        self.folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        make_folder(self.folder)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=_NEW) as name:
             new = Path(name) / "new"
-            new.mkdir(mode=FOLDER_MODE)
+            make_folder(new)
             if files is not None:
                 shutil.copytree(files, new / _FILES, symlinks=True)
             write_atomically(new / _LOG, log.model_dump_json().encode())
@@ -90,7 +90,7 @@ class Spool:
 
     def set_aside(self, folder: Path, why: str) -> None:
         """Take a log out of the queue for good; it is kept with the reason for whoever looks."""
-        self.aside.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        make_folder(self.aside)
         (folder / _WHY).write_text(why + "\n", encoding="utf-8")
         folder.rename(self.aside / folder.name)
 

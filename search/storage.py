@@ -15,10 +15,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
+from pydantic import TypeAdapter
 
 from hyquant.config import digest
 from search.databases import open_storage
@@ -29,10 +29,12 @@ from search.prompts import StudyPrompts
 from search.redaction import redacted
 from search.result import MetricResult
 from search.retry import known_experiments
+from search.stored import read_stored
 from search.study import StudyConfig
 from spaces.space import did_you_mean
 
 MIN_FREE_BYTES = 200 * 2**20
+_RESULTS = TypeAdapter(dict[str, MetricResult])
 
 
 def open_study(
@@ -126,21 +128,21 @@ def stored_config(study: optuna.Study) -> StudyConfig:
     """Return the config a study was created with.
 
     Raises:
-        StoreError: If the study was not made by hyq-search.
+        StoreError: If the study was not made by hyq-search, or not by this version.
     """
-    return StudyConfig.model_validate(_attribute(study, "study_config"))
+    return read_stored(StudyConfig.model_validate, *_attribute(study, "study_config"))
 
 
 def stored_prompts(study: optuna.Study) -> StudyPrompts:
     """Return the prompts a study was created with."""
-    return StudyPrompts.model_validate(_attribute(study, "prompts"))
+    return read_stored(StudyPrompts.model_validate, *_attribute(study, "prompts"))
 
 
 def float_results(study: optuna.Study) -> dict[str, MetricResult]:
     """Return the metrics of the float videos by name; empty until a worker has measured them."""
-    return {
-        name: MetricResult.model_validate(value) for name, value in study.user_attrs.get("float_scores", {}).items()
-    }
+    if "float_scores" not in study.user_attrs:
+        return {}
+    return read_stored(_RESULTS.validate_python, *_attribute(study, "float_scores"))
 
 
 def float_scores(study: optuna.Study) -> dict[str, float]:
@@ -188,7 +190,8 @@ def _names(storage: BaseStorage) -> tuple[str, ...]:
     return tuple(sorted(summary.study_name for summary in storage.get_all_studies()))
 
 
-def _attribute(study: optuna.Study, key: str) -> Any:
+def _attribute(study: optuna.Study, key: str) -> tuple[object, str]:
+    """Return an attribute and where it stands."""
     if key not in study.user_attrs:
         raise StoreError(f"study {study.study_name!r} was not made by hyq-search (it has no {key}); give another study")
-    return study.user_attrs[key]
+    return study.user_attrs[key], f"the {key} of study {study.study_name!r}"

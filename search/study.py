@@ -13,6 +13,7 @@ from hyquant.config import FrozenModel, Target
 from hyquant.cost import DeviceProfile
 from hyquant.models.base import DeploymentShape, RenderSettings
 from search.margins import CertificateConfig
+from search.redaction import names_a_secret, redacted
 from search.slot_devices import AUTO, read_devices
 from spaces.space import SearchSpace
 from spaces.targets import narrowed
@@ -154,6 +155,16 @@ class Slot(FrozenModel):
         # A stored study reaches other hosts: it may tune their libraries, never choose what code they load.
         if refused := sorted(name for name in self.environment if name.startswith(("LD_", "PYTHON", "HYQ_"))):
             raise ValueError(f"environment must not set LD_*, PYTHON* or HYQ_*, but sets {refused}; delete them")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> "Slot":
+        values = {name: str(value) for name, value in self.environment.items()}
+        if refused := sorted(name for name in values if names_a_secret(name) or redacted(values[name]) != values[name]):
+            raise ValueError(
+                f"environment is stored with the study and must hold no password, but sets {refused}; set them in the "
+                "environment of the command"
+            )
         return self
 
 

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from hyquant.errors import ConfigError
 from search.config_file import load_device_profile
 from search.metric_names import unknown_metrics
+from search.redaction import redacted
 from search.slot_devices import read_layout
 from search.study import StudyConfig
 from spaces.space import SearchSpace, did_you_mean, load_space, plain_location
@@ -55,7 +56,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"study file {path} must be readable text, but cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"study file {path} must be YAML, but cannot be parsed: {error}") from error
+        raise ConfigError(f"study file {path} must be YAML, but cannot be parsed: {redacted(str(error))}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"study file {path} must be a mapping of fields, but holds {type(content).__name__}")
     return content
@@ -119,7 +120,7 @@ def _sentence(location: tuple[int | str, ...], problem: ErrorDetails) -> str:
         return f"{where}: required field is missing; add it"
     text = problem["msg"].removeprefix("Value error, ")
     if problem["type"] != "value_error":
-        text = f"{text[:1].lower()}{text[1:]}, but got {problem['input']!r}"
+        text = f"{text[:1].lower()}{text[1:]}, but got {redacted(repr(problem['input']))}"
     return f"{where}: {text}" if where else text
 
 

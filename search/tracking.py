@@ -281,6 +281,6 @@ class Tracker:
 
 
 def _with_study_file(folder: Path, config: "StudyConfig") -> Path:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text = yaml.safe_dump(config.stored_form(), sort_keys=False)
     (folder / "study.yaml").write_text(text, encoding="utf-8")
     return folder

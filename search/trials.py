@@ -20,6 +20,7 @@ from search.confirmation import confirmations
 from search.result import TrialResult
 from search.rungs import Scored
 from search.scoring import measured_figures
+from search.stored import read_stored
 
 State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiting", "reused"]
 
@@ -42,15 +43,25 @@ def trial_state(trial: FrozenTrial) -> State:
 
 
 def trial_result(trial: FrozenTrial) -> TrialResult | None:
-    """Return what a trial found out, or None if it has not finished or failed."""
+    """Return what a trial found out, or None if it has not finished or failed.
+
+    Raises:
+        StoreError: If something else is stored.
+    """
     stored = trial.user_attrs.get("result")
-    return None if stored is None else TrialResult.model_validate(stored)
+    where = f"the result of trial {trial.number}"
+    return None if stored is None else read_stored(TrialResult.model_validate, stored, where)
 
 
 def trial_config(trial: FrozenTrial) -> QuantConfig | None:
-    """Return the config of a trial, or None before it was chosen."""
+    """Return the config of a trial, or None before it was chosen.
+
+    Raises:
+        StoreError: If something else is stored.
+    """
     stored = trial.user_attrs.get("config")
-    return None if stored is None else QuantConfig.model_validate(stored)
+    where = f"the config of trial {trial.number}"
+    return None if stored is None else read_stored(QuantConfig.model_validate, stored, where)
 
 
 def trial_reason(trial: FrozenTrial) -> str | None:

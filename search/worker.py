@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from hyquant.errors import HyquantError
+from search.concealment import conceal_passwords
 from search.errors import SearchError
 from search.order import MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, write_state
 from search.processes import exit_with_parent
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Work until the study is done or the slot must stop; the runner reads why from the slot's state."""
+    conceal_passwords()
     exit_with_parent(os.getppid())
     order = WorkOrder.model_validate_json(os.environ[ORDER_VARIABLE])
     restart_count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

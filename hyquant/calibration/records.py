@@ -19,19 +19,18 @@ from pathlib import Path
 from typing import Any, overload
 
 from pydantic import JsonValue
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hyquant.calibration.store import FILE_MODE
 from hyquant.config import digest
 from hyquant.errors import CalibrationError
+from hyquant.file_modes import FILE_MODE, make_folder
 from hyquant.json_text import parse_json
 from hyquant.models.base import Record, RecordSink
 
 logger = logging.getLogger(__name__)
 
-FOLDER_MODE = 0o750
 INDEX = "records.json"
 _TENSOR = "tensor"
 
@@ -95,10 +94,10 @@ def write_records(folder: Path, capture: Callable[[RecordSink], None]) -> None:
     The files are written beside the folder and renamed when the last record is there: an interrupted capture leaves no
     records. Whatever a crash of the machine leaves undone, the digests show.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
-        new.mkdir(mode=FOLDER_MODE)
+        make_folder(new)
         writer = _Writer(new)
         capture(writer.add)
         writer.finish()
@@ -183,8 +182,14 @@ def _read_index(folder: Path) -> list[JsonValue] | None:
 
 
 def _load(folder: Path, name: str) -> Tensor:
-    with safe_open(folder / f"{name}.safetensors", framework="pt") as file:
-        tensor = file.get_tensor(_TENSOR)
+    path = folder / f"{name}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor = file.get_tensor(_TENSOR)
+    except SafetensorError as error:
+        raise CalibrationError(
+            f"a record's tensor must be safetensors, but {path} is not ({error}); remove {folder} and capture again"
+        ) from error
     assert isinstance(tensor, Tensor)
     return tensor
 

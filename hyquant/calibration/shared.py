@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from hyquant.calibration.store import Entry, Store
+from hyquant.file_modes import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def _copy(source: Path, target: Path, is_intact: Callable[[Path], bool]) -> bool
     """Copy a folder so that others see all of it or nothing; replace a damaged target; say whether it is there."""
     if target.is_dir() and is_intact(target):
         return True
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
         new = Path(name) / "new"
         shutil.copytree(source, new, symlinks=True)

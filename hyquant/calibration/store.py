@@ -23,11 +23,11 @@ from torch import Tensor
 
 from hyquant.config import digest
 from hyquant.errors import ConfigError
+from hyquant.file_modes import FILE_MODE, make_folder
 from hyquant.json_text import parse_json
 
 logger = logging.getLogger(__name__)
 
-FILE_MODE = 0o640
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -79,7 +79,7 @@ class Store:
             OSError: If the folder cannot be written; nothing half-written remains under the key.
         """
         tensors_path, meta_path = self._paths(key)
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         envelope = {"sha256": _digest(payload, dict(meta)), "meta": dict(meta)}
         write_atomically(tensors_path, payload)

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hyquant.errors import ExportError
-from hyquant.export.folder import FILE_MODE, FOLDER_MODE, sha256_of
+from hyquant.export.folder import sha256_of
 from hyquant.export.manifest import ExportManifest
 from hyquant.export.names import MANIFEST_NAME, FileNames, index_name
+from hyquant.file_modes import FILE_MODE, FOLDER_MODE
 from hyquant.json_text import parse_json
 
 

@@ -13,10 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hyquant.errors import ExportError
-
-FOLDER_MODE = 0o750
-FILE_MODE = 0o640
-"""The engine refuses files that others may read or that the group may write."""
+from hyquant.file_modes import FILE_MODE, FOLDER_MODE, make_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -49,7 +46,7 @@ def new_folder(
     try:
         clear_leftovers(path)
         check_target(path, mark=mark, overwrite=overwrite, is_ours=is_ours)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         check_space(path.parent, size_bytes)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL))
         with held(temporary):

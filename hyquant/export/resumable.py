@@ -27,6 +27,7 @@ from hyquant.export.folder import (
     settle,
     swap_in,
 )
+from hyquant.file_modes import make_folder
 from hyquant.json_text import parse_json
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Attempt:
         if found != identity:
             self.entries = ()
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(exist_ok=True)
+            make_folder(self.folder)
             self._journal.write_text(json.dumps({"identity": identity}) + "\n", encoding="utf-8")
 
     def keep(self, count: int) -> None:
@@ -98,11 +99,11 @@ def resumable_folder(
     try:
         clear_leftovers(path)
         check_target(path, mark=mark, overwrite=overwrite, is_ours=is_ours)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if place.is_dir() and is_held(place):
             raise ExportError(f"an export has one writer, but another process is writing {path}; wait for it")
         check_space(path.parent, size_bytes - _held_bytes(place))
-        place.mkdir(exist_ok=True)
+        make_folder(place)
     except OSError as error:
         raise as_export_error(error, path) from error
     is_unfinished = False

@@ -20,6 +20,7 @@ import torch
 
 from hyquant.calibration.store import write_atomically
 from hyquant.errors import ConfigError
+from hyquant.file_modes import make_folder
 from hyquant.kernels import KERNELS, Int8Linear
 from hyquant.kernels.reference import REFERENCE
 from hyquant.kernels.x86_build import cache_folder, source_digest
@@ -151,7 +152,7 @@ def _read(path: Path) -> Mapping[str, Mapping[str, float]]:
 
 def _write(path: Path, kept: Mapping[str, Mapping[str, float]]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, json.dumps(kept, indent=1, sort_keys=True).encode())
     except OSError as error:
         logger.info("times of kernels are not kept: %s", error)

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hyquant.file_modes import FILE_MODE, FOLDER_MODE, make_folder
+
 logger = logging.getLogger(__name__)
 
 _SOURCES = ("int8_x86.h", "int8_linear_x86.c", "int8_attention_x86.c", "int8_rows_x86.c")
@@ -128,7 +130,8 @@ def _loaded(flags: tuple[str, ...], name: str) -> ctypes.CDLL | None:
     """
     try:
         kept = cache_folder() / name
-        if kept.exists() or _compile(flags, kept):
+        _make_own(kept.parent)
+        if (kept.exists() and _is_own(kept)) or _compile(flags, kept):
             return ctypes.CDLL(str(kept))
         return None
     except (OSError, RuntimeError) as error:  # read-only or not executable, damaged, or no home at all
@@ -141,12 +144,24 @@ def _loaded(flags: tuple[str, ...], name: str) -> ctypes.CDLL | None:
         return None
 
 
+def _make_own(folder: Path) -> None:
+    """Make a folder that nobody but its owner can write: what lies in it is executed."""
+    make_folder(folder)
+    if folder.stat().st_mode & 0o022:
+        folder.chmod(FOLDER_MODE)
+
+
+def _is_own(library: Path) -> bool:
+    """Say whether nobody but this user can have written a library."""
+    status = library.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
 def _compile(flags: tuple[str, ...], path: Path) -> bool:
     """Build with the first compiler that can, and put the library in place in one step."""
     compilers = [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))]
     if not compilers:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for name, source in _sources().items():
             (Path(folder) / name).write_text(source)
@@ -159,6 +174,7 @@ def _compile(flags: tuple[str, ...], path: Path) -> bool:
             if run.returncode == 0:
                 with built.open("rb") as file:
                     os.fsync(file.fileno())
+                built.chmod(FILE_MODE)
                 os.replace(built, path)
                 return True
             logger.info("%s cannot build the int8 kernels: %s", compiler, run.stderr.strip()[-500:])

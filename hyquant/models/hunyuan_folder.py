@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,6 +150,11 @@ def load_pipeline(source: HunyuanSource, *, dtype: torch.dtype) -> "HunyuanVideo
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{source.folder} must load as a HunyuanVideoPipeline, but it does not: {error}") from error
+    except UnpicklingError as error:
+        raise ConfigError(
+            f"weights must be tensors only, but a file in {source.folder} has something else or is damaged; download "
+            "it again from its publisher"
+        ) from error
     if source.has_outliers:
         from hyquant.models import mini
         from hyquant.models.mini.outliers import apply_outliers_, load_outliers

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hyquant.calibration.store import FILE_MODE, write_atomically
+from hyquant.calibration.store import write_atomically
+from hyquant.file_modes import FILE_MODE, make_folder
 from hyquant.sensitivity.map import Measurement, SensitivityMap
 
 
@@ -28,7 +29,7 @@ class Journal:
 
     def add(self, measurement: Measurement) -> None:
         """Append a measurement; on return it is on the disk."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         with self._path.open("ab") as file:
             file.write(measurement.model_dump_json().encode() + b"\n")
             file.flush()
@@ -43,7 +44,7 @@ class Journal:
 
 def save_map(path: Path, found: SensitivityMap) -> None:
     """Write a map with mode 0640; others see its old or its new content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, found.model_dump_json(indent=1).encode() + b"\n")
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from hyquant.calibration.calls import SharedCopies
 from hyquant.calibration.store import fill_atomically
 from hyquant.errors import CalibrationError, ConfigError
+from hyquant.file_modes import make_folder
 from hyquant.session.timestep import TimestepManager
 from hyquant.values import require_plain
 
 CaptureMode = Literal["args", "kwargs", "timestep"]
 
-_FOLDER_MODE = 0o750
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -68,7 +68,7 @@ class DumperManager:
             )
         self.stop()
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=_FOLDER_MODE)
+        make_folder(path.parent)
         fill_atomically(path, lambda file: torch.save(self.records, file))
 
     def reset(self) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from hyquant.calibration.records import FOLDER_MODE, INDEX, StoredRecords, are_intact, write_records
+from hyquant.calibration.records import INDEX, StoredRecords, are_intact, write_records
 from hyquant.calibration.store import write_atomically
 from hyquant.distributed import Group
 from hyquant.errors import CalibrationError, HyquantError
+from hyquant.file_modes import make_folder
 from hyquant.models.base import Record, RecordSink
 from hyquant.session.ranks import get_rank_suffix_file
 
@@ -64,7 +65,7 @@ class Dump:
         """
         folder = self.note.parent
         try:
-            folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            make_folder(folder)
             self.note.unlink(missing_ok=True)
             is_foreign = self.records.exists() and not (self.records / INDEX).is_file() and any(self.records.iterdir())
         except OSError as error:

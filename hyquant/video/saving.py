@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from hyquant.errors import ExportError
+from hyquant.file_modes import FILE_MODE, make_folder
 from hyquant.video.mp4 import CODEC, encode_mp4, has_encoder
 
 FRAMES_PER_S = 24
@@ -27,7 +28,7 @@ def require_savable(paths: Sequence[Path], *, overwrite: bool) -> None:
     _require_encoder()
     for folder in {path.parent for path in paths}:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as error:
             raise ExportError(f"--save-path must be a folder, but {folder} cannot be made: {error}") from error
         if not os.access(folder, os.W_OK):
@@ -56,6 +57,7 @@ def save_video(path: Path, video_TCHW: Tensor) -> None:
     try:
         frames = (frame.numpy() for frame in pixels_THWC)
         encode_mp4(partial, frames, size=(height, width), fps=FRAMES_PER_S, options={"crf": _QUALITY})
+        partial.chmod(FILE_MODE)
         partial.replace(path)
     except OSError as error:  # PyAV's errors are of this family where the system refused something
         raise ExportError(f"{path} cannot be written: {error}; make room or give another --save-path") from error

@@ -24,7 +24,19 @@ UNPICKLING = {  # of Optuna: both unpickle what they find in the storage
     "optuna.samplers.CmaEsSampler",
     "optuna.storages.JournalStorage",
 }
-FORBIDDEN = EVALUATORS | YAML | UNPICKLING | {"torch.jit.load", "torch.package.PackageImporter", "pandas.read_pickle"}
+OBJECTS_BETWEEN_RANKS = {  # they travel as pickles
+    "torch.distributed." + name
+    for name in (
+        *("all_gather_object", "gather_object", "broadcast_object_list"),
+        *("scatter_object_list", "send_object_list", "recv_object_list"),
+    )
+}
+MODELS = {  # of MLflow and torch.hub: both unpickle what they fetch
+    *("mlflow.pyfunc.load_model", "mlflow.pytorch.load_model", "mlflow.sklearn.load_model"),
+    *("torch.hub.load", "torch.hub.load_state_dict_from_url"),
+    *("torch.jit.load", "torch.package.PackageImporter", "pandas.read_pickle"),
+}
+FORBIDDEN = EVALUATORS | YAML | UNPICKLING | OBJECTS_BETWEEN_RANKS | MODELS
 
 
 def names_of(tree: ast.AST) -> dict[str, str]:
@@ -107,6 +119,9 @@ def test_no_source_can_run_what_a_file_holds(path):
         "import joblib\njoblib.load(file)",
         "import subprocess\nsubprocess.run(text, shell=True)",
         "import optuna\noptuna.samplers.CmaEsSampler()",
+        "import torch.distributed as dist\ndist.all_gather_object(found, value)",
+        "import torch\ntorch.hub.load_state_dict_from_url(url)",
+        "import mlflow\nmlflow.pyfunc.load_model(uri)",
         "from optuna.storages import JournalStorage\nJournalStorage(backend)",
     ],
 )

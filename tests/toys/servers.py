@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 START_S = 120
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -104,19 +105,25 @@ class Cable:
 
 
 @contextmanager
-def postgres() -> Iterator[Server]:
-    """A PostgreSQL server with an empty database named postgres, whose user postgres needs no password."""
+def postgres(password: str | None = None) -> Iterator[Server]:
+    """A PostgreSQL server with an empty database named postgres, whose user postgres needs the password, or none."""
     user = "postgres" if os.getuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="hyq-postgres-"))
     try:
         if user is not None:
             os.chown(folder, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
         data, port = folder / "data", free_port()
-        initdb = ["initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C", "-N"]
+        secret = folder / "password"
+        secret.write_text(password or "secret")
+        secret.chmod(0o644)
+        initdb = ["initdb", "-D", str(data), "-U", "postgres", "-E", "UTF8", "--locale=C", "-N"]
+        initdb += [f"--pwfile={secret}", "--auth=trust" if password is None else "--auth=scram-sha-256"]
         subprocess.run(initdb, user=user, check=True, **QUIET)
         options = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={folder}"]
         command = ["postgres", "-D", str(data), *(part for option in options for part in ("-c", option))]
-        server = Server(command, port, f"postgresql://postgres:secret@127.0.0.1:{port}/postgres", user)
+        server = Server(
+            command, port, f"postgresql://postgres:{quote(secret.read_text(), safe='')}@127.0.0.1:{port}/postgres", user
+        )
         yield from _running(server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
