@@ -19,7 +19,7 @@ CREATOR_S = 10.0
 """Whoever made the experiment makes the study's run; others wait for it so long before they make one."""
 
 _PAGE = 50
-"""Runs that a server is asked for at once: with all their metrics, params and tags, in less than the time-out of 5 s."""
+"""Runs that a server is asked for at once: with all their metrics, params and tags, within the time-out of 5 s."""
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's page for runs, not for chat models
 _RUN_TAG = "hyq.run"  # of the experiment: the study's own run
