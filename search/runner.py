@@ -18,6 +18,7 @@ from search.errors import SearchError, StoreError
 from search.interrupts import counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, mlflow_lock_path
+from search.parts import require_parts
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
@@ -35,6 +36,7 @@ from search.storage import (
     store_errors,
     stored_config,
     stored_prompts,
+    study_names,
 )
 from search.study import Slot, StudyConfig
 from search.trials import count_states, num_evaluated
@@ -112,6 +114,8 @@ def _opened(
         )
     try:
         with store_errors(store):
+            if config.name not in study_names(store, url=config.storage):
+                require_parts(config)
             config = with_measured_ladder(_with_stored_ladder(config), prompts)
             study, is_new = create_study(store, config, prompts, url=config.storage)
             if is_new:

@@ -28,7 +28,8 @@ MANIFEST = "export/hyq_manifest.json"
 FIRST, SECOND = (f"checkpoint/model-0000{index}-of-00002.safetensors" for index in (1, 2))
 INDEX = "checkpoint/model.safetensors.index.json"
 LAYER = "single_blocks.0.linear1"
-RUN, STATUS, TRIAL = "run study.yaml", "status study.yaml", "trial study.yaml config.yaml"
+PROJECTION = "double_blocks.0.img_attn_proj.weight"
+RUN, NEW, STATUS, TRIAL = "run study.yaml", "run study.yaml --store new", "status study.yaml", "trial study.yaml config.yaml"
 VERIFY, PROFILE = "verify export", "profile --device-profile device.yaml"
 QUANTIZE = "quantize-checkpoint --in checkpoint --out out --config config.yaml"
 WITH_STATS = "quantize-checkpoint --in checkpoint --out out --config static.yaml --stats stats.safetensors"
@@ -304,7 +305,7 @@ STUDY_FILES = {
         study(timeouts={"stages": {"render": -5}}), RUN, ("study.yaml", "timeouts.stages.render", "greater than 0", "-5")
     ),
     "a study with a timeout for a stage that is none": Damage(
-        study(timeouts={"stages": {"rendr": 5}}), RUN, ("study.yaml", "timeouts.stages", "'rendr'", "did you mean 'render'?")
+        study(timeouts={"stages": {"rendr": 5}}), RUN, ("study.yaml", "timeouts: stages must be", "'rendr'", "did you mean 'render'?")
     ),
     "a study with a bound that is not a number": Damage(
         study(constraints=[{"metric": "collapsed", "max": float("nan")}]),
@@ -315,10 +316,10 @@ STUDY_FILES = {
         study(slots=[{"environment": {"LD_PRELOAD": "/tmp/x.so"}}]), RUN, ("study.yaml", "must not set LD_*", "delete")
     ),
     "a study of an unknown kind of model": Damage(
-        study(model={"kind": "tinny", "source": "0"}), RUN, ("'tinny'", "did you mean 'tiny'?")
+        study(model={"kind": "tinny", "source": "0"}), NEW, ("'tinny'", "did you mean 'tiny'?")
     ),
     "a study on an unknown device": Damage(
-        study(model={"kind": "tiny", "source": "0", "device": "tpu"}), RUN, ("'tpu'", "cpu")
+        study(model={"kind": "tiny", "source": "0", "device": "tpu"}), NEW, ("'tpu'", "cpu")
     ),
     "a study of a model that is not there": Damage(
         study(model={"kind": "hunyuan_video", "source": "../models/none", "device": "cpu"}),
@@ -326,7 +327,7 @@ STUDY_FILES = {
         ("../models/none", "folder"),
     ),
     "a study with a judge that is not there": Damage(
-        study(judge={"model": "/models/judge"}), RUN, ("/models/judge", "must")
+        study(judge={"model": "/models/judge"}), NEW, ("/models/judge", "must")
     ),
     "a study that keeps its store in a file": Damage(study(store="config.yaml"), RUN, ("config.yaml", "folder")),
 }
@@ -354,11 +355,11 @@ SPACES = {
             study(space="space.yaml"),
         ),
         RUN,
-        ("space.yaml", "presets", "'sed'"),
+        ("space.yaml", "preset 'timestep'", "'sed'", "did you mean 'seed'?"),
     ),
     "a pipe for a space": Damage(both(a_pipe("space.yaml"), study(space="space.yaml")), RUN, ("space.yaml", "file")),
     "a space whose ladder nobody measured": Damage(
-        a_ladder, "run study.yaml --store new", ("tiny-study", "no sensitivity map", "run hyq-search sensitivity first")
+        a_ladder, NEW, ("tiny-study", "no sensitivity map", "run hyq-search sensitivity first")
     ),
     "a sensitivity map cut short": Damage(
         a_map('{"subject": {"mod'), RUN, ("sensitivity map", "damaged", "run hyq-search sensitivity first")
@@ -395,13 +396,13 @@ PROMPTS = {
         written("search.txt", "\n \n"), RUN, ("3 prompts are asked of search.txt", "holds 0", "add some")
     ),
     "a prompt with a NUL": Damage(
-        written("search.txt", b"a fox\0\na hen\na cow\n"), RUN, ("search.txt", "NUL", "line 1")
+        written("search.txt", b"a fox\0\na hen\na cow\n"), RUN, ("search.txt", "NUL", "a fox")
     ),
     "a prompt of 100 MB": Damage(huge("search.txt", b"a very long fox "), RUN, ("search.txt", "at most", "MB")),
     "prompts as JSON lines": Damage(
         written("search.txt", '{"prompt": "a fox"}\n{"prompt": "a hen"}\n{"prompt": "a cow"}\n'),
         RUN,
-        ("search.txt", "one a line", '{"prompt": "a fox"}'),
+        ("search.txt", "a prompt a line", "JSON", '{"prompt": "a fox"}'),
     ),
     "a prompt file that repeats itself": Damage(
         written("calibration.txt", "a cat\na cat\n"), RUN, ("calibration.txt", "'a cat'", "twice", "delete one")
@@ -460,7 +461,7 @@ EXPORTS = {
     ),
     "a weight of another shape": Damage(
         both(tensors(WEIGHTS, lambda content: content.update({f"{LAYER}.weight": torch.ones(2, 2, dtype=torch.int8)})), signed),
-        VERIFY, (f"{LAYER}.weight", "[2, 2]"), 3,
+        VERIFY, (f"{LAYER}.weight", "(2, 2)"), 3,
     ),
     "an export without its description": Damage(lost(DESCRIPTION), VERIFY, ("description_w8a8.json", "missing"), 3),
     "a description that is no JSON": Damage(
@@ -468,7 +469,7 @@ EXPORTS = {
     ),
     "a manifest with another digest": Damage(
         document(MANIFEST, lambda content: next(iter(content["files"].values())).update(sha256="0" * 64)),
-        VERIFY, ("sha256", "manifest"), 3,
+        VERIFY, ("SHA-256 of the manifest", "copy it again"), 3,
     ),
     "a manifest cut short": Damage(cut(MANIFEST, 1000), VERIFY, ("hyq_manifest.json",), 3),
     "a manifest of a later version": Damage(
@@ -483,7 +484,7 @@ EXPORTS = {
         "verify parts", ("index.json",), 3,
     ),
     "an export with a part too few": Damage(
-        lost("parts/quant_model_weight_w8a8-00001-of-00003.safetensors"), "verify parts", ("00001-of-00003", "missing"), 3
+        lost("parts/quant_model_weight_w8a8-00001-of-00002.safetensors"), "verify parts", ("00001-of-00002", "missing"), 3
     ),
     "an export that is not there": Damage(nothing, "verify nowhere", ("nowhere",)),
     "a file for an export": Damage(nothing, "verify study.yaml", ("study.yaml", "folder")),
@@ -533,8 +534,8 @@ CHECKPOINTS = {
     ),
     "a shard whose tensors overlap": Damage(header(FIRST, overlapping), QUANTIZE, ("model-00001-of-00002", "overlap")),
     "a tensor of another shape": Damage(
-        tensors(FIRST, lambda content: content.update({"double_blocks.0.img_attn_proj.weight": torch.ones(3, 3).half()})),
-        QUANTIZE, ("checkpoint",),
+        tensors(FIRST, lambda content: content.update({PROJECTION: torch.ones(3, 3).half()})),
+        QUANTIZE, ("checkpoint", "img_attn_proj", "(3, 3)"),
     ),
     "weights that are integers": Damage(
         tensors(FIRST, lambda content: content.update({name: value.to(torch.int8) for name, value in content.items()})),
@@ -545,9 +546,8 @@ CHECKPOINTS = {
         QUANTIZE, ("checkpoint", "finite"),
     ),
     "a layer too few": Damage(
-        both(tensors(FIRST, without("double_blocks.0.img_attn_proj.bias")),
-             document(INDEX, lambda content: content["weight_map"].pop("double_blocks.0.img_attn_proj.bias"))),
-        QUANTIZE, ("checkpoint", "lacks"),
+        both(tensors(FIRST, without(PROJECTION)), document(INDEX, lambda content: content["weight_map"].pop(PROJECTION))),
+        QUANTIZE, ("checkpoint", "lacks", "attn"),
     ),
     "an empty folder": Damage(
         lambda folder: (folder / "empty").mkdir(), QUANTIZE.replace("checkpoint --out", "empty --out"), ("empty",)

@@ -77,6 +77,7 @@ def _write_exports(folder: Path) -> None:
 def _write_checkpoint(folder: Path) -> None:
     """Write a small denoiser in Tencent's names as two shards with an index."""
     folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"rope_dim_list": [8, 12, 12]}))
     weights = ToyOriginalDiT(ToySize()).half().state_dict()
     names = sorted(weights)
     table = {}
