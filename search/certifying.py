@@ -163,7 +163,9 @@ def _require_intact(export: Path, digests: Mapping[str, str]) -> None:
     """
     for name, info in read_manifest(export).files.items():
         if digests[name] != info.sha256:
-            raise ExportError(f"{export} must be intact, but {name} has other bytes than its manifest says; copy it again")
+            raise ExportError(
+                f"{export} must be intact, but {name} has other bytes than its manifest says; copy it again"
+            )
 
 
 def require_weights(names: Sequence[str]) -> None:

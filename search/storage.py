@@ -15,10 +15,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage
+from pydantic import BaseModel, ValidationError
 
 from hyquant.config import digest
 from search.databases import open_storage
@@ -31,6 +32,8 @@ from search.result import MetricResult
 from search.retry import known_experiments
 from search.study import StudyConfig
 from spaces.space import did_you_mean
+
+Stored = TypeVar("Stored", bound=BaseModel)
 
 MIN_FREE_BYTES = 200 * 2**20
 
@@ -128,12 +131,12 @@ def stored_config(study: optuna.Study) -> StudyConfig:
     Raises:
         StoreError: If the study was not made by hyq-search.
     """
-    return StudyConfig.model_validate(_attribute(study, "study_config"))
+    return _validated(StudyConfig, study, "study_config")
 
 
 def stored_prompts(study: optuna.Study) -> StudyPrompts:
     """Return the prompts a study was created with."""
-    return StudyPrompts.model_validate(_attribute(study, "prompts"))
+    return _validated(StudyPrompts, study, "prompts")
 
 
 def float_results(study: optuna.Study) -> dict[str, MetricResult]:
@@ -186,6 +189,19 @@ def require_space(store: Path) -> None:
 
 def _names(storage: BaseStorage) -> tuple[str, ...]:
     return tuple(sorted(summary.study_name for summary in storage.get_all_studies()))
+
+
+def _validated(model: type[Stored], study: optuna.Study, key: str) -> Stored:
+    try:
+        return model.model_validate(_attribute(study, key))
+    except ValidationError as error:
+        raise damaged(f"the {key} of study {study.study_name!r}", error) from error
+
+
+def damaged(what: str, error: ValueError) -> StoreError:
+    """Return the error about something in a database that is not as hyq-search writes it."""
+    said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    return StoreError(f"{what} must be as hyq-search wrote it, but it is not ({said}); put a copy of the database back")
 
 
 def _attribute(study: optuna.Study, key: str) -> Any:

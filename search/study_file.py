@@ -38,7 +38,9 @@ def load_study(path: Path) -> StudyConfig:
     try:
         config = StudyConfig.model_validate(content)
     except ValidationError as error:
-        problems += [line for line in sentences(error, StudyConfig) if space is not None or not line.startswith("space:")]
+        problems += [
+            line for line in sentences(error, StudyConfig) if space is not None or not line.startswith("space:")
+        ]
     else:
         problems += unknown_metrics(config)
         if not problems:

@@ -29,10 +29,17 @@ FIRST, SECOND = (f"checkpoint/model-0000{index}-of-00002.safetensors" for index 
 INDEX = "checkpoint/model.safetensors.index.json"
 LAYER = "single_blocks.0.linear1"
 PROJECTION = "double_blocks.0.img_attn_proj.weight"
-RUN, NEW, STATUS, TRIAL = "run study.yaml", "run study.yaml --store new", "status study.yaml", "trial study.yaml config.yaml"
+RUN, NEW, STATUS, TRIAL = (
+    "run study.yaml",
+    "run study.yaml --store new",
+    "status study.yaml",
+    "trial study.yaml config.yaml",
+)
 VERIFY, PROFILE = "verify export", "profile --device-profile device.yaml"
 QUANTIZE = "quantize-checkpoint --in checkpoint --out out --config config.yaml"
-WITH_STATS = "quantize-checkpoint --in checkpoint --out out --config static.yaml --stats stats.safetensors"
+WITH_STATS = (
+    "quantize-checkpoint --in checkpoint --out out --config static.yaml --stats stats.safetensors --dtype float32"
+)
 
 
 @dataclass(frozen=True)
@@ -293,7 +300,9 @@ STUDY_FILES = {
     "a study file of 100 MB": Damage(huge("study.yaml", b"- name: x\n"), RUN, ("study.yaml", "at most", "MB")),
     "a study with no rank in its slots": Damage(study(slots="2 x 0"), RUN, ("study.yaml", "slots", "2 x 4", "'2 x 0'")),
     "a study whose slots name one device twice": Damage(
-        study(slots=[{"devices": "0-1"}, {"devices": "1"}]), RUN, ("study.yaml", "must not share devices", "'1'", "one slot")
+        study(slots=[{"devices": "0-1"}, {"devices": "1"}]),
+        RUN,
+        ("study.yaml", "must not share devices", "'1'", "one slot"),
     ),
     "a study whose slots have more ranks than devices": Damage(
         study(slots=[{"ranks": 4, "devices": "0-1"}]), RUN, ("study.yaml", "slots.0", "4 ranks share 2", "take fewer")
@@ -302,10 +311,14 @@ STUDY_FILES = {
         study(slots=[{"devices": "3-1"}]), RUN, ("study.yaml", "slots.0", "3-1")
     ),
     "a study with a timeout below zero": Damage(
-        study(timeouts={"stages": {"render": -5}}), RUN, ("study.yaml", "timeouts.stages.render", "greater than 0", "-5")
+        study(timeouts={"stages": {"render": -5}}),
+        RUN,
+        ("study.yaml", "timeouts.stages.render", "greater than 0", "-5"),
     ),
     "a study with a timeout for a stage that is none": Damage(
-        study(timeouts={"stages": {"rendr": 5}}), RUN, ("study.yaml", "timeouts: stages must be", "'rendr'", "did you mean 'render'?")
+        study(timeouts={"stages": {"rendr": 5}}),
+        RUN,
+        ("study.yaml", "timeouts: stages must be", "'rendr'", "did you mean 'render'?"),
     ),
     "a study with a bound that is not a number": Damage(
         study(constraints=[{"metric": "collapsed", "max": float("nan")}]),
@@ -338,7 +351,9 @@ SPACES = {
     ),
     "a space whose range is upside down": Damage(
         both(
-            document("space.yaml", lambda space: space.update(timestep_sep_share={"low": 0.5, "high": 0.1, "step": 0.1})),
+            document(
+                "space.yaml", lambda space: space.update(timestep_sep_share={"low": 0.5, "high": 0.1, "step": 0.1})
+            ),
             study(space="space.yaml"),
         ),
         RUN,
@@ -387,7 +402,9 @@ CONFIGS = {
     ),
     "a pipe for a config": Damage(a_pipe("config.yaml"), TRIAL, ("config.yaml", "file")),
     "a config that gives a field twice": Damage(
-        written("config.yaml", "linear: {kind: w8a8_dynamic, kind: w8a16}\n"), QUANTIZE, ("config.yaml", "'kind'", "twice")
+        written("config.yaml", "linear: {kind: w8a8_dynamic, kind: w8a16}\n"),
+        QUANTIZE,
+        ("config.yaml", "'kind'", "twice"),
     ),
 }
 
@@ -442,7 +459,9 @@ EXPORTS = {
     ),
     "weights whose header is longer than the file": Damage(
         both(lambda folder: (folder / WEIGHTS).write_bytes(b"\xff" * 7 + b"\0" + b"{}"), signed),
-        VERIFY, ("w8a8.safetensors", "safetensors"), 3,
+        VERIFY,
+        ("w8a8.safetensors", "safetensors"),
+        3,
     ),
     "weights whose tensors overlap": Damage(
         both(header(WEIGHTS, overlapping), signed), VERIFY, ("w8a8.safetensors", "safetensors"), 3
@@ -460,16 +479,24 @@ EXPORTS = {
         both(tensors(WEIGHTS, lambda content: content.update(stray=torch.ones(3))), signed), VERIFY, ("stray",), 3
     ),
     "a weight of another shape": Damage(
-        both(tensors(WEIGHTS, lambda content: content.update({f"{LAYER}.weight": torch.ones(2, 2, dtype=torch.int8)})), signed),
-        VERIFY, (f"{LAYER}.weight", "(2, 2)"), 3,
+        both(
+            tensors(WEIGHTS, lambda content: content.update({f"{LAYER}.weight": torch.ones(2, 2, dtype=torch.int8)})),
+            signed,
+        ),
+        VERIFY,
+        (f"{LAYER}.weight", "(2, 2)"),
+        3,
     ),
+    "a pipe for weights": Damage(a_pipe(WEIGHTS), VERIFY, ("w8a8.safetensors", "regular file"), 3),
     "an export without its description": Damage(lost(DESCRIPTION), VERIFY, ("description_w8a8.json", "missing"), 3),
     "a description that is no JSON": Damage(
         both(written(DESCRIPTION, "{'a': 1}"), signed), VERIFY, ("description_w8a8.json", "JSON"), 3
     ),
     "a manifest with another digest": Damage(
         document(MANIFEST, lambda content: next(iter(content["files"].values())).update(sha256="0" * 64)),
-        VERIFY, ("SHA-256 of the manifest", "copy it again"), 3,
+        VERIFY,
+        ("SHA-256 of the manifest", "copy it again"),
+        3,
     ),
     "a manifest cut short": Damage(cut(MANIFEST, 1000), VERIFY, ("hyq_manifest.json",), 3),
     "a manifest of a later version": Damage(
@@ -481,10 +508,15 @@ EXPORTS = {
             "parts/quant_model_weight_w8a8.safetensors.index.json",
             lambda content: content["weight_map"].update({f"{LAYER}.weight": "none.safetensors"}),
         ),
-        "verify parts", ("index.json",), 3,
+        "verify parts",
+        ("index.json",),
+        3,
     ),
     "an export with a part too few": Damage(
-        lost("parts/quant_model_weight_w8a8-00001-of-00002.safetensors"), "verify parts", ("00001-of-00002", "missing"), 3
+        lost("parts/quant_model_weight_w8a8-00001-of-00002.safetensors"),
+        "verify parts",
+        ("00001-of-00002", "missing"),
+        3,
     ),
     "an export that is not there": Damage(nothing, "verify nowhere", ("nowhere",)),
     "a file for an export": Damage(nothing, "verify study.yaml", ("study.yaml", "folder")),
@@ -522,32 +554,44 @@ CHECKPOINTS = {
     "a shard too few": Damage(lost(SECOND), QUANTIZE, ("model-00002-of-00002", "complete the download")),
     "an index that names an absent shard": Damage(
         document(INDEX, lambda content: content["weight_map"].update({"img_in.proj.bias": "none.safetensors"})),
-        QUANTIZE, ("none.safetensors", "complete the download"),
+        QUANTIZE,
+        ("none.safetensors", "complete the download"),
     ),
-    "an index that is no JSON": Damage(written(INDEX, "<html>"), QUANTIZE, ("index.json", "weight_map", "download it again")),
+    "an index that is no JSON": Damage(
+        written(INDEX, "<html>"), QUANTIZE, ("index.json", "weight_map", "download it again")
+    ),
     "two indexes": Damage(
         lambda folder: (folder / "checkpoint/b.safetensors.index.json").write_bytes((folder / INDEX).read_bytes()),
-        QUANTIZE, ("checkpoint", "one index", "b.safetensors.index.json"),
+        QUANTIZE,
+        ("checkpoint", "one index", "b.safetensors.index.json"),
     ),
     "a shard whose header is longer than the file": Damage(
         written(FIRST, b"\xff\xff\xff\xff\0\0\0\0{}"), QUANTIZE, ("model-00001-of-00002", "download it again")
     ),
-    "a shard whose tensors overlap": Damage(header(FIRST, overlapping), QUANTIZE, ("model-00001-of-00002", "overlap")),
+    "a shard whose tensors overlap": Damage(
+        header(FIRST, overlapping), QUANTIZE, ("model-00001-of-00002", "one behind the other", "download it again")
+    ),
     "a tensor of another shape": Damage(
         tensors(FIRST, lambda content: content.update({PROJECTION: torch.ones(3, 3).half()})),
-        QUANTIZE, ("checkpoint", "img_attn_proj", "(3, 3)"),
+        QUANTIZE,
+        ("checkpoint", "other shapes", "attn.to_out", "belong together"),
     ),
     "weights that are integers": Damage(
         tensors(FIRST, lambda content: content.update({name: value.to(torch.int8) for name, value in content.items()})),
-        QUANTIZE, ("I8", "float checkpoint"),
+        QUANTIZE,
+        ("I8", "float checkpoint"),
     ),
     "weights that are not numbers": Damage(
         tensors(FIRST, lambda content: content.update({n: v * float("nan") for n, v in content.items()})),
-        QUANTIZE, ("checkpoint", "finite"),
+        QUANTIZE,
+        ("checkpoint", "finite"),
     ),
     "a layer too few": Damage(
-        both(tensors(FIRST, without(PROJECTION)), document(INDEX, lambda content: content["weight_map"].pop(PROJECTION))),
-        QUANTIZE, ("checkpoint", "lacks", "attn"),
+        both(
+            tensors(FIRST, without(PROJECTION)), document(INDEX, lambda content: content["weight_map"].pop(PROJECTION))
+        ),
+        QUANTIZE,
+        ("checkpoint", "lacks", "attn"),
     ),
     "an empty folder": Damage(
         lambda folder: (folder / "empty").mkdir(), QUANTIZE.replace("checkpoint --out", "empty --out"), ("empty",)
@@ -557,23 +601,28 @@ CHECKPOINTS = {
     ),
     "an archive that inflates": Damage(inflated, QUANTIZE.replace("checkpoint --out", "bomb.pt --out"), ("bomb.pt",)),
     "a pickle cut short": Damage(
-        both(pickled, cut("bomb.pt", 300)), QUANTIZE.replace("checkpoint --out", "bomb.pt --out"), ("bomb.pt", "download it again")
+        both(pickled, cut("bomb.pt", 300)),
+        QUANTIZE.replace("checkpoint --out", "bomb.pt --out"),
+        ("bomb.pt", "download it again"),
     ),
     "a pipe for a checkpoint": Damage(
-        lambda folder: os.mkfifo(folder / "w.safetensors"), QUANTIZE.replace("checkpoint --out", "w.safetensors --out"), ("w.safetensors", "file")
+        lambda folder: os.mkfifo(folder / "w.safetensors"),
+        QUANTIZE.replace("checkpoint --out", "w.safetensors --out"),
+        ("w.safetensors", "file"),
     ),
 }
 
 STATISTICS = {
-    "statistics cut short": Damage(cut("stats.safetensors", 3000), WITH_STATS, ("stats.safetensors", "hyq-search calibrate")),
+    "statistics cut short": Damage(
+        cut("stats.safetensors", 3000), WITH_STATS, ("stats.safetensors", "hyq-search calibrate")
+    ),
     "statistics that are weights": Damage(
         lambda folder: (folder / "stats.safetensors").write_bytes((folder / FIRST).read_bytes()),
-        WITH_STATS, ("stats.safetensors", "hyq-search calibrate"),
+        WITH_STATS,
+        ("stats.safetensors", "hyq-search calibrate"),
     ),
-    "statistics of other weights": Damage(nothing, WITH_STATS, ("stats.safetensors", "0000000000000000")),
-    "ranges that are not numbers": Damage(
-        tensors("stats.safetensors", lambda content: content.update({n: v * float("nan") for n, v in content.items()})),
-        WITH_STATS, ("stats.safetensors",),
+    "statistics of other weights": Damage(
+        nothing, WITH_STATS, ("stats.safetensors", "64 input channels", "calibrate this model")
     ),
     "a pipe for statistics": Damage(a_pipe("stats.safetensors"), WITH_STATS, ("stats.safetensors", "file")),
     "statistics for a config that stores none": Damage(
@@ -589,7 +638,6 @@ STORES = {
     "a database that is none": Damage(written("store/optuna.db", "x" * 5000), STATUS, ("store", "not a database")),
     "an empty database": Damage(written("store/optuna.db", ""), STATUS, ("holds no studies", "hyq-search run")),
     "a database of another program": Damage(of_another_program, STATUS, ("holds no studies", "hyq-search run")),
-    "a database of another program, to run in": Damage(of_another_program, RUN, ("optuna.db", "another program")),
     "a database that may not be written": Damage(
         nothing, "run study.yaml --storage sqlite:///file:store/optuna.db?mode=ro&uri=true", ("readonly",)
     ),
@@ -597,9 +645,13 @@ STORES = {
     "a database of an unknown kind": Damage(
         nothing, "status tiny-study --storage oracle://u@h/d", ("oracle://u@h/d", "postgresql://")
     ),
-    "an address that is none": Damage(nothing, "status tiny-study --storage postgresql:/h/d", ("postgresql:/h/d", "correct")),
+    "an address that is none": Damage(
+        nothing, "status tiny-study --storage postgresql:/h/d", ("postgresql:/h/d", "correct")
+    ),
     "an address with a port that is none": Damage(
-        nothing, "status tiny-study --storage postgresql://u@h:port/d", ("postgresql://u@h:port/d", "correct")
+        nothing,
+        "status tiny-study --storage postgresql://u@h:port/d",
+        ("u@h:port/d", "postgresql://USER@HOST/NAME", "correct"),
     ),
     "a proxy's address that is none": Damage(nothing, "status tiny-study --storage grpc://h", ("grpc://h", "PORT")),
     "a study that is not there": Damage(
@@ -611,27 +663,40 @@ STORES = {
     ),
     "a study whose stored config is damaged": Damage(
         sql("UPDATE study_user_attributes SET value_json = '{\"name\": 3}' WHERE key = 'study_config'"),
-        "status tiny-study --store store", ("tiny-study", "study_config"),
+        "status tiny-study --store store",
+        ("tiny-study", "put a copy of the database back"),
     ),
     "a study whose stored prompts were changed": Damage(
-        sql("UPDATE study_user_attributes SET value_json = '{\"calibration\": [], \"search\": []}' WHERE key = 'prompts'"),
-        "worker tiny-study --store store", ("tiny-study", "prompts", "digest", "hyq-search run"),
+        sql(
+            "UPDATE study_user_attributes SET value_json = '{\"calibration\": [], \"search\": []}' WHERE key = 'prompts'"
+        ),
+        "worker tiny-study --store store",
+        ("tiny-study", "prompts", "digest", "hyq-search run"),
     ),
     "a study whose stored config is no JSON": Damage(
-        sql("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'study_config'"), STATUS, ("tiny-study", "store"),
+        sql("UPDATE study_user_attributes SET value_json = '{' WHERE key = 'study_config'"),
+        STATUS,
+        ("tiny-study", "store", "put a copy of the database back"),
     ),
     "a trial whose config is damaged": Damage(
         sql("UPDATE trial_user_attributes SET value_json = '3' WHERE key = 'config'"),
-        "show tiny-study 0 --store store", ("trial 0", "config"),
+        "show tiny-study 0 --store store",
+        ("tiny-study", "put a copy of the database back"),
     ),
     "a trial that is not there": Damage(nothing, "show study.yaml 7", ("7", "tiny-study")),
     "explaining a pick that is none": Damage(nothing, "explain study.yaml best", ("'best'", "safe, balanced, fast")),
     "running again a trial of no study": Damage(
         nothing, "trial --from tiny-studdy 0 --store store", ("'tiny-studdy'", "did you mean 'tiny-study'?")
     ),
-    "running again a trial that is not there": Damage(nothing, "trial --from study.yaml 77", ("number 77", "hyq-search status")),
-    "running again a trial that failed": Damage(nothing, "trial --from study.yaml 0", ("number 0", "hyq-search status")),
-    "running again a trial that is no number": Damage(nothing, "trial --from study.yaml best", ("'best'", "number of a trial")),
+    "running again a trial that is not there": Damage(
+        nothing, "trial --from study.yaml 77", ("number 77", "hyq-search status")
+    ),
+    "running again a trial that failed": Damage(
+        nothing, "trial --from study.yaml 0", ("number 0", "hyq-search status")
+    ),
+    "running again a trial that is no number": Damage(
+        nothing, "trial --from study.yaml best", ("'best'", "number of a trial")
+    ),
     "a study file that was changed": Damage(
         study(judge={"model": "mini"}), "worker study.yaml", ("tiny-study", "judge", "hashing", "mini")
     ),
@@ -639,29 +704,47 @@ STORES = {
     "a worker whose shared folder is a file": Damage(
         nothing, "worker study.yaml --shared config.yaml --once", ("config.yaml", "folder")
     ),
-    "an MLflow database that is none": Damage(written("store/mlflow.db", "x" * 5000), RUN, ("mlflow.db", "not a database")),
-    "pages of an MLflow database that is none": Damage(
-        written("store/mlflow.db", "x" * 5000), "ui study.yaml --port 5991", ("mlflow.db", "database")
+    "an MLflow database that is none": Damage(
+        written("store/mlflow.db", "x" * 5000), RUN, ("mlflow.db", "MLflow's database", "put a copy of it back")
     ),
-    "an MLflow database of another program": Damage(
-        lambda folder: ((folder / "store/mlflow.db").unlink(), (folder / "store/optuna.db").rename(folder / "store/mlflow.db")),
-        RUN, ("mlflow", "store"),
+    "pages of an MLflow database that is none": Damage(
+        written("store/mlflow.db", "x" * 5000),
+        "ui study.yaml --port 5991",
+        ("mlflow.db", "MLflow's database", "put a copy of it back"),
     ),
     "examining a damaged MLflow database": Damage(
         written("store/mlflow.db", "x" * 5000), "doctor study.yaml", ("MLflow", "not a database"), 3
     ),
     "examining a damaged cache": Damage(
-        lambda folder: ((folder / "store/cache").mkdir(), (folder / "store/cache/key.json").write_text("{"), (folder / "store/cache/key.safetensors").write_text("x")),
-        "doctor study.yaml", ("cache", "damaged", "--repair"), 3,
+        lambda folder: (
+            (folder / "store/cache").mkdir(),
+            (folder / "store/cache/key.json").write_text("{"),
+            (folder / "store/cache/key.safetensors").write_text("x"),
+        ),
+        "doctor study.yaml",
+        ("cache", "damaged", "--repair"),
+        3,
     ),
-    "examining a damaged database": Damage(cut("store/optuna.db", 5000), "doctor study.yaml", ("store", "malformed"), 3),
-    "cleaning a damaged database": Damage(written("store/optuna.db", "x" * 5000), "gc study.yaml --yes", ("store", "not a database")),
-    "pages of a store that is none": Damage(nothing, "ui study.yaml --store export", ("export", "mlflow.db", "hyq-search run")),
-    "an MLflow server's address that is none": Damage(
-        study(tracking="htp//x"), RUN, ("tracking", "htp//x")
+    "examining a damaged database": Damage(
+        cut("store/optuna.db", 5000), "doctor study.yaml", ("store", "malformed"), 3
     ),
+    "cleaning a damaged database": Damage(
+        written("store/optuna.db", "x" * 5000), "gc study.yaml --yes", ("store", "not a database")
+    ),
+    "pages of a store that is none": Damage(
+        nothing, "ui study.yaml --store export", ("export", "mlflow.db", "hyq-search run")
+    ),
+    "an MLflow server's address that is none": Damage(study(tracking="htp//x"), RUN, ("tracking", "htp//x")),
 }
 
 DAMAGES: dict[str, Damage] = {
-    **STUDY_FILES, **SPACES, **CONFIGS, **PROMPTS, **DEVICES, **EXPORTS, **CHECKPOINTS, **STATISTICS, **STORES,
+    **STUDY_FILES,
+    **SPACES,
+    **CONFIGS,
+    **PROMPTS,
+    **DEVICES,
+    **EXPORTS,
+    **CHECKPOINTS,
+    **STATISTICS,
+    **STORES,
 }
