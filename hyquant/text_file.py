@@ -1,4 +1,4 @@
-"""Text that a user wrote into a file, read whole: a regular file of bounded size, in UTF-8, whatever the path leads to."""
+"""Text that a user wrote into a file, read whole: a regular file of bounded size, in UTF-8."""
 
 import stat
 from pathlib import Path

@@ -138,8 +138,8 @@ def _open_tables(url: str, *, create: bool) -> Tables:
             raise
         if is_sqlite and not any(word in first_line(error) for word in _NO_TABLES):
             raise StoreError(
-                f"storage {redacted(url)} must be a whole database, but SQLite says '{first_line(error)}'; put a copy of "
-                "it back, or move it away and start anew"
+                f"storage {redacted(url)} must be a whole database, but SQLite says '{first_line(error)}'; put a "
+                "copy of it back, or move it away and start anew"
             ) from error
         raise EmptyStore(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # a port that is no number is a ValueError

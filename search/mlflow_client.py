@@ -56,7 +56,7 @@ def database_path(store: Path) -> Path:
 
 
 def require_undamaged(store: Path) -> None:
-    """Refuse a file in the place of a store's database that SQLite would not take; none, or an empty one, is made anew.
+    """Refuse what stands for a store's database and is none of SQLite; without one, or an empty one, all is well.
 
     Raises:
         StoreError: If it is something else.

@@ -18,7 +18,8 @@ def require_places(shared: str | Path | None, tracking: str | None) -> None:
     """
     if tracking is not None and "://" not in tracking and tracking != "databricks":
         raise SearchError(
-            f"tracking must be the address of an MLflow server such as http://HOST:PORT, but got {tracking!r}; correct it"
+            f"tracking must be the address of an MLflow server such as http://HOST:PORT, but got {tracking!r}; "
+            "correct it"
         )
     if shared is not None and Path(shared).exists() and not Path(shared).is_dir():
         raise SearchError(f"--shared must be a folder, but {shared} is something else; give another path")

@@ -90,8 +90,8 @@ def read_prompts(source: str, folder: Path) -> tuple[str, ...]:
     prompts = tuple(line.strip() for line in lines if line.strip())
     if odd := next((prompt for prompt in prompts if "\0" in prompt or prompt.startswith('{"')), None):
         raise ConfigError(
-            f"prompt file {path} must hold plain text, a prompt a line, but one is {_shortened(odd)}; take NULs and JSON "
-            "out of it"
+            f"prompt file {path} must hold plain text, a prompt a line, but one is {_shortened(odd)}; take NULs and "
+            "JSON out of it"
         )
     if repeated := next((prompt for prompt, count in Counter(prompts).items() if count > 1), None):
         raise ConfigError(

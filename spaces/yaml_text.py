@@ -15,7 +15,7 @@ MOST_LEVELS = 40
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which for a field that is given twice would take the last value without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping, and refuse it if a key stands there twice."""
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()

@@ -667,9 +667,7 @@ STORES = {
         ("tiny-study", "put a copy of the database back"),
     ),
     "a study whose stored prompts were changed": Damage(
-        sql(
-            "UPDATE study_user_attributes SET value_json = '{\"calibration\": [], \"search\": []}' WHERE key = 'prompts'"
-        ),
+        sql("UPDATE study_user_attributes SET value_json = '{\"search\": []}' WHERE key = 'prompts'"),
         "worker tiny-study --store store",
         ("tiny-study", "prompts", "digest", "hyq-search run"),
     ),

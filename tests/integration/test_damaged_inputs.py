@@ -1,8 +1,9 @@
 """Damaged inputs of every kind, given where users give them: each is refused by a sentence, and nothing is lost.
 
 What counts as one: the documented exit code within seconds and without a traceback. For exit code 1 the last line on
-stderr says rule, value and way out; for 3, where several problems are told apart, each of a few lines does. The folder's
-listing and bytes stay as they were, apart from locks, which hold nothing, and SQLite's own files beside a database.
+stderr says rule, value and way out; for 3, where several problems are told apart, each of a few lines does. The
+folder's listing and bytes stay as they were, apart from locks, which hold nothing, and SQLite's own files beside
+a database.
 """
 
 import hashlib
