@@ -67,8 +67,8 @@ def require_undamaged(store: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(_SQLITE_MARK)) not in (b"", _SQLITE_MARK):
             raise StoreError(
-                f"{path} must be MLflow's database, but is damaged or something else; put a copy of it back, or move it "
-                "away and let `hyq-search run` make it again"
+                f"{path} must be MLflow's database, but is damaged or something else; put a copy of it back, or move "
+                "it away and let `hyq-search run` make it again"
             )
 
 
