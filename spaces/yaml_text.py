@@ -55,8 +55,8 @@ def parse_yaml(text: str) -> Any:
 
 
 def what_it_holds(content: object) -> str:
-    """Return what a document holds that should be a mapping, for a sentence."""
-    return "is empty" if content is None else f"holds a {type(content).__name__}"
+    """Return what stands where a mapping should, for a sentence."""
+    return "is empty" if content is None else f"got {type(content).__name__}"
 
 
 def _require_small(document: Any) -> None:
