@@ -19,7 +19,7 @@ from hyquant.calibration.capture import cache_key, reference_videos
 from hyquant.calibration.store import Store
 from hyquant.config import digest
 from hyquant.devices.runtime import runtime_versions
-from hyquant.errors import ConfigError
+from hyquant.errors import ConfigError, ExportError
 from hyquant.export import load_quantized, model_info, read_manifest
 from hyquant.export.reader import require_same_denoiser
 from hyquant.latency import describe_device, kernels_of
@@ -109,6 +109,7 @@ def certify_export(
     _require_steps(export, settings)
     require_writable(export)
     files = export_digests(export)
+    _require_intact(export, files)
     model = load_model(config.model.kind, config.model.source, device=config.model.device, dtype=config.model.dtype)
     require_same_denoiser(model.denoiser, read_manifest(export))  # before hours of float clips
     subject = Subject(
@@ -152,6 +153,19 @@ def heldout_pairs(prompts: Sequence[str], seeds_per_prompt: int, seed: int) -> t
         for index, prompt in enumerate(prompts)
         for repeat in range(seeds_per_prompt)
     )
+
+
+def _require_intact(export: Path, digests: Mapping[str, str]) -> None:
+    """Refuse files that are not what their manifest says, before anything is rendered.
+
+    Raises:
+        ExportError: If one differs.
+    """
+    for name, info in read_manifest(export).files.items():
+        if digests[name] != info.sha256:
+            raise ExportError(
+                f"{export} must be intact, but {name} has other bytes than its manifest says; copy it again"
+            )
 
 
 def require_weights(names: Sequence[str]) -> None:

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ValidationError
 from hyquant.config import QuantConfig
 from hyquant.cost import DeviceProfile
 from hyquant.errors import ConfigError
-from spaces.yaml_text import parse_yaml
+from hyquant.text_file import read_text
+from search.rule_sentences import sentences
+from spaces.yaml_text import parse_yaml, what_it_holds
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -34,16 +36,15 @@ def load_device_profile(path: Path) -> DeviceProfile:
 
 def _read(path: Path, model: type[Model], what: str, content_of: str, hint: str = "") -> Model:
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"a {what} must exist, but {path} does not; correct the path") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{what} {path} must be readable YAML, but: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{what} {path} must be a mapping of fields, but {what_it_holds(content)}{hint}")
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        listed = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'the file'}: {problem['msg']}"
-            for problem in error.errors()
-        )
+        listed = "; ".join(sentences(error, model))
         raise ConfigError(f"{what} {path} must describe {content_of}, but {listed}{hint}") from error

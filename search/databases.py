@@ -29,7 +29,7 @@ from optuna.storages import BaseStorage, RDBStorage
 
 from search.addresses import require_plain_address
 from search.errors import EmptyStore, InstallError, StoreError
-from search.patience import PATIENCE_S, Patience, PatientStorage, is_away
+from search.patience import PATIENCE_S, Patience, PatientStorage, first_line, is_away
 from search.redaction import redacted
 from search.tables import Tables
 
@@ -58,6 +58,9 @@ _SERVER_ARGUMENTS: dict[str, dict[str, Any]] = {
         "write_timeout": ANSWER_TIMEOUT_S,
     },
 }
+
+_NO_TABLES = ("no such table", "unable to open")
+"""What SQLite says where there are no studies yet."""
 
 _WIDE_COLUMNS = ("study_user_attributes", "trial_user_attributes")
 """Tables whose values may be longer than the 64 KiB of MySQL's TEXT: a space with a ladder, the result of a trial."""
@@ -120,6 +123,11 @@ def with_driver(url: str) -> str:
 
 def _open_tables(url: str, *, create: bool) -> Tables:
     is_sqlite = url.startswith("sqlite")
+    if (kind := url.partition(":")[0].partition("+")[0]) not in (*DRIVERS, "sqlite"):
+        raise StoreError(
+            f"a storage must be postgresql://, mysql://, mariadb://, grpc:// or sqlite:///, but got {redacted(url)} "
+            f"({kind!r} is none of them); correct it"
+        )
     connect = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else _SERVER_ARGUMENTS.get(url.partition("://")[0], {})
     try:
         storage = Tables(
@@ -134,8 +142,13 @@ def _open_tables(url: str, *, create: bool) -> Tables:
     except (sqlalchemy.exc.ProgrammingError, StorageInternalError) as error:
         if is_away(error):
             raise
+        if is_sqlite and not any(word in first_line(error) for word in _NO_TABLES):
+            raise StoreError(
+                f"storage {redacted(url)} must be a whole database, but SQLite says '{first_line(error)}'; put a "
+                "copy of it back, or move it away and start anew"
+            ) from error
         raise EmptyStore(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
-    except sqlalchemy.exc.ArgumentError as error:
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # a port that is no number is a ValueError
         raise StoreError(
             f"a storage must be an address such as postgresql://USER@HOST/NAME, but got {redacted(url)}; correct it"
         ) from error

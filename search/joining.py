@@ -17,6 +17,7 @@ from search.errors import SearchError, StoreError
 from search.interrupts import Leaving, counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, ask_to_leave
+from search.parts import require_places
 from search.prompts import load_prompts
 from search.resume import hand_back_trials, reclaim_lost_trials, require_same_study
 from search.run_sentences import numbers_in_words
@@ -74,6 +75,7 @@ def join_study(
         require_space(store)
         study = open_study(store, name, url=url)
         require_intact(study)
+        require_places(shared, tracking)
         if isinstance(place, StudyConfig) and study_file is not None:
             require_same_study(study, place, load_prompts(place.workload, study_file.parent))
         here = {"store": str(store), "storage": url, "tracking": tracking, "slots": slots}

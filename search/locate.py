@@ -5,13 +5,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 
 import optuna
+from pydantic import ValidationError
 
 from search.overview import Overview, read_overview
 from search.prompts import StudyPrompts, load_prompts
 from search.storage import open_study, store_errors, stored_config, stored_prompts
+from search.stored import damaged
 from search.study import StudyConfig
 
 DEFAULT_STORE = Path("mlruns")
@@ -60,11 +63,14 @@ def opened_study(ref: StudyRef) -> Iterator[optuna.Study]:
     """Open a stored study for reading; databases are not created, and their errors become one sentence.
 
     Raises:
-        StoreError: If the store or the study is not there, or a database does not answer.
+        StoreError: If the store or the study is not there, or a database does not answer or is damaged.
     """
     quiet_optuna()
-    with store_errors(ref.store):
-        yield open_study(ref.store, ref.name, url=ref.url)
+    try:
+        with store_errors(ref.store):
+            yield open_study(ref.store, ref.name, url=ref.url)
+    except (ValidationError, JSONDecodeError) as error:
+        raise damaged(f"study {ref.name!r} in {ref.store}", error) from error
 
 
 def overview_of(ref: StudyRef) -> Overview:

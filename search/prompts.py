@@ -10,11 +10,13 @@ from pathlib import Path
 from hyquant.config import FrozenModel
 from hyquant.errors import ConfigError
 from hyquant.models.mini import PROMPTS
+from hyquant.text_file import read_text
 from search.margins import CertificateConfig
 from search.study import Workload
 from spaces.space import did_you_mean
 
 _SHIPPED = "mini:"
+_SHOWN = 60
 
 
 class StudyPrompts(FrozenModel):
@@ -82,15 +84,24 @@ def read_prompts(source: str, folder: Path) -> tuple[str, ...]:
     """
     path = _shipped(source.removeprefix(_SHIPPED)) if source.startswith(_SHIPPED) else folder / source
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"a prompt file must be readable text, but {path} cannot be read: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
+    if odd := next((prompt for prompt in prompts if "\0" in prompt or prompt.startswith('{"')), None):
+        raise ConfigError(
+            f"prompt file {path} must hold plain text, a prompt a line, but one is {_shortened(odd)}; take NULs and "
+            "JSON out of it"
+        )
     if repeated := next((prompt for prompt, count in Counter(prompts).items() if count > 1), None):
         raise ConfigError(
             f"prompt file {path} must not repeat a prompt, but {repeated!r} stands there twice; delete one"
         )
     return prompts
+
+
+def _shortened(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}...")
 
 
 def _first(source: str, count: int, folder: Path) -> tuple[str, ...]:

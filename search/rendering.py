@@ -73,12 +73,12 @@ def render_export(
         ExportError: If the export cannot be loaded into this model.
     """
     seeds = [seed + index for index in range(len(prompts))]
-    references = model.render(prompts, seeds, settings)
     load_quantized(model.denoiser, export, model.clock)
     try:
         videos = model.render(prompts, seeds, settings)
     finally:
         restore_(model.denoiser)
+    references = model.render(prompts, seeds, settings)
     samples = [Sample(*parts) for parts in zip(prompts, videos, references, strict=True)]
     out.mkdir(parents=True, exist_ok=True)
     write_videos(out, samples)

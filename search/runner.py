@@ -18,7 +18,9 @@ from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import counted_interrupts
 from search.locks import FileLock
+from search.mlflow_client import require_undamaged
 from search.order import WorkOrder, mlflow_lock_path
+from search.parts import require_parts, require_places
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
@@ -36,6 +38,7 @@ from search.storage import (
     store_errors,
     stored_config,
     stored_prompts,
+    study_names,
 )
 from search.study import Slot, StudyConfig
 from search.trials import count_states, num_evaluated
@@ -107,6 +110,7 @@ def _opened(
         prompts = load_prompts(config.workload, study_file.parent)
         if config.certificate is not None:
             load_heldout_prompts(config.certificate, study_file.parent, prompts)  # refused before days of search
+    require_places(config.shared, config.tracking)
     require_space(store)
     lock = FileLock(store / "locks" / f"{config.name}.runner.lock")
     if not lock.acquire(blocking=False):
@@ -116,6 +120,10 @@ def _opened(
         )
     try:
         with store_errors(store):
+            if config.tracking is None:
+                require_undamaged(store)
+            if config.name not in study_names(store, url=config.storage):
+                require_parts(config)
             config = with_measured_ladder(_with_stored_ladder(config), prompts)
             study, is_new = create_study(store, config, prompts, url=config.storage)
             if is_new:

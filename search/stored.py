@@ -10,7 +10,7 @@ from search.errors import StoreError
 Value = TypeVar("Value")
 
 
-def read_stored(read: Callable[[Any], Value], stored: object, where: str) -> Value:
+def read_stored(read: Callable[[Any], Value], stored: object, what: str) -> Value:
     """Return a stored value; `read` validates it.
 
     Raises:
@@ -19,9 +19,16 @@ def read_stored(read: Callable[[Any], Value], stored: object, where: str) -> Val
     try:
         return read(stored)
     except ValidationError as error:
+        raise damaged(what, error) from error
+
+
+def damaged(what: str, error: ValueError) -> StoreError:
+    """Return the error about something in a database that is not as this version writes it."""
+    said = str(error)
+    if isinstance(error, ValidationError):
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "all of it"
-        raise StoreError(
-            f"{where} must be what this version of hyq-search stores, but {place} is wrong ({first['msg']}); use the "
-            "version that wrote it, or another study"
-        ) from error
+        said = f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+    return StoreError(
+        f"{what} must be as this version of hyq-search writes it, but it is not ({said}); use the version that wrote it, "
+        "or put a copy of the database back"
+    )

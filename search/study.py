@@ -15,7 +15,7 @@ from hyquant.models.base import DeploymentShape, RenderSettings
 from search.margins import CertificateConfig
 from search.redaction import names_a_secret, redacted
 from search.slot_devices import AUTO, read_devices
-from spaces.space import SearchSpace
+from spaces.space import SearchSpace, did_you_mean
 from spaces.targets import narrowed
 
 
@@ -66,8 +66,8 @@ class Constraint(FrozenModel):
     """
 
     metric: str
-    min: float | None = None
-    max: float | None = None
+    min: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     def violation(self, value: float) -> float:
         """Return how far a value lies outside the bounds; 0 or less is inside."""
@@ -168,12 +168,15 @@ class Slot(FrozenModel):
         return self
 
 
+STAGES = ("calibrate", "quantize", "reference", "judge", "render", "score", "compile", "latency")
+
+
 class TimeoutsConfig(FrozenModel):
     """When a stage of a trial counts as hung and its worker is ended (`search.time_limits`).
 
     `factor` times the longest that was seen, at least `least_s`; `first_s` where nothing was seen yet; `stages` sets
-    seconds by the name of a stage: calibrate, quantize, reference, judge, render, score, compile, latency. `room_s` is
-    how long a slot waits for room on a full disk before it stops (`search.room`).
+    seconds by the name of a stage, one of `STAGES`. `room_s` is how long a slot waits for room on a full disk before it
+    stops (`search.room`).
     """
 
     factor: Annotated[float, Field(ge=2.0)] = 10.0
@@ -181,6 +184,13 @@ class TimeoutsConfig(FrozenModel):
     first_s: Annotated[float, Field(gt=0.0)] = 14_400.0
     room_s: Annotated[float, Field(gt=0.0)] = 14_400.0
     stages: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_stages(self) -> "TimeoutsConfig":
+        for name in self.stages:
+            if name not in STAGES:
+                raise ValueError(f"stages must be of {', '.join(STAGES)}, but got {name!r}{did_you_mean(name, STAGES)}")
+        return self
 
 
 class ArtifactsConfig(FrozenModel):

@@ -4,23 +4,23 @@
 itself.
 """
 
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from hyquant.errors import ConfigError
+from hyquant.text_file import read_text
 from search.config_file import load_device_profile
 from search.metric_names import unknown_metrics
 from search.redaction import redacted
+from search.rule_sentences import sentences
 from search.slot_devices import read_layout
 from search.study import StudyConfig
-from spaces.space import SearchSpace, did_you_mean, load_space, plain_location
-from spaces.yaml_text import parse_yaml
+from spaces.space import SearchSpace, load_space
+from spaces.yaml_text import parse_yaml, what_it_holds
 
 
 def load_study(path: Path) -> StudyConfig:
@@ -39,7 +39,9 @@ def load_study(path: Path) -> StudyConfig:
     try:
         config = StudyConfig.model_validate(content)
     except ValidationError as error:
-        problems += [line for line in _sentences(error) if space is not None or not line.startswith("space:")]
+        problems += [
+            line for line in sentences(error, StudyConfig) if space is not None or not line.startswith("space:")
+        ]
     else:
         problems += unknown_metrics(config)
         if not problems:
@@ -50,7 +52,7 @@ def load_study(path: Path) -> StudyConfig:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"a study file must exist, but {path} does not; correct the path") from error
     except (OSError, ValueError) as error:
@@ -58,7 +60,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"study file {path} must be YAML, but cannot be parsed: {redacted(str(error))}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"study file {path} must be a mapping of fields, but holds {type(content).__name__}")
+        raise ConfigError(f"study file {path} must be a mapping of fields, but {what_it_holds(content)}")
     return content
 
 
@@ -73,7 +75,7 @@ def _read_space(value: object, path: Path, problems: list[str]) -> SearchSpace |
     except ConfigError as error:
         problems.append(f"space: {error}")
     except ValidationError as error:
-        problems += _sentences(error, "space")
+        problems += sentences(error, StudyConfig, "space")
     else:
         problems.append(
             "space must be a shipped name, a path to a .yaml file or a mapping; add `space: mini`, for example"
@@ -101,39 +103,3 @@ def _read_slots(content: dict[str, Any], problems: list[str]) -> None:
     except ValueError as error:
         problems.append(f"slots: {error}")
         del content["slots"]
-
-
-def _sentences(error: ValidationError, *prefix: str) -> list[str]:
-    """Return one sentence per problem; a problem that only follows from one inside it is left out."""
-    found = error.errors()
-    inner = {problem["loc"][:length] for problem in found for length in range(len(problem["loc"]))}
-    return [_sentence((*prefix, *problem["loc"]), problem) for problem in found if problem["loc"] not in inner]
-
-
-def _sentence(location: tuple[int | str, ...], problem: ErrorDetails) -> str:
-    """Return one problem of pydantic as `where: what`, with the closest known field for an unknown one."""
-    where = ".".join(str(part) for part in plain_location(location))
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        return f"{where}: unknown field; known are {', '.join(known)}{did_you_mean(str(location[-1]), known)}"
-    if problem["type"] == "missing":
-        return f"{where}: required field is missing; add it"
-    text = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] != "value_error":
-        text = f"{text[:1].lower()}{text[1:]}, but got {redacted(repr(problem['input']))}"
-    return f"{where}: {text}" if where else text
-
-
-def _fields_at(location: tuple[int | str, ...]) -> tuple[str, ...]:
-    model: type[BaseModel] = StudyConfig
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return tuple(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the first pydantic model inside an annotation such as `tuple[Slot, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in typing.get_args(annotation) if (found := _model_in(inner)) is not None), None)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from search.errors import SearchError, StoreError
-from search.mlflow_client import database_path, tracking_uri
+from search.mlflow_client import database_path, require_undamaged, tracking_uri
 
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost")
@@ -15,11 +15,12 @@ def server_command(store: Path, port: int, host: str = HOST) -> list[str]:
     """Return the command that serves a store's runs, to this machine only unless another address is given.
 
     Raises:
-        StoreError: If the store has no MLflow database.
+        StoreError: If the store has no MLflow database, or it is damaged.
         SearchError: If the port is taken.
     """
     if not database_path(store).is_file():
         raise StoreError(f"a store must hold mlflow.db, but {store} does not; start a study with hyq-search run.")
+    require_undamaged(store)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -22,8 +22,9 @@ from hyquant.config import W4A16, ActMethod, FrozenModel, LayerSelection
 from hyquant.errors import ConfigError
 from hyquant.layers import first_match
 from hyquant.sensitivity.ladder import Ladder
+from hyquant.text_file import read_text
 from spaces.strategy import Strategy, parts_of
-from spaces.yaml_text import parse_yaml
+from spaces.yaml_text import parse_yaml, what_it_holds
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Pattern = Annotated[str, Field(min_length=1)]
@@ -166,7 +167,7 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
     source = str(name_or_path)
     if source.endswith((".yaml", ".yml")):
         try:
-            text = Path(source).read_text(encoding="utf-8")
+            text = read_text(Path(source))
         except FileNotFoundError as error:
             raise ConfigError(
                 f"a search space must be an existing file, but {source} is none; correct the path"
@@ -211,7 +212,7 @@ def _parse_space(text: str, source: str) -> SearchSpace:
     except yaml.YAMLError as error:
         raise ConfigError(f"search space {source} must be YAML, but cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"search space {source} must be a mapping of fields, but got {type(content).__name__}")
+        raise ConfigError(f"search space {source} must be a mapping of fields, but {what_it_holds(content)}")
     return _checked_space(content, source)
 
 

@@ -112,6 +112,8 @@ def open_calibrated(path: Path) -> SavedCalibration:
     Raises:
         CalibrationError: If it is missing, damaged or something else.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise _damaged(path)
     try:
         file: Any = safe_open(path, "pt")
         info = CalibrationInfo.model_validate_json((file.metadata() or {}).get(_METADATA, ""))

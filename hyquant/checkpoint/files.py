@@ -4,7 +4,7 @@ Reading safetensors by offset, not through a map, keeps a process as small as wh
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,13 +107,15 @@ def open_file(path: Path) -> Mapping[str, StoredTensor]:
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             size = os.fstat(file.fileno()).st_size
             header: dict[str, Any] = parse_json(file.read(length)) if 8 + length <= size else {}
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         found = {name: _entry(path, 8 + length, name, entry) for name, entry in entries.items()}
-        expected = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        expected = 8 + length + _end_of(sorted(entry["data_offsets"] for entry in entries.values()))
     except FileNotFoundError as error:
         raise ConfigError(f"a file of weights must exist, but {path} does not; complete the download") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
@@ -121,6 +123,16 @@ def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
     if expected != size:
         raise ConfigError(f"{path} must have {expected} bytes by its header, but it has {size}; download it again")
     return found
+
+
+def _end_of(places: Sequence[Sequence[int]]) -> int:
+    """Return where the last of the sorted places ends; each must begin where the one before it ends."""
+    end = 0
+    for first, last in places:
+        if first != end:
+            raise ValueError(f"its tensors must lie one behind the other, but one begins at {first} instead of {end}")
+        end = last
+    return end
 
 
 def _entry(path: Path, start: int, name: str, entry: Mapping[str, Any]) -> StoredTensor:

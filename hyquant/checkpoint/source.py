@@ -18,6 +18,7 @@ from hyquant.models.checkpoints import find_checkpoint
 from hyquant.models.names import float_rows
 from hyquant.models.original_folder import DENOISER, MODEL_PATTERN
 from hyquant.models.skeleton import diffusers_skeleton, original_skeleton
+from hyquant.text_file import read_text
 
 PIECE_BYTES = 2 * 2**20
 """How much is read at a time."""
@@ -142,7 +143,7 @@ def _find_files(path: Path) -> tuple[tuple[Path, ...], Mapping[str, str] | None]
     if not indexes:
         return find_checkpoint(path), None
     try:
-        table = parse_json(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+        table = parse_json(read_text(indexes[0]))["weight_map"]
         names = sorted({require_plain(str(name)) for name in table.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(

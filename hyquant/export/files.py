@@ -17,6 +17,7 @@ from hyquant.export.manifest import ExportManifest
 from hyquant.export.names import MANIFEST_NAME, FileNames, index_name
 from hyquant.file_modes import FILE_MODE, FOLDER_MODE
 from hyquant.json_text import parse_json
+from hyquant.text_file import read_text
 
 
 def read_tensors(folder: Path, names: FileNames) -> tuple[dict[str, Tensor], list[str]]:
@@ -39,7 +40,7 @@ def read_tensors(folder: Path, names: FileNames) -> tuple[dict[str, Tensor], lis
 def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:
     problem = f"{index.name} must say which part holds which tensor (weight_map), but does not; copy it again"
     try:
-        table = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
+        table = parse_json(read_text(index))["weight_map"]
     except (ValueError, KeyError, TypeError):
         return {}, [problem]
     if not isinstance(table, dict) or not all(isinstance(name, str) and "/" not in name for name in table.values()):
@@ -48,10 +49,10 @@ def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _loaded(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    if not path.is_file():  # a pipe would be waited for
+        return {}, [f"{path.name} must be a regular file, but it is missing"]
     try:
         return load_file(path), []
-    except FileNotFoundError:
-        return {}, [f"{path.name} must be a regular file, but it is missing"]
     except (SafetensorError, OSError) as error:
         return {}, [f"{path.name} must be a safetensors file, but cannot be read: {error}"]
 
@@ -119,7 +120,7 @@ def read_description(path: Path) -> dict[str, object]:
         ExportError: If it cannot be read, or is something else.
     """
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ExportError(f"{path.name} must be JSON, but it is not: {error}; copy it again") from error
     if not isinstance(found, dict):

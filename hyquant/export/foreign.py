@@ -88,7 +88,7 @@ def find_pairs(folder: Path) -> tuple[FileNames, ...]:
 
 def table_rows(folder: Path) -> int | None:
     """Return how many steps the stored ranges of a folder are for; None if no layer has one per step."""
-    for path in sorted(folder.glob(f"*{WEIGHTS_SUFFIX}")):
+    for path in filter(Path.is_file, sorted(folder.glob(f"*{WEIGHTS_SUFFIX}"))):
         with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (the object is no mapping)
                 if key.endswith(".input_scale") and len(shape := file.get_slice(key).get_shape()) == 2:

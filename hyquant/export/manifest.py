@@ -1,5 +1,6 @@
 """What an export says about itself: `hyq_manifest.json`, a frozen value beside the engine's two files."""
 
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -142,8 +143,9 @@ def read_manifest(folder: str | Path) -> ExportManifest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
+        value = "" if first["type"] == "missing" else f", but got {reprlib.repr(first['input'])}"
         raise ExportError(
-            f"{path} must be a manifest of format 2, but {place} is wrong ({first['msg']}); export again"
+            f"{path} must be a manifest of format 2, but {place} is wrong ({first['msg']}{value}); export again"
         ) from error
 
 

@@ -178,7 +178,7 @@ def test_a_study_file_that_is_no_yaml_is_one_sentence(call, tmp_path):
     [
         ("linear: {kind: w8a8_statik}", "w8a8_statik"),
         ("lineer: null", "lineer"),
-        ("just text", "valid"),
+        ("just text", "must be a mapping of fields, but got str"),
         (None, "exist"),
     ],
     ids=["unknown kind", "unknown field", "no mapping", "missing"],
