@@ -33,8 +33,6 @@ from search.stored import read_stored
 from search.study import StudyConfig
 from spaces.space import did_you_mean
 
-Stored = TypeVar("Stored", bound=BaseModel)
-
 MIN_FREE_BYTES = 200 * 2**20
 _RESULTS = TypeAdapter(dict[str, MetricResult])
 

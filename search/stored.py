@@ -29,6 +29,6 @@ def damaged(what: str, error: ValueError) -> StoreError:
         first = error.errors()[0]
         said = f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
     return StoreError(
-        f"{what} must be as this version of hyq-search writes it, but it is not ({said}); use the version that wrote it, "
-        "or put a copy of the database back"
+        f"{what} must be as this version of hyq-search writes it, but it is not ({said}); use the version that wrote "
+        "it, or put a copy of the database back"
     )
