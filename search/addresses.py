@@ -14,8 +14,9 @@ def require_plain_address(address: str) -> None:
     """
     if not _is_plain(address):
         raise StoreError(
-            "an address must be SCHEME://USER:PASSWORD@HOST:PORT/NAME with @ : / ? # [ ] and blanks in a password "
-            f"written as %40 %3A %2F %3F %23 %5B %5D %20, but got {redacted(''.join(address.split()))}; correct it"
+            "an address must be SCHEME://USER:PASSWORD@HOST:PORT/NAME with a number as PORT and @ : / ? # [ ] and "
+            "blanks in a password written as %40 %3A %2F %3F %23 %5B %5D %20, but got "
+            f"{redacted(''.join(address.split()))}; correct it"
         )
 
 

@@ -651,7 +651,7 @@ STORES = {
     "an address with a port that is none": Damage(
         nothing,
         "status tiny-study --storage postgresql://u@h:port/d",
-        ("u@h:port/d", "postgresql://USER@HOST/NAME", "correct"),
+        ("u@h:port/d", "a number as PORT", "correct it"),
     ),
     "a proxy's address that is none": Damage(nothing, "status tiny-study --storage grpc://h", ("grpc://h", "PORT")),
     "a study that is not there": Damage(
@@ -679,7 +679,7 @@ STORES = {
     "a trial whose config is damaged": Damage(
         sql("UPDATE trial_user_attributes SET value_json = '3' WHERE key = 'config'"),
         "show tiny-study 0 --store store",
-        ("tiny-study", "put a copy of the database back"),
+        ("the config of trial 0", "put a copy of the database back"),
     ),
     "a trial that is not there": Damage(nothing, "show study.yaml 7", ("7", "tiny-study")),
     "explaining a pick that is none": Damage(nothing, "explain study.yaml best", ("'best'", "safe, balanced, fast")),
