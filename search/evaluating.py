@@ -72,7 +72,7 @@ class Evaluator:
         with self._recorder.failures_recorded(trial, lambda: self._stages.current):
             config = Stages(Group()).run("suggest", lambda: choose_config(trial, self._bench.config))
             self._refuse_poison(trial, config)
-            with self._stages.timed("wait"):
+            with self._stages.waiting():
                 record = claim(trial, config, while_waiting=self._followers.keep_alive)
             result = self._evaluate(config) if record is None else _reuse(trial, record)
         for name, value in result.constraints.items():

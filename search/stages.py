@@ -94,6 +94,16 @@ class Stages:
             self._add("wait", waited)
             self._add(stage, time.perf_counter() - started - waited)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Add a block's wall time to "wait". It is not watched: whoever is waited for is, or loses a lease."""
+        self.current = "wait"
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add("wait", time.perf_counter() - started)
+
     def _add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 

@@ -1,7 +1,11 @@
 """When a stage counts as hung: derived limits, injected clocks, and waits that do not count."""
 
+from contextlib import contextmanager
+
 import pytest
 
+from hyquant.distributed import Group
+from search.stages import Stages
 from search.study import TimeoutsConfig
 from search.time_limits import StageLimits
 from search.watchdog import MAX_STEP_S, Watchdog
@@ -54,3 +58,21 @@ def test_a_jump_of_the_clock_counts_as_one_short_look(step_s):
 
 def test_waiting_for_locks_does_not_count():
     assert looks_until_given_up(1.0, Hours(1.0), 10.0, at_most=500) == 501
+
+
+def test_waiting_for_an_equal_trial_elsewhere_is_not_watched():
+    watched = []
+
+    @contextmanager
+    def watching(stage):
+        watched.append(stage)
+        yield
+
+    stages = Stages(Group(), watching=watching)
+    with stages.waiting():
+        assert stages.current == "wait"
+    with stages.timed("render"):
+        pass
+
+    assert watched == ["render"]
+    assert set(stages.seconds) == {"wait", "render"}
