@@ -19,9 +19,9 @@ DeployDtype = Literal["bfloat16", "float16", "float32"]
 
 
 class FrozenModel(BaseModel):
-    """A frozen pydantic value that refuses unknown fields."""
+    """A frozen pydantic value that refuses unknown fields; its JSON keeps NaN and Infinity, as Python's does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class StoredRange(FrozenModel):

@@ -107,17 +107,17 @@ def kept_trials(study: optuna.Study, policy: ArtifactsConfig) -> set[int]:
 def _media(store: Path, study: optuna.Study, policy: ArtifactsConfig) -> Iterator[Removal]:
     if policy.keep == "all" or not database_path(store).is_file():
         return
-    runs = Tracker(store, study.study_name).trial_runs()  # before the trials: what begins meanwhile is not looked at
+    runs = Tracker(store, study.study_name).trial_run_ids()  # before the trials: what begins meanwhile is not looked at
     kept = kept_trials(study, policy)
     finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
-    for run in runs:
-        if run.number not in finished or run.number in kept:
+    for run_id, number in runs:
+        if number not in finished or number in kept:
             continue
-        folder = store / "artifacts" / run.run_id / "artifacts"
+        folder = store / "artifacts" / run_id / "artifacts"
         paths = tuple(path for name in _MEDIA if (path := folder / name).is_file() and is_inside(path, store))
         if paths:
-            why = f"trial {run.number} is outside of keep: {policy.keep}"
-            yield Removal(paths, sum(map(size_bytes, paths)), why, run.run_id)
+            why = f"trial {number} is outside of keep: {policy.keep}"
+            yield Removal(paths, sum(map(size_bytes, paths)), why, run_id)
 
 
 def _least_recent(store: Path, excess: float, why: str) -> Iterator[Removal]:

@@ -23,7 +23,7 @@ from search.recorder import Recorder
 from search.result import TrialResult
 from search.stages import Stages
 from search.time_limits import StageLimits
-from search.trials import scored_front, trial_result
+from search.trials import scored_front, store_result, trial_result
 from search.watchdog import Watchdog, end_hung_process
 from search.workbench import Workbench
 
@@ -77,7 +77,7 @@ class Evaluator:
             result = self._evaluate(config) if record is None else _reuse(trial, record)
         for name, value in result.constraints.items():
             trial.set_constraint(name, value)
-        trial.set_user_attr("result", result.model_dump(mode="json"))
+        store_result(trial, result)
         if result.values is None:
             raise optuna.TrialPruned(result.reason)
         return result.values

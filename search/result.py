@@ -1,6 +1,7 @@
 """The outcome of one trial as a frozen value; what is logged, stored and reported.
 
-`TrialResult` is JSON on disk and in the trial's user attribute "result". Its numbers carry units in their names.
+`TrialResult` is JSON on disk and, as text, in the trial's user attribute "result". Its numbers carry units in their
+names.
 """
 
 from typing import Literal

@@ -4,6 +4,7 @@ Of several hosts that make them at once one succeeds, because a server has one e
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,19 +68,18 @@ def find_or_make_study_run(client: "Client", study: str, store: Path, uri: str |
     return StudyIds(experiment_id, run_id)
 
 
-def trial_runs(client: "Client", ids: StudyIds) -> tuple[TrialRun, ...]:
-    """Return every child run of a study, oldest first. Errors are MLflow's own."""
-    runs: list[Run] = []
+def trial_runs(client: "Client", ids: StudyIds) -> Iterator[TrialRun]:
+    """Yield every child run of a study, oldest first. Errors are MLflow's own."""
     token: str | None = None
     condition = f"tags.`{PARENT_TAG}` = '{ids.run_id}'"
     while True:
         page = client.search_runs(
             [ids.experiment_id], condition, max_results=_PAGE, order_by=["attributes.start_time ASC"], page_token=token
         )
-        runs += page
+        yield from map(_trial_run, page)
         token = page.token
         if not token:
-            return tuple(_trial_run(run) for run in runs)
+            return
 
 
 def first_run(client: "Client", experiment_id: str, condition: str) -> "Run | None":

@@ -181,7 +181,16 @@ class Tracker:
             StoreError: If MLflow does not answer.
         """
         with mlflow_errors(self._store, self._uri):
-            return trial_runs(self._client, self._study_ids())
+            return tuple(trial_runs(self._client, self._study_ids()))
+
+    def trial_run_ids(self) -> tuple[tuple[str, int], ...]:
+        """Return the id and the trial's number of every child run of the study, oldest first.
+
+        Raises:
+            StoreError: If MLflow does not answer.
+        """
+        with mlflow_errors(self._store, self._uri):
+            return tuple((run.run_id, run.number) for run in trial_runs(self._client, self._study_ids()))
 
     def tag(self, run_id: str, name: str, text: str) -> None:
         """Write a tag of a run.

@@ -26,6 +26,7 @@ State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiti
 
 EVALUATED: tuple[State, ...] = ("complete", "infeasible", "stopped")
 STATES: tuple[State, ...] = ("complete", "infeasible", "stopped", "failed", "running", "waiting", "reused")
+LATENCY_KIND = "latency_kind"
 LOST = "its worker was killed or lost; a trial with the same parameters was queued in its place"
 
 
@@ -49,8 +50,17 @@ def trial_result(trial: FrozenTrial) -> TrialResult | None:
         StoreError: If something else is stored.
     """
     stored = trial.user_attrs.get("result")
-    where = f"the result of trial {trial.number}"
-    return None if stored is None else read_stored(TrialResult.model_validate, stored, where)
+    read = TrialResult.model_validate_json if isinstance(stored, str) else TrialResult.model_validate
+    return None if stored is None else read_stored(read, stored, f"the result of trial {trial.number}")
+
+
+def store_result(trial: optuna.Trial, result: TrialResult) -> None:
+    """Write what a trial found out, as text: all trials are kept in memory, where objects take thrice as much.
+
+    What is asked of every trial again and again, the kind of its latency, stands beside it.
+    """
+    trial.set_user_attr(LATENCY_KIND, None if result.latency is None else result.latency.kind)
+    trial.set_user_attr("result", result.model_dump_json())
 
 
 def trial_config(trial: FrozenTrial) -> QuantConfig | None:
@@ -141,12 +151,11 @@ def scored_front(study: optuna.Study) -> list[Scored]:
 
 
 def is_simulated(trial: FrozenTrial) -> bool:
-    """Say whether a trial's latency is that of float arithmetic standing in for integer kernels.
-
-    Asked of every trial again and again, so the one field is read, and the result of 10 kB is not validated for it.
-    """
-    latency = (trial.user_attrs.get("result") or {}).get("latency")
-    return latency is not None and latency["kind"] == "simulated"
+    """Say whether a trial's latency is that of float arithmetic standing in for integer kernels."""
+    if LATENCY_KIND in trial.user_attrs:
+        return bool(trial.user_attrs[LATENCY_KIND] == "simulated")
+    result = trial_result(trial)  # of a version that did not write the kind by itself
+    return result is not None and result.latency is not None and result.latency.kind == "simulated"
 
 
 def is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:

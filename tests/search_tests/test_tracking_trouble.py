@@ -1,5 +1,6 @@
 """What the tracker does about a server that never answers, refuses, or is away, and about a spool that was damaged."""
 
+import math
 import os
 import shutil
 import socket
@@ -153,3 +154,15 @@ def test_files_that_cannot_be_uploaded_leave_an_ended_run_and_wait(tracker, spoo
     assert waiting == [(0, True)]
     assert remaining == 0
     assert len(list((mlflow_store / "artifacts").glob("*/artifacts/videos.mp4"))) == 1
+
+
+def test_a_log_of_what_is_no_number_waits_and_is_sent(tracker, spool):
+    """A video that is all NaN has such scores; MLflow shows them."""
+    log = RunLog(number=0, metrics=(LoggedMetric("a", math.nan, 0), LoggedMetric("b", math.inf, 0)))
+    spool.add("trial-0", log)
+
+    assert tracker.deliver() == 0
+    assert list(spool.damaged()) == list(spool.kept_aside()) == []
+    (run,) = tracker.trial_runs()
+    assert math.isnan(run.metrics["a"])
+    assert run.metrics["b"] > 1e300

@@ -1,3 +1,4 @@
+import math
 import sqlite3
 import threading
 import warnings
@@ -22,7 +23,18 @@ from search.retry import MAX_RETRIES
 from search.samplers import SAMPLERS, build_sampler
 from search.storage import create_study, open_storage, open_study, stored_config, study_names
 from search.study import Objective, SamplerConfig
-from search.trials import count_states, find_record, front, trailing, trial_config, trial_reason, trial_state
+from search.trials import (
+    count_states,
+    find_record,
+    front,
+    is_simulated,
+    store_result,
+    trailing,
+    trial_config,
+    trial_reason,
+    trial_result,
+    trial_state,
+)
 
 PROMPTS = StudyPrompts(calibration=("a",), search=("b",))
 
@@ -56,7 +68,7 @@ def _evaluate(study, make_result, config=None, *, constraint=-1.0, values=(0.9, 
 
     def objective(trial):
         trial.set_user_attr("config_digest", digest(config))
-        trial.set_user_attr("result", result.model_dump(mode="json"))
+        store_result(trial, result)
         trial.set_constraint("collapsed", constraint)
         if constraint > 0:
             raise optuna.TrialPruned
@@ -202,6 +214,26 @@ def test_a_simulated_latency_competes_only_where_none_is_native(study, make_resu
 
     assert only_simulated == [0]
     assert [trial.number for trial in front(study)] == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["native", "simulated"])
+def test_the_kind_of_a_latency_is_known_of_trials_of_earlier_versions_too(study, make_result, kind):
+    result = make_result()
+    result = result.model_copy(update={"latency": result.latency.model_copy(update={"kind": kind})})
+    ask(study).set_user_attr("result", result.model_dump(mode="json"))
+    store_result(ask(study), result)
+
+    assert [is_simulated(trial) for trial in study.trials] == [kind == "simulated"] * 2
+    assert [trial_result(trial) for trial in study.trials] == [result] * 2
+
+
+def test_a_result_comes_back_with_what_is_infinite_or_no_number(study, make_result):
+    """A clip that is all NaN has such distances."""
+    store_result(ask(study), make_result(latent_l2=((math.inf, -math.inf, math.nan),)))
+
+    (found,) = trial_result(study.trials[0]).latent_l2
+    assert found[:2] == (math.inf, -math.inf)
+    assert math.isnan(found[2])
 
 
 def test_the_record_of_an_equal_config_is_found_unless_it_failed(study, make_result):
