@@ -16,13 +16,12 @@ def make_folder(path: Path) -> None:
     Raises:
         OSError: If one cannot be made.
     """
-    try:
-        path.mkdir(mode=FOLDER_MODE)
-    except FileNotFoundError:
-        make_folder(path.parent)
-        make_folder(path)
-    except OSError:  # it is there, which systems may say in other words
-        if not path.is_dir():
-            raise
-    else:
-        path.chmod(FOLDER_MODE)
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for folder in reversed(missing or [path]):
+        try:
+            folder.mkdir(mode=FOLDER_MODE)
+        except OSError:  # another process was faster, or it is there, which systems may say in other words
+            if not folder.is_dir():
+                raise
+        else:
+            folder.chmod(FOLDER_MODE)
