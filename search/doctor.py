@@ -26,6 +26,8 @@ WAY_OUT_OFFLINE = (
     "(Ascend: containers/Containerfile.ascend-aarch64) there and carry the image over"
 )
 MIN_FREE_GIB = 2.0
+_OPTIONAL = {"npu": "Ascend devices only", "servers": "databases of many hosts only"}
+"""What the extras that matter to users are for; the others are for those who work on hyq-search."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ def _packages() -> Iterator[Check]:
     yield Check(DISTRIBUTION, "ok", about)
     for line in lines:
         requirement = Requirement(line)
-        extra = next((name for name in ("npu", "bench", "dev") if _is_for(requirement, name)), None)
-        if extra in (None, "npu"):
+        extras = metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+        extra = next((name for name in extras if _is_for(requirement, name)), None)
+        if extra in (None, *_OPTIONAL):
             yield _package(requirement, extra)
 
 
@@ -115,7 +118,7 @@ def _package(requirement: Requirement, extra: str | None) -> Check:
     try:
         found = version(name)
     except PackageNotFoundError:
-        where = "" if extra is None else " (Ascend devices only)"
+        where = "" if extra is None else f" ({_OPTIONAL[extra]})"
         return Check(name, absent, f"not installed{where}", way_out)
     if not requirement.specifier.contains(found, prereleases=True):
         return Check(name, absent, f"{found}, but {requirement.specifier} is needed", way_out)

@@ -22,13 +22,19 @@ def test_what_is_missing_comes_with_a_way_out():
     assert all(check.way_out for check in examine() if check.verdict != "ok" and not check.name.startswith("device"))
 
 
+OPTIONAL = {"torch_npu": "npu", "psycopg": "servers", "atheris": "fuzz", "torchao": "bench", "ruff": "dev"}
+
+
 def test_a_missing_package_is_a_problem_with_a_way_that_needs_no_network(monkeypatch):
-    monkeypatch.setattr("search.doctor.requires", lambda _: ["surely-not-installed>=2", 'torch_npu>=9; extra == "npu"'])
+    lines = ["surely-not-installed>=2", *(f'{name}>=999; extra == "{extra}"' for name, extra in OPTIONAL.items())]
+    monkeypatch.setattr("search.doctor.requires", lambda _: lines)
     checks = by_name(examine())
 
     assert checks["surely-not-installed"].verdict == "problem"
     assert "--no-index --find-links wheelhouse" in checks["surely-not-installed"].way_out
-    assert checks["torch_npu"].verdict == "missing"
+    assert checks["torch_npu"].verdict == checks["psycopg"].verdict == "missing"
+    assert "databases of many hosts only" in checks["psycopg"].found or "999 is needed" in checks["psycopg"].found
+    assert not checks.keys() & {"atheris", "torchao", "ruff"}
 
 
 def test_a_machine_without_a_compiler_is_told_how_to_go_on(monkeypatch):

@@ -200,7 +200,7 @@ def test_addresses_get_the_drivers_that_we_install():
     [
         ("postgresql+asyncdb://u:secret@h/d", StoreError, "must be an address"),
         ("postgresql+psycopg2://u:secret@h/d", InstallError, "hyq-search\\[servers\\]"),
-        ("no address", StoreError, "must be an address"),
+        ("no address", StoreError, "a storage must be postgresql:"),
         ("grpc://127.0.0.1", StoreError, "must be grpc://HOST:PORT"),
         ("grpc://127.0.0.1:1", StoreError, "start it with `hyq-search storage-proxy`"),
     ],
