@@ -74,12 +74,12 @@ def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[
     is_holding = False
     while True:
         record, others = look()
-        if record is not None or all(other > trial.number for other in others):
+        if not is_holding and (record is not None or all(other > trial.number for other in others)):
             trial.set_user_attr(HOLDS, key)
             is_holding = True
             record, others = look()
-            if record is not None or not others:
-                return record
+        if is_holding and (record is not None or not others):
+            return record
         if is_holding and min(others) < trial.number:
             trial.set_user_attr(HOLDS, None)
             is_holding = False
