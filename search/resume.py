@@ -86,10 +86,8 @@ def _reclaimed(study: optuna.Study, trial: FrozenTrial, blame: Blame) -> bool:
     how = blame.how(trial)
 
     def queue(study: optuna.Study, trial: FrozenTrial) -> None:
-        if tries := () if how is None else note_crash(study, trial, how):
+        if tries := _noted_or_queued(study, trial, how):
             blame.forgive(trial, tries)
-        else:
-            queue_again(study, trial)
 
     return _taken_back(study, trial, queue, reason=how)
 
@@ -108,18 +106,22 @@ def queue_forgotten_trials(study: optuna.Study) -> list[int]:
     failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
     left = [t for t in failed if t.user_attrs.get("reason") == HANDED_BACK or DISK_TROUBLE in t.user_attrs]
     taken = [t for t in failed if "stage" not in t.user_attrs and t.user_attrs.get("reason") != HANDED_BACK]
-    lost = [trial for trial in taken if may_retry(trial) and not _is_poisoned(study, trial)]
-    for trial in lost:
-        queue_again(study, trial)
+    lost = [t for t in taken if may_retry(t) and not _noted_or_queued(study, t, t.user_attrs.get("reason"))]
     for trial in left:
         queue_handed_back(study, trial)
     return [trial.number for trial in (*lost, *left)]
 
 
-def _is_poisoned(study: optuna.Study, taken: FrozenTrial) -> bool:
-    """Say whether the config of a trial that was taken back is marked; notes first that it was blamed, if it was."""
-    how = taken.user_attrs.get("reason")
-    return how is not None and bool(note_crash(study, taken, how))
+def _noted_or_queued(study: optuna.Study, taken: FrozenTrial, how: str | None) -> tuple[int, ...]:
+    """Note how a trial that was taken back ended its worker, if it did, and queue it again unless its config is marked.
+
+    Returns:
+        The tries for which the config is marked; none if the trial was queued.
+    """
+    tries = () if how is None else note_crash(study, taken, how)
+    if not tries:
+        queue_again(study, taken)
+    return tries
 
 
 def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
