@@ -21,6 +21,7 @@ from hyquant.config import digest
 from hyquant.devices.runtime import runtime_versions
 from hyquant.errors import ConfigError, ExportError
 from hyquant.export import load_quantized, model_info, read_manifest
+from hyquant.export.manifest import ExportManifest
 from hyquant.export.reader import require_same_denoiser
 from hyquant.latency import describe_device, kernels_of
 from hyquant.models import load_model
@@ -109,9 +110,10 @@ def certify_export(
     _require_steps(export, settings)
     require_writable(export)
     files = export_digests(export)
-    _require_intact(export, files)
+    manifest = read_manifest(export)
+    _require_intact(export, manifest, files)
     model = load_model(config.model.kind, config.model.source, device=config.model.device, dtype=config.model.dtype)
-    require_same_denoiser(model.denoiser, read_manifest(export))  # before hours of float clips
+    require_same_denoiser(model.denoiser, manifest)  # before hours of float clips
     subject = Subject(
         model=model,
         export=export,
@@ -122,7 +124,6 @@ def certify_export(
     )
     require_room(subject.clips.root, settings, num_missing_clips(subject))
     scores = score_pairs(subject, names, on_progress)
-    manifest = read_manifest(export)
     return judged(
         Certificate(
             verdict="INCONCLUSIVE",
@@ -155,13 +156,13 @@ def heldout_pairs(prompts: Sequence[str], seeds_per_prompt: int, seed: int) -> t
     )
 
 
-def _require_intact(export: Path, digests: Mapping[str, str]) -> None:
+def _require_intact(export: Path, manifest: ExportManifest, digests: Mapping[str, str]) -> None:
     """Refuse files that are not what their manifest says, before anything is rendered.
 
     Raises:
         ExportError: If one differs.
     """
-    for name, info in read_manifest(export).files.items():
+    for name, info in manifest.files.items():
         if digests[name] != info.sha256:
             raise ExportError(
                 f"{export} must be intact, but {name} has other bytes than its manifest says; copy it again"

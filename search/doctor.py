@@ -92,14 +92,14 @@ def _names() -> Iterator[Check]:
 def _packages() -> Iterator[Check]:
     try:
         lines = requires(DISTRIBUTION) or []
-        about = metadata(DISTRIBUTION)["Version"]
+        about = metadata(DISTRIBUTION)
     except PackageNotFoundError:
         yield Check("packages", "problem", f"{DISTRIBUTION} is not installed", f"pip install -e .; {WAY_OUT_OFFLINE}")
         return
-    yield Check(DISTRIBUTION, "ok", about)
+    yield Check(DISTRIBUTION, "ok", about["Version"])
+    extras = about.get_all("Provides-Extra") or []
     for line in lines:
         requirement = Requirement(line)
-        extras = metadata(DISTRIBUTION).get_all("Provides-Extra") or []
         extra = next((name for name in extras if _is_for(requirement, name)), None)
         if extra in (None, *_OPTIONAL):
             yield _package(requirement, extra)

@@ -140,9 +140,8 @@ def stored_prompts(study: optuna.Study) -> StudyPrompts:
 
 def float_results(study: optuna.Study) -> dict[str, MetricResult]:
     """Return the metrics of the float videos by name; empty until a worker has measured them."""
-    if "float_scores" not in study.user_attrs:
-        return {}
-    return read_stored(_RESULTS.validate_python, *_attribute(study, "float_scores"))
+    stored = study.user_attrs.get("float_scores", {})
+    return read_stored(_RESULTS.validate_python, stored, f"the float_scores of study {study.study_name!r}")
 
 
 def float_scores(study: optuna.Study) -> dict[str, float]:
@@ -192,6 +191,7 @@ def _names(storage: BaseStorage) -> tuple[str, ...]:
 
 def _attribute(study: optuna.Study, key: str) -> tuple[object, str]:
     """Return an attribute and where it stands."""
-    if key not in study.user_attrs:
+    attributes = study.user_attrs  # a copy of all, from the database
+    if key not in attributes:
         raise StoreError(f"study {study.study_name!r} was not made by hyq-search (it has no {key}); give another study")
-    return study.user_attrs[key], f"the {key} of study {study.study_name!r}"
+    return attributes[key], f"the {key} of study {study.study_name!r}"
