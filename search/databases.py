@@ -148,7 +148,7 @@ def _open_tables(url: str, *, create: bool) -> Tables:
                 "copy of it back, or move it away and start anew"
             ) from error
         raise EmptyStore(f"storage {redacted(url)} holds no studies; start one with `hyq-search run`") from error
-    except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # a port that is no number is a ValueError
+    except sqlalchemy.exc.ArgumentError as error:
         raise StoreError(
             f"a storage must be an address such as postgresql://USER@HOST/NAME, but got {redacted(url)}; correct it"
         ) from error

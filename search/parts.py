@@ -35,5 +35,14 @@ def require_parts(config: StudyConfig) -> None:
     """
     find_entry(MODELS, ENTRY_POINT_GROUP, config.model.kind)
     resolve_device(config.model.device)
+    require_judge(config)
+
+
+def require_judge(config: StudyConfig) -> None:
+    """Look for the judge's weights; the hashing judge has none.
+
+    Raises:
+        MetricError: If they are unknown or not on this machine.
+    """
     if config.judge.model != "hashing":
         find_weights(config.judge.model, config.judge.pretrained)

@@ -16,9 +16,9 @@ from hyquant.calibration.stats import Stats
 from hyquant.devices.base import Device
 from hyquant.distributed import Group, merge_stats
 from hyquant.plan import QuantPlan
-from metrics.embedders import find_weights
 from metrics.registry import find_metric
 from search.locks import HostLock
+from search.parts import require_judge
 from search.prompts import StudyPrompts
 from search.stages import Stages
 from search.study import StudyConfig
@@ -123,7 +123,6 @@ def prepare_judge(bench: Workbench, stages: Stages) -> None:
 
 def _require_weights(config: StudyConfig) -> None:
     """Raise EmbedderMissing or WeightsMissing before the first trial and not in it."""
-    if config.judge.model != "hashing":
-        find_weights(config.judge.model, config.judge.pretrained)
+    require_judge(config)
     for name in config.metrics:
         find_metric(name).find_weights()
