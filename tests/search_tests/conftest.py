@@ -189,3 +189,12 @@ def almost_float(tmp_path_factory) -> Path:
     save_quantized(model.denoiser, plan, folder, model=model_info(model))
     restore_(model.denoiser)
     return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with a video, as it goes with the log of a trial."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "videos.mp4").write_bytes(b"a video")
+    return folder

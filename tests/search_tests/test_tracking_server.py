@@ -39,14 +39,6 @@ def study(request, small_study):
     return small_study.model_copy(update={"name": request.node.name[:90]})
 
 
-@pytest.fixture
-def files(tmp_path):
-    folder = tmp_path / "files"
-    folder.mkdir()
-    (folder / "videos.mp4").write_bytes(b"a video")
-    return folder
-
-
 def client_of(server):
     from mlflow import MlflowClient
 

@@ -28,14 +28,6 @@ def spool(mlflow_store):
 
 
 @pytest.fixture
-def files(tmp_path):
-    folder = tmp_path / "files"
-    folder.mkdir()
-    (folder / "videos.mp4").write_bytes(b"a video")
-    return folder
-
-
-@pytest.fixture
 def black_hole():
     """The address of a server that accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:

@@ -7,6 +7,7 @@ import yaml
 
 from search.study import StudyConfig
 from search.study_file import load_study
+from tests.toys.tiny_study import TINY_STUDY
 from tools.chaos.servers import TRACKING_URI
 
 NAME = "chaos"
@@ -15,22 +16,15 @@ UNREACHED = 10_000
 """The budget while faults come; it is lowered when they are over."""
 
 _STUDY: dict[str, Any] = {
+    **TINY_STUDY,
     "name": NAME,
-    "model": {"kind": "tiny", "source": "0", "device": "cpu"},
-    "space": "mini",
     "workload": {
-        "calibration_prompts": "calibration.txt",
-        "search_prompts": "search.txt",
-        "num_calibration_prompts": 2,
-        "num_search_prompts": 3,
+        **TINY_STUDY["workload"],
         "settings": {"height": 16, "width": 16, "num_frames": 5, "num_steps": 4, "batch_size": 1},
     },
     "deployment": {"height": 32, "width": 32, "num_frames": 5, "num_steps": 4},
-    "judge": {"model": "hashing"},
-    "constraints": [{"metric": "collapsed", "max": 0.5}],
     "latency": {"compile": False, "device_profile": str(PROFILE)},
     "rungs": None,
-    "confirm": None,
     "sampler": {"kind": "random", "seed": 0},
     "slots": [{"ranks": 1}],
     "timeouts": {"first_s": 120.0, "least_s": 45.0, "factor": 4.0},
