@@ -65,7 +65,7 @@ bench: $(BENCH_VENV)/.installed ## Measure speed against other libraries and wri
 chaos: $(STAMP) ## Run a study under 50 faults in namespaces of its own (Linux, root, PostgreSQL; 20 to 25 minutes).
 	nice -n 19 $(BIN)/python -m tools.chaos --faults 50
 
-fuzz: $(STAMP) ## Fuzz every reader of files for MINUTES each, 30 by default (first: pip install ".[fuzz]").
+fuzz: $(STAMP) ## Fuzz every reader of files for MINUTES of computing each, 30 by default (first: pip install ".[fuzz]").
 	for target in $$($(BIN)/python -m tools.fuzz list); do \
 	  nice -n 19 $(BIN)/python -m tools.fuzz $$target --minutes $(MINUTES) || exit 1; done
 

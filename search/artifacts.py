@@ -7,6 +7,7 @@ first what was used least recently, and nothing while any study of the store is 
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,10 +108,11 @@ def kept_trials(study: optuna.Study, policy: ArtifactsConfig) -> set[int]:
 def _media(store: Path, study: optuna.Study, policy: ArtifactsConfig) -> Iterator[Removal]:
     if policy.keep == "all" or not database_path(store).is_file():
         return
-    runs = Tracker(store, study.study_name).trial_run_ids()  # before the trials: what begins meanwhile is not looked at
+    holding = {path.parents[1].name for name in _MEDIA for path in (store / "artifacts").glob(f"*/artifacts/{name}")}
+    numbers = Tracker(store, study.study_name).trial_numbers(holding)  # before the trials: newer runs are left alone
     kept = kept_trials(study, policy)
     finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
-    for run_id, number in runs:
+    for run_id, number in sorted(numbers.items(), key=itemgetter(1)):
         if number not in finished or number in kept:
             continue
         folder = store / "artifacts" / run_id / "artifacts"

@@ -150,22 +150,23 @@ def mlflow_errors(store: Path, uri: str | None = None) -> Iterator[None]:
 
 
 def log_batches(
-    client: "Client",
-    run_id: str,
-    metrics: Sequence[LoggedMetric],
-    params: Mapping[str, str],
-    tags: Mapping[str, str],
-    timestamp_ms: int,
+    client: "Client", run_id: str, metrics: Sequence[LoggedMetric], tags: Mapping[str, str], timestamp_ms: int
 ) -> None:
     """Log in as few calls as the server's limits allow; one fixed time stamp makes a repetition harmless."""
-    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.entities import Metric, RunTag
 
     numbers = [Metric(m.name, m.value, timestamp_ms, m.step) for m in metrics]
-    texts = [Param(key, value) for key, value in params.items()]
     labels = [RunTag(key, value) for key, value in tags.items()]
     for start in range(0, max(len(numbers), 1), _MAX_METRICS):
         batch = {"metrics": numbers[start : start + _MAX_METRICS]}
         client.log_batch(run_id, **batch, tags=labels if start == 0 else ())
+
+
+def log_params(client: "Client", run_id: str, params: Mapping[str, str]) -> None:
+    """Log in as few calls as the server's limits allow; a repetition is harmless, a change is refused."""
+    from mlflow.entities import Param
+
+    texts = [Param(key, value) for key, value in params.items()]
     for start in range(0, len(texts), _MAX_PARAMS):
         client.log_batch(run_id, params=texts[start : start + _MAX_PARAMS])
 

@@ -8,7 +8,7 @@ fails or holds up a trial. `search.repair` makes up for what is missing in the e
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import yaml
 
 from search.errors import StoreError
 from search.logged import LoggedMetric
-from search.mlflow_client import Refused, connect, database_path, log_batches, mlflow_errors
+from search.mlflow_client import Refused, connect, database_path, log_batches, log_params, mlflow_errors
 from search.result import TrialResult
 from search.run_log import (
     PARENT_TAG,
@@ -29,7 +29,15 @@ from search.run_log import (
     trial_log,
 )
 from search.spool import Spool
-from search.study_run import StudyIds, TrialRun, find_or_make_study_run, find_study_run, first_run, trial_runs
+from search.study_run import (
+    StudyIds,
+    TrialRun,
+    find_or_make_study_run,
+    find_study_run,
+    first_run,
+    trial_runs,
+    trial_runs_among,
+)
 
 if TYPE_CHECKING:
     from search.confirmation import Confirmation
@@ -149,15 +157,14 @@ class Tracker:
             StoreError: If MLflow does not answer or does not take it.
         """
         with mlflow_errors(self._store, self._uri):
-            params = log.params
             if log.number is None:
                 run_id, timestamp_ms = self._made_ids().run_id, 0
-                if params and self._client.get_run(run_id).data.params:
-                    params = {}  # those of the study's first start; MLflow refuses to change them
+                self._log_first_params(run_id, log.params)
             else:
                 run = self._find_trial_run(log.number) or self._create_run(log.number, log.started_ms)
                 run_id, timestamp_ms = str(run.info.run_id), int(run.info.start_time)
-            log_batches(self._client, run_id, log.metrics, params, log.tags, timestamp_ms)
+                log_params(self._client, run_id, log.params)
+            log_batches(self._client, run_id, log.metrics, log.tags, timestamp_ms)
             if log.status == "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
             elif log.status is not None:
@@ -183,14 +190,15 @@ class Tracker:
         with mlflow_errors(self._store, self._uri):
             return tuple(trial_runs(self._client, self._study_ids()))
 
-    def trial_run_ids(self) -> tuple[tuple[str, int], ...]:
-        """Return the id and the trial's number of every child run of the study, oldest first.
+    def trial_numbers(self, run_ids: Collection[str]) -> dict[str, int]:
+        """Return the trial's number of each of these runs that is a child run of the study.
 
         Raises:
             StoreError: If MLflow does not answer.
         """
         with mlflow_errors(self._store, self._uri):
-            return tuple((run.run_id, run.number) for run in trial_runs(self._client, self._study_ids()))
+            found = trial_runs_among(self._client, self._study_ids(), run_ids)
+            return {run.run_id: run.number for run in found}
 
     def tag(self, run_id: str, name: str, text: str) -> None:
         """Write a tag of a run.
@@ -277,6 +285,21 @@ class Tracker:
         if self._ids is None:
             self._ids = find_or_make_study_run(self._client, self._study, self._store, self._uri)
         return self._ids
+
+    def _log_first_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Log the params of the study's first start, which MLflow refuses to change; of several hosts one does."""
+        from mlflow.exceptions import MlflowException
+
+        if not params or self._has_params(run_id):
+            return
+        try:
+            log_params(self._client, run_id, params)
+        except MlflowException:
+            if not self._has_params(run_id):
+                raise
+
+    def _has_params(self, run_id: str) -> bool:
+        return bool(self._client.get_run(run_id).data.params)
 
     def _find_trial_run(self, number: int) -> "Run | None":
         experiment_id, parent_id = self._made_ids()

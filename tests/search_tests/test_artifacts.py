@@ -73,6 +73,29 @@ def test_media_of_trials_outside_the_policy_go_and_their_numbers_stay(store, stu
     assert removals(store, study, policy, is_server=False) == ()
 
 
+def test_only_runs_that_still_have_media_are_read(store, study, monkeypatch):
+    from mlflow import MlflowClient
+
+    policy, read = ArtifactsConfig(keep="front"), []
+    search_runs = MlflowClient.search_runs
+
+    def counted(*args, **options):
+        page = search_runs(*args, **options)
+        read.extend(run.info.run_id for run in page)
+        return page
+
+    (store / "artifacts" / "no 'id'" / "artifacts").mkdir(parents=True)
+    (store / "artifacts" / "no 'id'" / "artifacts" / "strip.png").touch()
+    apply_policy(store, study, policy, is_server=False, at_end=False)
+    monkeypatch.setattr(MlflowClient, "search_runs", counted)
+    left = removals(store, study, policy, is_server=False)
+    numbers = {run.run_id: run.number for run in Tracker(store, "demo").trial_runs()}
+    asked = read[: -len(numbers)]
+
+    assert left == ()
+    assert {numbers[run_id] for run_id in asked} == kept_trials(study, policy) & set(range(6))
+
+
 def test_a_run_whose_files_went_says_so(store, study):
     from mlflow import MlflowClient
 

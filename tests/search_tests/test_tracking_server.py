@@ -16,7 +16,7 @@ from optuna.trial import create_trial
 from search.errors import StoreError
 from search.logged import LoggedMetric
 from search.repair import agreement, repair
-from search.run_log import trial_log
+from search.run_log import study_log, trial_log
 from search.spool import Spool
 from search.tracking import Tracker
 from tests.toys.mlflow_server import mlflow_server
@@ -79,6 +79,43 @@ def test_hosts_that_open_a_study_at_once_get_one_parent_run(server, study, tmp_p
 
     assert len(parents) == 1
     assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_a_host_that_comes_second_to_the_studys_params_leaves_them_as_they_are(server, study, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import RestException
+
+    log_batch, refusals = MlflowClient.log_batch, []
+
+    def after_another_host(client, run_id, **batch):
+        log_batch(client, run_id, **batch)
+        if batch.get("params"):
+            refusals.append(run_id)
+            raise RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE constraint failed: params.key"})
+
+    monkeypatch.setattr(MlflowClient, "log_batch", after_another_host)
+    run_id = Tracker(tmp_path / "store", study.name, server.url).open_study(study)
+    data = client_of(server).get_run(run_id).data
+
+    assert refusals == [run_id]
+    assert data.params == study_log(study).params
+    assert "hyq.study" in data.tags
+
+
+def test_params_that_nobody_could_log_are_an_error(server, study, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+    from mlflow.exceptions import RestException
+
+    log_batch = MlflowClient.log_batch
+
+    def without_params(client, run_id, **batch):
+        if batch.get("params"):
+            raise RestException({"error_code": "BAD_REQUEST", "message": "no"})
+        log_batch(client, run_id, **batch)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", without_params)
+    with pytest.raises(StoreError, match="must answer, but gave 'BAD_REQUEST: no'"):
+        Tracker(tmp_path / "store", study.name, server.url).open_study(study)
 
 
 def test_what_a_dead_server_misses_is_sent_with_its_videos_when_it_is_back(study, files, make_result, tmp_path, caplog):

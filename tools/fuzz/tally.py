@@ -12,11 +12,11 @@ from tools.fuzz.oracle import Finding
 
 @dataclass
 class Tally:
-    """What a run did so far, and where what it finds is written."""
+    """What a run did so far, and where what it finds is written; it is over after `limit_s` seconds of computing."""
 
     target: str
     folder: Path
-    end_s: float
+    limit_s: float
     started_s: float = field(default_factory=time.monotonic)
     executions: int = 0
     places: dict[str, Path] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class Tally:
     @property
     def is_over(self) -> bool:
         """Say whether the time is up."""
-        return time.monotonic() >= self.end_s
+        return time.process_time() >= self.limit_s
 
     def count(self, payload: bytes, finding: Finding | None, *, unless: Set[str] | None = None) -> None:
         """Count an execution, and keep the last input of a defect whose place is not known before it.
@@ -46,8 +46,8 @@ class Tally:
 
     def report(self) -> int:
         """Print the result and return the exit code."""
-        minutes, computed = (time.monotonic() - self.started_s) / 60, time.process_time() / 60
-        spent = f"{minutes:.1f} minutes ({computed:.1f} of computing)"
+        computed, minutes = time.process_time() / 60, (time.monotonic() - self.started_s) / 60
+        spent = f"{computed:.1f} minutes of computing ({minutes:.1f} by the clock)"
         print(f"{self.target}: {self.executions} executions in {spent}, {len(self.places)} findings")
         for place, path in self.places.items():
             print(f"  {place}: {path}")

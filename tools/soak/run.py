@@ -92,7 +92,7 @@ def soak(folder: Path, *, seconds: float, interval_s: float) -> Soaked:
 def videos_of(store: Path) -> set[int]:
     """Return the trials whose videos lie in a store."""
     folders = {path.parents[1].name for path in (store / "artifacts").glob("*/artifacts/videos.mp4")}
-    return {number for run_id, number in Tracker(store, NAME).trial_run_ids() if run_id in folders}
+    return set(Tracker(store, NAME).trial_numbers(folders).values())
 
 
 def write_study(folder: Path) -> Path:
