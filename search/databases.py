@@ -128,6 +128,8 @@ def _open_tables(url: str, *, create: bool) -> Tables:
             f"a storage must be postgresql://, mysql://, mariadb://, grpc:// or sqlite:///, but got {redacted(url)} "
             f"({kind!r} is none of them); correct it"
         )
+    if is_sqlite and create:
+        _require_no_others(url)
     connect = {"timeout": BUSY_TIMEOUT_S} if is_sqlite else _SERVER_ARGUMENTS.get(url.partition("://")[0], {})
     try:
         storage = Tables(
@@ -162,6 +164,27 @@ def _open_tables(url: str, *, create: bool) -> Tables:
     elif create and storage.engine.name in ("mysql", "mariadb"):
         _widen(storage.engine)
     return storage
+
+
+def _require_no_others(url: str) -> None:
+    """Refuse a SQLite file that another program keeps its tables in; what is no database is refused when it is opened.
+
+    Raises:
+        StoreError: If it has tables, and none is Optuna's.
+    """
+    path = sqlalchemy.make_url(url).database
+    if not path or not Path(path).is_file():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    except sqlite3.Error:
+        return
+    if tables and "studies" not in tables:
+        raise StoreError(
+            f"storage {redacted(url)} must be a database of Optuna's or a new file, but it holds another program's "
+            f"tables ({', '.join(tables[:3])}{', ...' if tables[3:] else ''}); give another file"
+        )
 
 
 def _widen(engine: sqlalchemy.Engine) -> None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from hyquant.devices import resolve_device
-from hyquant.models import ENTRY_POINT_GROUP, MODELS
-from hyquant.plugins import find_entry
+from hyquant.models import require_model
 from metrics.embedders import find_weights
+from search.addresses import require_plain_address
 from search.errors import SearchError
 from search.study import StudyConfig
 
@@ -14,8 +14,10 @@ def require_places(shared: str | Path | None, tracking: str | None) -> None:
     """Check where hosts are to share what was made once, which need not be there yet, and where MLflow is.
 
     Raises:
-        SearchError: If the folder is something else, or the address is none.
+        SearchError: If the folder is something else, or the address is none or may be misread.
     """
+    if tracking is not None:
+        require_plain_address(tracking)
     if tracking is not None and "://" not in tracking and tracking != "databricks":
         raise SearchError(
             f"tracking must be the address of an MLflow server such as http://HOST:PORT, but got {tracking!r}; "
@@ -29,11 +31,11 @@ def require_parts(config: StudyConfig) -> None:
     """Look for a study's kind of model, device and judge without loading them.
 
     Raises:
-        ConfigError: If nobody offers the model's kind or the device.
+        ConfigError: If nobody offers the model's kind or the device, or there are no such weights.
         DeviceUnavailable: If the device is not usable on this machine.
         MetricError: If the judge's weights are unknown or not on this machine.
     """
-    find_entry(MODELS, ENTRY_POINT_GROUP, config.model.kind)
+    require_model(config.model.kind, config.model.source)
     resolve_device(config.model.device)
     require_judge(config)
 

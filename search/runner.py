@@ -100,9 +100,9 @@ def _opened(
 ) -> Iterator[tuple[optuna.Study, StudyConfig]]:
     """Hold the study as its only runner, created or taken up again; its config has the ladder that its space wants."""
     optuna.logging.disable_default_handler()
-    for address in (config.storage, config.tracking):
-        if address is not None:
-            require_plain_address(address)
+    require_places(config.shared, config.tracking)
+    if config.storage is not None:
+        require_plain_address(config.storage)
     store = Path(config.store)
     if study_file is None:
         prompts = stored_prompts(open_study(store, config.name, url=config.storage))
@@ -110,7 +110,6 @@ def _opened(
         prompts = load_prompts(config.workload, study_file.parent)
         if config.certificate is not None:
             load_heldout_prompts(config.certificate, study_file.parent, prompts)  # refused before days of search
-    require_places(config.shared, config.tracking)
     require_space(store)
     lock = FileLock(store / "locks" / f"{config.name}.runner.lock")
     if not lock.acquire(blocking=False):

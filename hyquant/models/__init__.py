@@ -38,6 +38,23 @@ Loader = Callable[..., "VideoModel"]
 MODELS: Mapping[str, Loader] = {"hunyuan_video": _load_hunyuan_video, "tiny": _load_tiny}
 
 
+def require_model(kind: str, source: str) -> None:
+    """Look for a model without loading it; a kind that somebody else offers is looked for, its source is not.
+
+    Raises:
+        ConfigError: If the kind is unknown, or the source is none of that kind; the message lists what is known.
+    """
+    find_entry(MODELS, ENTRY_POINT_GROUP, kind)
+    if kind == "hunyuan_video":
+        from hyquant.models.hunyuan_folder import find_source
+
+        find_source(source)
+    elif kind == "tiny":
+        from hyquant.models.tiny import seed_of
+
+        seed_of(source)
+
+
 def load_model(kind: str, source: str, *, device: str = "auto", dtype: str = "float32") -> "VideoModel":
     """Load a video model.
 

@@ -162,11 +162,20 @@ def load_tiny(source: str, *, device: torch.device, dtype: torch.dtype) -> TinyV
     Raises:
         ConfigError: If `source` is not a number.
     """
+    return TinyVideoModel(seed_of(source), device=device, dtype=dtype)
+
+
+def seed_of(source: str) -> int:
+    """Return the seed that a source names.
+
+    Raises:
+        ConfigError: If it is not a number.
+    """
     if not source.isdecimal():
         raise ConfigError(
             f"the source of a tiny model is the seed of its weights, but got {source!r}; give 0, for example"
         )
-    return TinyVideoModel(int(source), device=device, dtype=dtype)
+    return int(source)
 
 
 def random_denoiser(seed: int, dtype: torch.dtype) -> nn.Module:

@@ -339,6 +339,14 @@ STUDY_FILES = {
         "plan study.yaml",
         ("../models/none", "folder"),
     ),
+    "a new study of a model that is not there": Damage(
+        study(model={"kind": "hunyuan_video", "source": "../models/none", "device": "cpu"}),
+        NEW,
+        ("../models/none", "folder"),
+    ),
+    "a new study of a tiny model without a seed": Damage(
+        study(model={"kind": "tiny", "source": "small", "device": "cpu"}), NEW, ("'small'", "seed")
+    ),
     "a study with a judge that is not there": Damage(
         study(judge={"model": "/models/judge"}), NEW, ("/models/judge", "must")
     ),
@@ -652,6 +660,14 @@ STORES = {
         nothing,
         "status tiny-study --storage postgresql://u@h:port/d",
         ("u@h:port/d", "a number as PORT", "correct it"),
+    ),
+    "a run that would make its tables in a database of another program": Damage(
+        of_another_program, RUN, ("optuna.db", "another program's tables (", "give another file")
+    ),
+    "a worker's tracking address whose password ends it early": Damage(
+        nothing,
+        "worker study.yaml --once --tracking-uri http://u:pa@ss@h:5000",
+        ("http://", "PASSWORD", "correct it"),
     ),
     "a proxy's address that is none": Damage(nothing, "status tiny-study --storage grpc://h", ("grpc://h", "PORT")),
     "a study that is not there": Damage(
