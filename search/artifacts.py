@@ -19,7 +19,7 @@ from search.mlflow_client import database_path
 from search.removal import is_inside, remove, size_bytes
 from search.study import ArtifactsConfig
 from search.tracking import Tracker
-from search.trials import front, trial_result
+from search.trials import front, has_result
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def is_in_use(store: Path, *, but: str) -> bool:
 
 def kept_trials(study: optuna.Study, policy: ArtifactsConfig) -> set[int]:
     """Return the trials whose pictures and videos stay: the front always."""
-    measured = [trial.number for trial in study.get_trials(deepcopy=False) if trial_result(trial) is not None]
+    measured = [trial.number for trial in study.get_trials(deepcopy=False) if has_result(trial)]
     if policy.keep == "all":
         return set(measured)
     latest = measured[len(measured) - min(policy.last, len(measured)) :] if policy.keep == "last" else ()

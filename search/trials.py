@@ -26,6 +26,7 @@ State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiti
 
 EVALUATED: tuple[State, ...] = ("complete", "infeasible", "stopped")
 STATES: tuple[State, ...] = ("complete", "infeasible", "stopped", "failed", "running", "waiting", "reused")
+RESULT = "result"
 LATENCY_KIND = "latency_kind"
 LOST = "its worker was killed or lost; a trial with the same parameters was queued in its place"
 
@@ -49,9 +50,14 @@ def trial_result(trial: FrozenTrial) -> TrialResult | None:
     Raises:
         StoreError: If something else is stored.
     """
-    stored = trial.user_attrs.get("result")
+    stored = trial.user_attrs.get(RESULT)
     read = TrialResult.model_validate_json if isinstance(stored, str) else TrialResult.model_validate
     return None if stored is None else read_stored(read, stored, f"the result of trial {trial.number}")
+
+
+def has_result(trial: FrozenTrial) -> bool:
+    """Say whether a trial found something out, without reading what."""
+    return trial.user_attrs.get(RESULT) is not None
 
 
 def store_result(trial: optuna.Trial, result: TrialResult) -> None:
@@ -60,7 +66,7 @@ def store_result(trial: optuna.Trial, result: TrialResult) -> None:
     What is asked of every trial again and again, the kind of its latency, stands beside it.
     """
     trial.set_user_attr(LATENCY_KIND, None if result.latency is None else result.latency.kind)
-    trial.set_user_attr("result", result.model_dump_json())
+    trial.set_user_attr(RESULT, result.model_dump_json())
 
 
 def trial_config(trial: FrozenTrial) -> QuantConfig | None:
