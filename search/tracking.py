@@ -288,13 +288,12 @@ class Tracker:
 
     def _log_first_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Log the params of the study's first start, which MLflow refuses to change; of several hosts one does."""
-        from mlflow.exceptions import MlflowException
-
         if not params or self._has_params(run_id):
             return
         try:
-            log_params(self._client, run_id, params)
-        except MlflowException:
+            with mlflow_errors(self._store, self._uri):
+                log_params(self._client, run_id, params)
+        except StoreError:
             if not self._has_params(run_id):
                 raise
 

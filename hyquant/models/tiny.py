@@ -169,11 +169,12 @@ def seed_of(source: str) -> int:
     """Return the seed that a source names.
 
     Raises:
-        ConfigError: If it is not a number.
+        ConfigError: If it is no number below 2^63.
     """
-    if not source.isdecimal():
+    if not source.isdecimal() or len(source) > 19 or int(source) >= 1 << 63:
         raise ConfigError(
-            f"the source of a tiny model is the seed of its weights, but got {source!r}; give 0, for example"
+            f"the source of a tiny model is the seed of its weights, 0 to 2^63 - 1, but got {source!r}; give 0, for "
+            "example"
         )
     return int(source)
 

@@ -347,6 +347,9 @@ STUDY_FILES = {
     "a new study of a tiny model without a seed": Damage(
         study(model={"kind": "tiny", "source": "small", "device": "cpu"}), NEW, ("'small'", "seed")
     ),
+    "a new study of a tiny model with a seed too large": Damage(
+        study(model={"kind": "tiny", "source": "9" * 19, "device": "cpu"}), NEW, ("9" * 19, "2^63 - 1")
+    ),
     "a study with a judge that is not there": Damage(
         study(judge={"model": "/models/judge"}), NEW, ("/models/judge", "must")
     ),

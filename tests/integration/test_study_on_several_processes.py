@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from hyquant.config import LayerSelection, QuantConfig, W8A8Dynamic
 from hyquant.devices import resolve_device
 from hyquant.distributed import Group
+from hyquant.models import mini
 from search.confirmation import confirmations
 from search.errors import SearchError, StoreError
 from search.locate import locate_study
@@ -330,10 +331,13 @@ def test_a_hand_written_point_is_run_and_logged_like_the_rest(make_study_file):
     assert events[0].message == "resumed study tiny-study with 1 of 1 trials evaluated"
 
 
-def test_missing_weights_stop_the_run_with_one_sentence_and_nothing_is_left_running(make_study_file):
-    path = make_study_file(model={"kind": "tiny", "source": "no number", "device": "cpu"})
+def test_damaged_weights_stop_the_run_with_one_sentence_and_nothing_is_left_running(make_study_file, tmp_path):
+    weights = shutil.copytree(mini.WEIGHTS, tmp_path / "weights")
+    for file in (weights / "transformer").glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:1000])
+    path = make_study_file(model={"kind": "hunyuan_video", "source": str(weights), "device": "cpu"})
 
-    with pytest.raises(SearchError, match="stopped early: stage load on rank 0: the source of a tiny model"):
+    with pytest.raises(SearchError, match=r"stopped early: stage load on rank 0: .*weights"):
         run(path)
 
     assert count_states(stored(path))["running"] == 0
