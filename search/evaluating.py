@@ -14,6 +14,7 @@ from hyquant.config import QuantConfig, digest
 from hyquant.distributed import Group
 from search.errors import OutOfMemory
 from search.followers import Followers
+from search.lean import CONFIG, WORKER
 from search.objective import Evidence, out_of_memory_result, run_trial
 from search.order import WorkOrder
 from search.poison import POISONED, poisoned_by
@@ -65,7 +66,7 @@ class Evaluator:
 
     def objective(self, trial: optuna.Trial) -> tuple[float, ...]:
         """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
-        trial.set_user_attr("worker", this_worker(self._order.slot, crew=self._order.crew).model_dump())
+        trial.set_user_attr(WORKER, this_worker(self._order.slot, crew=self._order.crew).model_dump())
         self.evidence, self._trial_in_hand = None, trial.number
         self._stages = self.new_stages(self._bench.group)
         self._recorder.begin(trial.number)
@@ -114,7 +115,7 @@ class Evaluator:
         """
         tries = poisoned_by(self._study.user_attrs, digest(config))
         if tries:
-            trial.set_user_attr("config", config.model_dump(mode="json"))
+            trial.set_user_attr(CONFIG, config.model_dump(mode="json"))
             trial.set_user_attr("reused_from", tries[-1])
             trial.set_user_attr(POISONED, list(tries))
             trial.set_constraint(POISONED, 1.0)

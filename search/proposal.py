@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig, digest
+from search.lean import CONFIG
 from search.study import StudyConfig
 from search.trials import find_record
 from spaces.suggest import preset_params, suggest
@@ -65,7 +66,7 @@ def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[
         while_waiting: Called about twice a second while waiting.
     """
     key = digest(config)
-    trial.set_user_attr("config", config.model_dump(mode="json"))
+    trial.set_user_attr(CONFIG, config.model_dump(mode="json"))
 
     def look() -> tuple[FrozenTrial | None, list[int]]:
         trials = trial.study.get_trials(deepcopy=False)

@@ -9,6 +9,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import StudyMismatch
+from search.lean import WORKER
 from search.lease import LeaseWatch
 from search.poison import note_crash
 from search.processes import WorkerId, is_alive, is_local
@@ -136,7 +137,7 @@ def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
 
 def worker_of(trial: FrozenTrial) -> WorkerId | None:
     """Return who has, or had, a trial in hand; None if nobody."""
-    stored = trial.user_attrs.get("worker")
+    stored = trial.user_attrs.get(WORKER)
     return None if stored is None else WorkerId.model_validate(stored)
 
 

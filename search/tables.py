@@ -3,6 +3,8 @@
 Optuna repeats the creation of a trial up to five times by itself, on any error of the database, also on one that came
 after the commit: a server that is stopped at that moment would leave a second, empty trial. Here a repetition looks for
 the trial's token first, in the same transaction, in which the study's row is locked.
+
+Finished trials are read lean (`search.lean`), because Optuna keeps all of them in memory.
 """
 
 import json
@@ -13,6 +15,7 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
+from search.lean import LeanTrials
 from search.patience import CREATED_BY
 
 
@@ -26,6 +29,7 @@ class Tables(RDBStorage):
 
     def __init__(self, url: str, **options: Any) -> None:
         self._tried: set[str] = set()
+        self._lean_trials = LeanTrials()
         super().__init__(url, **options)
 
     def _get_prepared_new_trial(
@@ -38,6 +42,10 @@ class Tables(RDBStorage):
         if token is not None:
             self._tried.add(token)
         return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    def _build_frozen_trial_from_trial_model(self, trial: models.TrialModel) -> FrozenTrial:
+        """Make a trial of its rows."""
+        return self._lean_trials.lean(super()._build_frozen_trial_from_trial_model(trial))
 
 
 def _created(session: Session, study_id: int, token: str) -> models.TrialModel | None:

@@ -9,24 +9,25 @@ Complete, infeasible and stopped trials are *evaluated*: they cost a rendering a
 
 from collections.abc import Iterable, Sequence
 from operator import mul
-from typing import Literal
+from typing import Literal, TypeVar
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hyquant.config import QuantConfig
+from hyquant.config import FrozenModel, QuantConfig
 from search.confirmation import confirmations
+from search.lean import CONFIG, RESULT, inflated
 from search.result import TrialResult
 from search.rungs import Scored
 from search.scoring import measured_figures
 from search.stored import read_stored
 
+Stored = TypeVar("Stored", bound=FrozenModel)
 State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiting", "reused"]
 
 EVALUATED: tuple[State, ...] = ("complete", "infeasible", "stopped")
 STATES: tuple[State, ...] = ("complete", "infeasible", "stopped", "failed", "running", "waiting", "reused")
-RESULT = "result"
 LATENCY_KIND = "latency_kind"
 LOST = "its worker was killed or lost; a trial with the same parameters was queued in its place"
 
@@ -50,9 +51,7 @@ def trial_result(trial: FrozenTrial) -> TrialResult | None:
     Raises:
         StoreError: If something else is stored.
     """
-    stored = trial.user_attrs.get(RESULT)
-    read = TrialResult.model_validate_json if isinstance(stored, str) else TrialResult.model_validate
-    return None if stored is None else read_stored(read, stored, f"the result of trial {trial.number}")
+    return _attribute(trial, RESULT, TrialResult)
 
 
 def has_result(trial: FrozenTrial) -> bool:
@@ -75,9 +74,13 @@ def trial_config(trial: FrozenTrial) -> QuantConfig | None:
     Raises:
         StoreError: If something else is stored.
     """
-    stored = trial.user_attrs.get("config")
-    where = f"the config of trial {trial.number}"
-    return None if stored is None else read_stored(QuantConfig.model_validate, stored, where)
+    return _attribute(trial, CONFIG, QuantConfig)
+
+
+def _attribute(trial: FrozenTrial, name: str, kind: type[Stored]) -> Stored | None:
+    stored = inflated(trial.user_attrs.get(name))
+    read = kind.model_validate_json if isinstance(stored, str) else kind.model_validate
+    return None if stored is None else read_stored(read, stored, f"the {name} of trial {trial.number}")
 
 
 def trial_reason(trial: FrozenTrial) -> str | None:
