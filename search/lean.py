@@ -5,6 +5,7 @@ is one object: the distributions of their parameters, the worker that ran them. 
 Optuna makes them, because Optuna changes them.
 """
 
+import base64
 import json
 import zlib
 from collections.abc import Hashable
@@ -16,6 +17,7 @@ RESULT, CONFIG, WORKER = "result", "config", "worker"
 """The longest user attributes of a trial."""
 
 _FASTEST = 1
+_MARK = "zlib:"  # no JSON begins like this
 
 
 class LeanTrials:
@@ -40,14 +42,16 @@ class LeanTrials:
         return self._shared.setdefault(key, value)
 
 
-def deflated(value: object) -> bytes | None:
-    """Return the JSON of an attribute, which may be text already, deflated; None stays None."""
+def deflated(value: object) -> str | None:
+    """Return the JSON of an attribute, which may be text already, deflated, as text that a proxy can send; or None."""
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
-    return zlib.compress(text.encode(), _FASTEST)
+    return _MARK + base64.b64encode(zlib.compress(text.encode(), _FASTEST)).decode()
 
 
 def inflated(stored: Any) -> Any:
     """Return an attribute as it was stored: text for what is deflated, anything else as it is."""
-    return zlib.decompress(stored).decode() if isinstance(stored, bytes) else stored
+    if not isinstance(stored, str) or not stored.startswith(_MARK):
+        return stored
+    return zlib.decompress(base64.b64decode(stored[len(_MARK) :])).decode()
