@@ -37,14 +37,23 @@ def stop_reason(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder,
 
 
 def trouble(trials: Sequence[FrozenTrial], order: WorkOrder) -> str | None:
-    """Return why a study cannot go on although its budget is not used, or None."""
-    of_this_run = [t for t in trials if t.number >= order.first_trial and DISK_TROUBLE not in t.user_attrs]
+    """Return why a study cannot go on although its budget is not used, or None.
+
+    Trials that a worker lost, handed back or could not write down say nothing about the study: they neither count nor
+    break a row.
+    """
+    of_this_run = [t for t in trials if t.number >= order.first_trial and not _was_given_up(t)]
     if trailing(of_this_run, "failed") >= MAX_FAILURES_IN_A_ROW:
         last = next(trial for trial in reversed(of_this_run) if trial.state == TrialState.FAIL)
         return f"{MAX_FAILURES_IN_A_ROW} trials in a row failed, the last because {trial_reason(last)}"
     if trailing(of_this_run, "reused") >= MAX_DUPLICATES_IN_A_ROW:
         return f"the space seems used up: {MAX_DUPLICATES_IN_A_ROW} points in a row had been evaluated before"
     return None
+
+
+def _was_given_up(trial: FrozenTrial) -> bool:
+    """Say whether a trial failed for another reason than one of our errors or a bug, which leave their stage."""
+    return trial.state == TrialState.FAIL and ("stage" not in trial.user_attrs or DISK_TROUBLE in trial.user_attrs)
 
 
 def must_wait(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder) -> bool:
