@@ -7,14 +7,16 @@ with its runner, with its host or behind a cut network proves nothing about a co
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from optuna.trial import FrozenTrial
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from search.order import read_state, write_state
+from search.poison import note_crash
 from search.processes import is_alive
-from search.resume import Blame, local_worker
+from search.resume import Blame, local_worker, was_taken_back, worker_of
 from search.watchdog import read_hang
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,31 @@ def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
             logger.warning("a slot's state needs room in %s, but: %s; free some", folder, error)
 
     return Blame(how, forgive)
+
+
+def taken_from_still_workers(
+    trials: Sequence[FrozenTrial], doubtful: Collection[object], crew: str
+) -> list[FrozenTrial]:
+    """Return the trials that somebody has taken from workers of this crew that stand still.
+
+    Args:
+        trials: All trials of the study.
+        doubtful: The numbers of those whose lease stood still here too (`LeaseWatch.doubtful`): a worker that was cut
+            off together with this host is none.
+        crew: Whose workers.
+    """
+    at_work = {worker_of(trial) for trial in trials if trial.state == TrialState.RUNNING}
+    taken = [trial for trial in trials if trial.number in doubtful and was_taken_back(trial)]
+    holders = [(trial, local_worker(trial, crew)) for trial in taken]
+    return [trial for trial, worker in holders if worker and worker not in at_work and is_alive(worker)]
+
+
+def blame_still_workers(study: optuna.Study, taken: Iterable[FrozenTrial], blame: Blame) -> None:
+    """Note what became of workers from whom others, who may not blame, have taken these trials."""
+    for trial in taken:
+        how = None if "reason" in trial.user_attrs else blame.how(trial)  # with a reason it is noted already
+        if how is not None and (tries := note_crash(study, trial, how)):
+            blame.forgive(trial, tries)
 
 
 def end_still_workers(lost: Iterable[FrozenTrial], crew: str) -> None:

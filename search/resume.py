@@ -105,7 +105,7 @@ def queue_forgotten_trials(study: optuna.Study) -> list[int]:
     known = queued_again(trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
     left = [t for t in failed if t.user_attrs.get("reason") == HANDED_BACK or DISK_TROUBLE in t.user_attrs]
-    taken = [t for t in failed if "stage" not in t.user_attrs and t.user_attrs.get("reason") != HANDED_BACK]
+    taken = [t for t in failed if was_taken_back(t)]
     lost = [t for t in taken if may_retry(t) and not _noted_or_queued(study, t, t.user_attrs.get("reason"))]
     for trial in left:
         queue_handed_back(study, trial)
@@ -132,6 +132,12 @@ def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     left = [trial for trial in running if local_worker(trial, crew) is not None]
     return [trial.number for trial in left if _taken_back(study, trial, queue_handed_back, reason=HANDED_BACK)]
+
+
+def was_taken_back(trial: FrozenTrial) -> bool:
+    """Say whether a trial was failed as lost with its worker, by whomever."""
+    is_explained = "stage" in trial.user_attrs or trial.user_attrs.get("reason") == HANDED_BACK
+    return trial.state == TrialState.FAIL and not is_explained
 
 
 def worker_of(trial: FrozenTrial) -> WorkerId | None:
