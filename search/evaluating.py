@@ -17,7 +17,6 @@ from search.followers import Followers
 from search.objective import Evidence, out_of_memory_result, run_trial
 from search.order import WorkOrder
 from search.poison import POISONED, poisoned_by
-from search.processes import this_worker
 from search.proposal import choose_config, claim
 from search.recorder import Recorder
 from search.result import TrialResult
@@ -65,7 +64,7 @@ class Evaluator:
 
     def objective(self, trial: optuna.Trial) -> tuple[float, ...]:
         """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
-        trial.set_user_attr("worker", this_worker(self._order.slot, crew=self._order.crew).model_dump())
+        trial.set_user_attr("worker", self._order.worker.model_dump())
         self.evidence, self._trial_in_hand = None, trial.number
         self._stages = self.new_stages(self._bench.group)
         self._recorder.begin(trial.number)

@@ -29,7 +29,6 @@ from search.lease import LeaseWatch, leased
 from search.objective import release_memory
 from search.order import WorkOrder, is_asked_to_leave, slot_folder
 from search.pace import must_wait, next_draw, stop_reason, trouble
-from search.processes import this_worker
 from search.profiling import ceiling_sentence, stored_profile
 from search.recorder import Recorder
 from search.resume import reclaim_lost_trials
@@ -72,7 +71,7 @@ class Leader:
         self._knows_model = False
         self._room = RoomWatch(self._shortage, bench.config.timeouts.room_s)
         self._blame = blame_within(
-            order.crew, lambda slot: slot_folder(order.store, order.study, slot, crew=order.crew)
+            order.runner, lambda slot: slot_folder(order.store, order.study, slot, crew=order.crew)
         )
 
     def run(self) -> str:
@@ -154,7 +153,7 @@ class Leader:
         """Measure the members of the front again that no slot has in hand; each is stored before the next begins."""
         while TrialState.RUNNING in {trial.state for trial in self._study.get_trials(deepcopy=False)}:
             self._rest()  # another slot's trial may still join the front
-        claims = MemberClaims(self._study, this_worker(self._order.slot, crew=self._order.crew))
+        claims = MemberClaims(self._study, self._order.worker)
         while (members := pending(self._study, self._bench.config)) and self._reason_to_leave() is None:
             number = next(filter(claims.claim, members), None) if self._room.has_room() else None
             if number is None:

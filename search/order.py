@@ -10,6 +10,7 @@ from pydantic import ConfigDict, ValidationError
 
 from hyquant.calibration.store import write_atomically
 from hyquant.config import FrozenModel, digest
+from search.processes import ProcessId, WorkerId, this_worker
 
 MAX_DEATHS_IN_A_ROW = 3
 ORDER_VARIABLE = "HYQ_WORK_ORDER"
@@ -25,6 +26,7 @@ class WorkOrder(FrozenModel):
         shared: Folder through which cache entries reach other hosts; None for none.
         study: Name of the study.
         crew: "" for the slots of `run`; the name of a joined worker, unique on its host, for those of `worker`.
+        runner: The process that started the slot, and takes back what its workers lose.
         slot: Index of the slot, from 0.
         first_trial: Number of trials when the run began; rows of failures before it are not held against this run.
         deadline: Monotonic time of this host (seconds) at which no further trial is begun; None for never.
@@ -40,6 +42,7 @@ class WorkOrder(FrozenModel):
     shared: Path | None = None
     study: str
     crew: str = ""
+    runner: ProcessId | None = None
     slot: int
     first_trial: int
     deadline: float | None
@@ -50,6 +53,11 @@ class WorkOrder(FrozenModel):
     def folder(self) -> Path:
         """Return where this slot keeps its log and state."""
         return slot_folder(self.store, self.study, self.slot, crew=self.crew)
+
+    @property
+    def worker(self) -> WorkerId:
+        """Return the identity of this process as the worker that has the order."""
+        return this_worker(self.slot, crew=self.crew, runner=self.runner)
 
     @property
     def lane(self) -> int:

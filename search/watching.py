@@ -15,6 +15,7 @@ from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
+from search.processes import this_process
 from search.resume import reclaim_lost_trials
 from search.room import fullness, trial_shortage
 from search.run_sentences import numbers_in_words, study_notes, trial_sentence
@@ -135,16 +136,16 @@ def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseW
 
     Others look at leases too, and may be first to take a trial from a worker of these slots that stands still.
     """
-    crew, folders = slots[0].crew, {slot.index: slot.folder for slot in slots}
-    blame = blame_within(crew, folders.__getitem__)
+    runner, folders = this_process(), {slot.index: slot.folder for slot in slots}
+    blame = blame_within(runner, folders.__getitem__)
     doubtful = leases.doubtful()
     numbers = reclaim_lost_trials(study, leases, blame)
     if not numbers and not doubtful:
         return
     trials = study.get_trials(deepcopy=False)
-    by_others = taken_from_still_workers(trials, doubtful - {*numbers}, crew)
+    by_others = taken_from_still_workers(trials, doubtful - {*numbers}, runner)
     blame_still_workers(study, by_others, blame)
-    end_still_workers([*(trials[number] for number in numbers), *by_others], crew)
+    end_still_workers([*(trials[number] for number in numbers), *by_others], runner)
 
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:

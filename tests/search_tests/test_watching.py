@@ -7,12 +7,10 @@ import optuna
 import pytest
 
 from search.lease import GRACE_S, LEASE, LeaseWatch
-from search.processes import WorkerId, _start_time, is_alive, this_worker
+from search.processes import ProcessId, WorkerId, is_alive, process_id, this_process, this_worker
 from search.resume import reclaim_lost_trials
 from search.slots import RunningSlot
 from search.watching import _take_back
-
-CREW = "here-0"
 
 
 @pytest.fixture
@@ -27,10 +25,9 @@ def child():
         process.kill()
 
 
-def identity(process: subprocess.Popen[bytes], *, slot: int = 0) -> WorkerId:
-    return this_worker(slot, crew=CREW).model_copy(
-        update={"pid": process.pid, "started": _start_time(process.pid), "slot": slot}
-    )
+def identity(process: subprocess.Popen[bytes], *, slot: int = 0, runner: ProcessId | None = None) -> WorkerId:
+    own = this_worker(slot, runner=runner or this_process())
+    return own.model_copy(update=process_id(process.pid).model_dump())
 
 
 def trial_of(study: optuna.Study, worker: WorkerId) -> optuna.Trial:
@@ -46,7 +43,7 @@ class Looks:
 
     def __init__(self, study: optuna.Study, child: subprocess.Popen[bytes], folder) -> None:
         self.study, self.now_s = study, 0.0
-        self.slots = [RunningSlot(index=0, crew=CREW, agent=child, folder=folder)]
+        self.slots = [RunningSlot(index=0, agent=child, folder=folder)]
         self.here, self.there = (LeaseWatch(clock=lambda: self.now_s) for _ in range(2))
 
     def look(self, *, here: bool = True, there: bool = True) -> None:
@@ -105,4 +102,20 @@ def test_a_worker_that_has_begun_another_trial_does_not_stand_still(study, child
     looks.look()
 
     assert child.poll() is None
+    assert crashes(study) == []
+
+
+def test_what_a_runner_that_was_killed_left_is_taken_back_by_the_next_and_blames_no_config(study, child, tmp_path):
+    """A worker that is preempted as a whole and started again, here with fewer slots, was not ended by its config."""
+    before = this_process().model_copy(update={"started": "1"})
+    workers = [identity(child, slot=slot, runner=before) for slot in (0, 0, 3)]
+    child.kill()
+    child.wait()
+
+    for worker in workers:
+        trial_of(study, worker)
+        looks = Looks(study, child, tmp_path)
+        looks.look(there=False)
+
+    assert [trial.state.name for trial in study.trials if trial.user_attrs.get("worker")] == ["FAIL"] * 3
     assert crashes(study) == []
