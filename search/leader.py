@@ -25,6 +25,7 @@ from search.earlier import FINGERPRINT, enqueue_earlier
 from search.errors import DiskTrouble, SearchError, StudyMismatch, TrialFailed
 from search.evaluating import Evaluator
 from search.followers import Followers
+from search.grid import GridSampler, tried_out
 from search.lease import LeaseWatch, leased
 from search.objective import release_memory
 from search.order import WorkOrder, is_asked_to_leave, slot_folder
@@ -66,6 +67,7 @@ class Leader:
         self._again: Workbench | None = None
         num_trials = len(study.get_trials(deepcopy=False))
         self._sampler = build_sampler(bench.config, slot=order.lane, num_trials=num_trials)
+        self._grid = self._sampler if isinstance(self._sampler, GridSampler) else None
         self._watch = LeaseWatch()
         self._num_done = 0
         self._knows_model = False
@@ -147,7 +149,8 @@ class Leader:
             return TrialState.FAIL, None
 
     def _may_confirm(self) -> bool:
-        return trouble(self._study.get_trials(deepcopy=False), self._order) is None and self._reason_to_leave() is None
+        reason = trouble(self._study.get_trials(deepcopy=False), self._order, is_grid=self._grid is not None)
+        return reason is None and self._reason_to_leave() is None
 
     def _confirm_front(self) -> None:
         """Measure the members of the front again that no slot has in hand; each is stored before the next begins."""
@@ -198,7 +201,7 @@ class Leader:
             self._study.set_user_attr("ceiling", ceiling_sentence(profile, self._bench.config.valid_space))
 
     def _wait_for_turn(self) -> str | None:
-        """Wait while the trials in flight may use up the budget, and for room on disk.
+        """Wait while the trials in flight may use up the budget or the grid, and for room on disk.
 
         Returns:
             Why no further trial is begun; None if one is.
@@ -207,7 +210,9 @@ class Leader:
         while True:
             trials = self._study.get_trials(deepcopy=False)
             reason = self._reason_to_stop(trials)
-            if reason is not None or (not must_wait(trials, budget, self._order) and self._room.has_room()):
+            is_drained = self._grid is not None and self._grid.is_drained(trials)
+            must_rest = is_drained or must_wait(trials, budget, self._order)
+            if reason is not None or (not must_rest and self._room.has_room()):
                 return reason
             self._rest()
 
@@ -221,11 +226,12 @@ class Leader:
         time.sleep(_POLL_S)
 
     def _reason_to_stop(self, trials: Sequence[FrozenTrial]) -> str | None:
-        reason = stop_reason(trials, self._bench.config.budget, self._order, now=time.monotonic())
+        budget, is_grid = self._bench.config.budget, self._grid is not None
+        reason = stop_reason(trials, budget, self._order, now=time.monotonic(), is_grid=is_grid)
         reason = reason or self._reason_to_leave()
         if reason is not None or self._order.until_trial is not None:
             return reason
-        return study_stall(self._study, self._bench.config)
+        return study_stall(self._study, self._bench.config) or tried_out(self._grid, trials)
 
     def _reason_to_leave(self) -> str | None:
         """Return why this slot leaves a study that goes on, or None."""
@@ -237,6 +243,6 @@ class Leader:
 
     def _next_sampler(self) -> optuna.samplers.BaseSampler:
         trials = self._study.get_trials(deepcopy=False)
-        if next_draw(trials, self._order) == "sampler":
+        if next_draw(trials, self._order, is_grid=self._grid is not None) == "sampler":
             return self._sampler
         return RandomSampler(derived_seed(self._bench.config.sampler.seed, self._order.lane, len(trials)))

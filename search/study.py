@@ -85,7 +85,8 @@ class Constraint(FrozenModel):
 class SamplerConfig(FrozenModel):
     """How points are chosen: multivariate TPE by default.
 
-    `grid` tries every point of the space once, in random order; `auto` picks by budget and size of the space.
+    `grid` tries every point of the space once, in random order, and is done when none is left; `auto` picks by budget
+    and size of the space.
     """
 
     kind: Literal["auto", "tpe", "gp", "nsga2", "random", "grid"] = "tpe"

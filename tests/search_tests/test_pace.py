@@ -92,6 +92,13 @@ def test_after_some_duplicates_points_are_drawn_at_random_and_after_many_the_spa
     assert "space seems used up" in trouble(trials_of("complete", *["reused"] * MAX_DUPLICATES_IN_A_ROW), ORDER)
 
 
+def test_a_grid_is_never_replaced_by_chance_nor_called_used_up_for_its_repeats():
+    trials = trials_of("complete", *["reused"] * MAX_DUPLICATES_IN_A_ROW)
+
+    assert next_draw(trials, ORDER, is_grid=True) == "sampler"
+    assert stop_reason(trials, Budget(trials=9), ORDER, now=0, is_grid=True) is None
+
+
 def test_the_state_of_a_slot_survives_its_workers(tmp_path):
     assert read_state(tmp_path) == SlotState()
     write_state(tmp_path, SlotState(restarts_at_last_finish=3))
