@@ -32,7 +32,7 @@ from search.order import WorkOrder, is_asked_to_leave, slot_folder
 from search.pace import must_wait, next_draw, stop_reason, trouble
 from search.profiling import ceiling_sentence, stored_profile
 from search.recorder import Recorder
-from search.resume import reclaim_lost_trials
+from search.resume import local_worker, reclaim_lost_trials
 from search.retry import DISK_TROUBLE, queue_handed_back
 from search.room import RoomWatch, trial_shortage
 from search.samplers import build_sampler, derived_seed
@@ -149,13 +149,15 @@ class Leader:
             return TrialState.FAIL, None
 
     def _may_confirm(self) -> bool:
+        if self._bench.config.confirm is None:
+            return False
         reason = trouble(self._study.get_trials(deepcopy=False), self._order, is_grid=self._grid is not None)
         return reason is None and self._reason_to_leave() is None
 
     def _confirm_front(self) -> None:
         """Measure the members of the front again that no slot has in hand; each is stored before the next begins."""
-        while TrialState.RUNNING in {trial.state for trial in self._study.get_trials(deepcopy=False)}:
-            self._rest()  # another slot's trial may still join the front
+        while self._awaits_trials() and self._reason_to_leave() is None:
+            self._rest()
         claims = MemberClaims(self._study, self._order.worker)
         while (members := pending(self._study, self._bench.config)) and self._reason_to_leave() is None:
             number = next(filter(claims.claim, members), None) if self._room.has_room() else None
@@ -166,6 +168,13 @@ class Leader:
                 if number in pending(self._study, self._bench.config):
                     self._confirm(number)
             self._recorder.sign_of_life()
+
+    def _awaits_trials(self) -> bool:
+        """Say whether a trial under way may still join the front; out of time, nobody waits for joined workers."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if self._order.is_out_of_time(now=time.monotonic()):
+            return any(local_worker(trial, self._order.crew) is not None for trial in running)
+        return bool(running)
 
     def _confirm(self, number: int) -> None:
         try:

@@ -54,6 +54,10 @@ class WorkOrder(FrozenModel):
         """Return where this slot keeps its log and state."""
         return slot_folder(self.store, self.study, self.slot, crew=self.crew)
 
+    def is_out_of_time(self, *, now: float) -> bool:
+        """Say whether the deadline has come by a monotonic time of this host, in seconds."""
+        return self.deadline is not None and now >= self.deadline
+
     @property
     def worker(self) -> WorkerId:
         """Return the identity of this process as the worker that has the order."""

@@ -34,7 +34,7 @@ def stop_reason(
         return f"trial {order.until_trial} has finished" if is_done else None
     if sum(map(is_evaluated, trials)) >= budget.trials:
         return f"the budget of {budget.trials} evaluated trials is used"
-    if order.deadline is not None and now >= order.deadline:
+    if order.is_out_of_time(now=now):
         return f"the budget of {budget.time_s:g} s is used"
     return trouble(trials, order, is_grid=is_grid)
 

@@ -95,8 +95,9 @@ class SamplerConfig(FrozenModel):
 
 
 class Budget(FrozenModel):
-    """When to stop: evaluated trials (complete, infeasible and stopped, not reused), optionally seconds of one run, and
-    optionally when the hypervolume has grown by no more than `stall_gain` over `stall_trials` evaluated trials.
+    """When to stop: evaluated trials (complete, infeasible and stopped, not reused), optionally seconds of one `run`
+    (`worker` has no such limit, and `run` does not wait for its trials then), and optionally when the hypervolume has
+    grown by no more than `stall_gain` over `stall_trials` evaluated trials.
     """
 
     trials: Annotated[int, Field(ge=1)] = 30
