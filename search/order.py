@@ -25,7 +25,7 @@ class WorkOrder(FrozenModel):
         tracking: MLflow's address; None is the store's own.
         shared: Folder through which cache entries reach other hosts; None for none.
         study: Name of the study.
-        crew: "" for the slots of `run`; the name of a joined worker, unique on its host, for those of `worker`.
+        crew: "" for the slots of `run`; the name of a joined worker, unique in the study, for those of `worker`.
         runner: The process that started the slot, and takes back what its workers lose.
         slot: Index of the slot, from 0.
         first_trial: Number of trials when the run began; rows of failures before it are not held against this run.
