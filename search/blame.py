@@ -1,35 +1,37 @@
 """Which trials are held responsible for the end of their worker, and what is done about a worker that stands still.
 
-Only who shares a runner or a joined worker with the dead one may blame: that one saw it die and lived on. What was lost
-with its runner, with its host or behind a cut network proves nothing about a config.
+Only who shares a runner (the process of a `run` or `worker`) with the dead one may blame: that one saw it die and lived
+on. What was lost with its runner, with its host or behind a cut network proves nothing about a config.
 """
 
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from optuna.trial import FrozenTrial
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from search.order import read_state, write_state
-from search.processes import is_alive
-from search.resume import Blame, local_worker
+from search.poison import note_crash
+from search.processes import ProcessId, WorkerId, is_alive
+from search.resume import Blame, local_worker, was_taken_back, worker_of
 from search.watchdog import read_hang
 
 logger = logging.getLogger(__name__)
 
 
-def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
-    """Return what holds trials responsible for the end of workers of one crew, and their slots not.
+def blame_within(runner: ProcessId | None, folder_of: Callable[[int], Path]) -> Blame:
+    """Return what holds trials responsible for the end of workers of one runner, and their slots not.
 
     Args:
-        crew: Whose workers may be blamed: "" for those of `run`.
+        runner: Who started them; one that was started before under the same name is another.
         folder_of: The folder of a slot, by its index.
     """
 
     def how(trial: FrozenTrial) -> str | None:
-        worker = local_worker(trial, crew)
+        worker = _worker_under(runner, trial)
         if worker is None:
             return None
         folder = folder_of(worker.slot)
@@ -38,7 +40,7 @@ def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
         return read_hang(folder, trial.number) or f"its worker died; see {folder / 'log.txt'}"
 
     def forgive(trial: FrozenTrial, tries: Sequence[int]) -> None:
-        worker = local_worker(trial, crew)
+        worker = _worker_under(runner, trial)
         if worker is None:
             return
         state = read_state(folder := folder_of(worker.slot))
@@ -47,12 +49,43 @@ def blame_within(crew: str, folder_of: Callable[[int], Path]) -> Blame:
         except OSError as error:
             logger.warning("a slot's state needs room in %s, but: %s; free some", folder, error)
 
-    return Blame(how, forgive)
+    return Blame(how, forgive, runner)
 
 
-def end_still_workers(lost: Iterable[FrozenTrial], crew: str) -> None:
-    """Kill workers of this crew whose trial was taken from them: torchrun starts their group anew."""
+def taken_from_still_workers(
+    trials: Sequence[FrozenTrial], doubtful: Collection[object], runner: ProcessId
+) -> list[FrozenTrial]:
+    """Return the trials that somebody has taken from workers of this runner that stand still.
+
+    Args:
+        trials: All trials of the study.
+        doubtful: The numbers of those whose lease stood still here too (`LeaseWatch.doubtful`): a worker that was cut
+            off together with this host is none.
+        runner: Who started the workers.
+    """
+    at_work = {worker_of(trial) for trial in trials if trial.state == TrialState.RUNNING}
+    taken = [trial for trial in trials if trial.number in doubtful and was_taken_back(trial)]
+    holders = [(trial, _worker_under(runner, trial)) for trial in taken]
+    return [trial for trial, worker in holders if worker and worker not in at_work and is_alive(worker)]
+
+
+def blame_still_workers(study: optuna.Study, taken: Iterable[FrozenTrial], blame: Blame) -> None:
+    """Note what became of workers from whom others, who may not blame, have taken these trials."""
+    for trial in taken:
+        how = None if "reason" in trial.user_attrs else blame.how(trial)  # with a reason it is noted already
+        if how is not None and (tries := note_crash(study, trial, how)):
+            blame.forgive(trial, tries)
+
+
+def end_still_workers(lost: Iterable[FrozenTrial], runner: ProcessId) -> None:
+    """Kill workers of this runner whose trial was taken from them: torchrun starts their group anew."""
     for trial in lost:
-        worker = local_worker(trial, crew)
+        worker = _worker_under(runner, trial)
         if worker is not None and is_alive(worker):
             os.kill(worker.pid, signal.SIGKILL)
+
+
+def _worker_under(runner: ProcessId | None, trial: FrozenTrial) -> WorkerId | None:
+    """Return who of this runner has, or had, a trial in hand; None if nobody."""
+    worker = local_worker(trial)
+    return None if worker is None or runner is None or worker.runner != runner else worker

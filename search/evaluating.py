@@ -6,6 +6,8 @@ written into the trial and ends the worker.
 """
 
 import time
+from functools import partial
+from math import ceil
 
 import optuna
 from optuna.trial import FrozenTrial
@@ -18,7 +20,6 @@ from search.lean import CONFIG, WORKER
 from search.objective import Evidence, out_of_memory_result, run_trial
 from search.order import WorkOrder
 from search.poison import POISONED, poisoned_by
-from search.processes import this_worker
 from search.proposal import choose_config, claim
 from search.recorder import Recorder
 from search.result import TrialResult
@@ -53,7 +54,7 @@ class Evaluator:
         self._recorder = recorder
         self._limits = StageLimits(bench.config.timeouts)
         for result in filter(None, map(trial_result, study.get_trials(deepcopy=False))):
-            self._limits.learn(result.stage_seconds)
+            self._learn(result)
         self._watchdog = Watchdog(self._limits.limit_s, bench.lock.waited_until_now_s, self._end_hung)
         self._trial_in_hand: int | None = None
         self._cycle_started = time.perf_counter()
@@ -64,9 +65,17 @@ class Evaluator:
         """Return stages of a group of ranks under this slot's watchdog."""
         return Stages(group, lambda: self._bench.lock.waited_s, self._watchdog.watching)
 
+    def stages_again(self) -> Stages:
+        """Return stages for measuring a member of the front again: each does the work of `confirm.seeds` trials."""
+        confirm, bench = self._bench.config.confirm, self._bench
+        assert confirm is not None, "a study that measures nothing again has no such stages"
+        limit_s = partial(self._limits.limit_s, trials=confirm.seeds)
+        watchdog = Watchdog(limit_s, bench.lock.waited_until_now_s, self._end_hung)
+        return Stages(bench.group, lambda: bench.lock.waited_s, watchdog.watching)
+
     def objective(self, trial: optuna.Trial) -> tuple[float, ...]:
         """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
-        trial.set_user_attr(WORKER, this_worker(self._order.slot, crew=self._order.crew).model_dump())
+        trial.set_user_attr(WORKER, self._order.worker.model_dump())
         self.evidence, self._trial_in_hand = None, trial.number
         self._stages = self.new_stages(self._bench.group)
         self._recorder.begin(trial.number)
@@ -95,8 +104,17 @@ class Evaluator:
             self._recorder.tell_of_float(self._bench)
             assert measurement is not None, "rank 0 measures"
             self.evidence = measurement.evidence
-            return measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
+            result = measurement.result.model_copy(update={"stage_seconds": self._close_cycle()})
+            self._learn(result)
+            return result
         return unfit.model_copy(update={"stage_seconds": self._close_cycle()})
+
+    def _learn(self, result: TrialResult) -> None:
+        """Let limits follow the stage times of a result; one that ran out of memory says how long nothing takes."""
+        ranks, num_pairs = self._bench.group.world_size, len(self._bench.pairs)
+        if result.metrics:
+            num_done = num_pairs if result.num_prompts is None else result.num_prompts
+            self._limits.learn(result.stage_seconds, share=ceil(num_done / ranks) / ceil(num_pairs / ranks))
 
     def _close_cycle(self) -> dict[str, float]:
         """Return the stage times since the end of the previous measurement, and as overhead what no stage took."""
@@ -104,7 +122,6 @@ class Evaluator:
         seconds = dict(self._stages.seconds)
         seconds["overhead"] = max(0.0, now - self._cycle_started - sum(seconds.values()))
         self._cycle_started = now
-        self._limits.learn(seconds)
         return seconds
 
     def _refuse_poison(self, trial: optuna.Trial, config: QuantConfig) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from spaces.points import Params
 
 
 class GridSampler(BaseSampler):
-    """Give each trial a point that no trial of the study has; random ones once there is none left.
+    """Give each trial a point that no trial of the study has; random ones if there is none left.
 
     Unlike Optuna's sampler of the same name it knows parameters that are asked for only after some answers.
 
@@ -23,15 +23,21 @@ class GridSampler(BaseSampler):
     """
 
     def __init__(self, points: Sequence[Params], *, seed: int) -> None:
-        self._points = random.Random(seed).sample(points, len(points))
+        self._points = {_key(point): point for point in random.Random(seed).sample(points, len(points))}
         self._chosen: dict[int, Params] = {}
         self._random = RandomSampler(seed)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Choose the trial's point."""
-        tried = {_key(other.params) for other in study.get_trials(deepcopy=False)}
-        free = (point for point in self._points if _key(point) not in tried)
-        self._chosen = {trial.number: next(free, {})}
+        self._chosen = {trial.number: self._next_free(study.get_trials(deepcopy=False)) or {}}
+
+    def is_drained(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Say whether one more trial would find no point: all were given away, and none is queued."""
+        return all(trial.state != TrialState.WAITING for trial in trials) and self._next_free(trials) is None
+
+    def _next_free(self, trials: Sequence[FrozenTrial]) -> Params | None:
+        tried = {_key(trial.params) for trial in trials}
+        return next((point for key, point in self._points.items() if key not in tried), None)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return nothing: every parameter is looked up by itself."""
@@ -51,6 +57,12 @@ class GridSampler(BaseSampler):
         if param_name in chosen:
             return chosen[param_name]
         return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+
+def tried_out(grid: GridSampler | None, trials: Sequence[FrozenTrial]) -> str | None:
+    """Return that a study has tried its whole grid, if it has one; what is under way may yet be tried again."""
+    is_busy = any(trial.state == TrialState.RUNNING for trial in trials)
+    return None if grid is None or is_busy or not grid.is_drained(trials) else "every point of the space has been tried"
 
 
 def _key(params: Params) -> frozenset[tuple[str, Any]]:

@@ -6,18 +6,19 @@ trials back like everyone else. What ends a study (MLflow put right, the report)
 with nothing in flight, `run` or a worker; doing it twice does no harm.
 """
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 
+from hyquant.config import digest
 from search.errors import SearchError, StoreError
 from search.interrupts import Leaving, counted_interrupts
 from search.locks import FileLock
 from search.order import WorkOrder, ask_to_leave
 from search.parts import require_places
+from search.processes import this_worker
 from search.prompts import load_prompts
 from search.resume import hand_back_trials, reclaim_lost_trials, require_same_study
 from search.run_sentences import numbers_in_words
@@ -149,9 +150,14 @@ def _leave_in_order(study: optuna.Study, config: StudyConfig, on_event: OnEvent)
 
 @contextmanager
 def _crew(store: Path, study: str) -> Iterator[str]:
-    """Hold a name for this worker that no other has, now and on this host; names are used again."""
+    """Hold a name for this worker that no other of the study has now, on no host; names are used again.
+
+    Hosts may have one name, and one host several stores: their kernel and the store's path tell them apart.
+    """
+    here = this_worker(0)
+    place = digest([str(store.resolve()), here.kernel], length=6)
     for index in range(MAX_CREWS):
-        crew = f"{socket.gethostname()}-{index}"
+        crew = f"{here.host}-{place}-{index}"
         lock = FileLock(store / "locks" / f"{study}.{crew}.lock")
         if lock.acquire(blocking=False):
             try:

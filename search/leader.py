@@ -25,14 +25,14 @@ from search.earlier import FINGERPRINT, enqueue_earlier
 from search.errors import DiskTrouble, SearchError, StudyMismatch, TrialFailed
 from search.evaluating import Evaluator
 from search.followers import Followers
+from search.grid import GridSampler, tried_out
 from search.lease import LeaseWatch, leased
 from search.objective import release_memory
 from search.order import WorkOrder, is_asked_to_leave, slot_folder
 from search.pace import must_wait, next_draw, stop_reason, trouble
-from search.processes import this_worker
 from search.profiling import ceiling_sentence, stored_profile
 from search.recorder import Recorder
-from search.resume import reclaim_lost_trials
+from search.resume import local_worker, reclaim_lost_trials
 from search.retry import DISK_TROUBLE, queue_handed_back
 from search.room import RoomWatch, trial_shortage
 from search.samplers import build_sampler, derived_seed
@@ -67,12 +67,13 @@ class Leader:
         self._again: Workbench | None = None
         num_trials = len(study.get_trials(deepcopy=False))
         self._sampler = build_sampler(bench.config, slot=order.lane, num_trials=num_trials)
+        self._grid = self._sampler if isinstance(self._sampler, GridSampler) else None
         self._watch = LeaseWatch()
         self._num_done = 0
         self._knows_model = False
         self._room = RoomWatch(self._shortage, bench.config.timeouts.room_s)
         self._blame = blame_within(
-            order.crew, lambda slot: slot_folder(order.store, order.study, slot, crew=order.crew)
+            order.runner, lambda slot: slot_folder(order.store, order.study, slot, crew=order.crew)
         )
 
     def run(self) -> str:
@@ -148,13 +149,16 @@ class Leader:
             return TrialState.FAIL, None
 
     def _may_confirm(self) -> bool:
-        return trouble(self._study.get_trials(deepcopy=False), self._order) is None and self._reason_to_leave() is None
+        if self._bench.config.confirm is None:
+            return False
+        reason = trouble(self._study.get_trials(deepcopy=False), self._order, is_grid=self._grid is not None)
+        return reason is None and self._reason_to_leave() is None
 
     def _confirm_front(self) -> None:
         """Measure the members of the front again that no slot has in hand; each is stored before the next begins."""
-        while TrialState.RUNNING in {trial.state for trial in self._study.get_trials(deepcopy=False)}:
-            self._rest()  # another slot's trial may still join the front
-        claims = MemberClaims(self._study, this_worker(self._order.slot, crew=self._order.crew))
+        while self._awaits_trials() and self._reason_to_leave() is None:
+            self._rest()
+        claims = MemberClaims(self._study, self._order.worker)
         while (members := pending(self._study, self._bench.config)) and self._reason_to_leave() is None:
             number = next(filter(claims.claim, members), None) if self._room.has_room() else None
             if number is None:
@@ -164,6 +168,13 @@ class Leader:
                 if number in pending(self._study, self._bench.config):
                     self._confirm(number)
             self._recorder.sign_of_life()
+
+    def _awaits_trials(self) -> bool:
+        """Say whether a trial under way may still join the front; out of time, nobody waits for joined workers."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if self._order.is_out_of_time(now=time.monotonic()):
+            return any(local_worker(trial, self._order.crew) is not None for trial in running)
+        return bool(running)
 
     def _confirm(self, number: int) -> None:
         try:
@@ -179,7 +190,7 @@ class Leader:
         assert config is not None, "a member of the front has a config"
         self._followers.measure_again(config)
         self._again = self._again or bench_for_again(self._bench)
-        confirmation = measure_again(self._again, config, self._evaluator.new_stages(self._bench.group))
+        confirmation = measure_again(self._again, config, self._evaluator.stages_again())
         assert confirmation is not None, "rank 0 measures"
         logger.info("measured again number=%d reason=%s", number, confirmation.reason)
         return confirmation
@@ -199,7 +210,7 @@ class Leader:
             self._study.set_user_attr("ceiling", ceiling_sentence(profile, self._bench.config.valid_space))
 
     def _wait_for_turn(self) -> str | None:
-        """Wait while the trials in flight may use up the budget, and for room on disk.
+        """Wait while the trials in flight may use up the budget or the grid, and for room on disk.
 
         Returns:
             Why no further trial is begun; None if one is.
@@ -208,7 +219,9 @@ class Leader:
         while True:
             trials = self._study.get_trials(deepcopy=False)
             reason = self._reason_to_stop(trials)
-            if reason is not None or (not must_wait(trials, budget, self._order) and self._room.has_room()):
+            is_drained = self._grid is not None and self._grid.is_drained(trials)
+            must_rest = is_drained or must_wait(trials, budget, self._order)
+            if reason is not None or (not must_rest and self._room.has_room()):
                 return reason
             self._rest()
 
@@ -222,11 +235,12 @@ class Leader:
         time.sleep(_POLL_S)
 
     def _reason_to_stop(self, trials: Sequence[FrozenTrial]) -> str | None:
-        reason = stop_reason(trials, self._bench.config.budget, self._order, now=time.monotonic())
+        budget, is_grid = self._bench.config.budget, self._grid is not None
+        reason = stop_reason(trials, budget, self._order, now=time.monotonic(), is_grid=is_grid)
         reason = reason or self._reason_to_leave()
         if reason is not None or self._order.until_trial is not None:
             return reason
-        return study_stall(self._study, self._bench.config)
+        return study_stall(self._study, self._bench.config) or tried_out(self._grid, trials)
 
     def _reason_to_leave(self) -> str | None:
         """Return why this slot leaves a study that goes on, or None."""
@@ -238,6 +252,6 @@ class Leader:
 
     def _next_sampler(self) -> optuna.samplers.BaseSampler:
         trials = self._study.get_trials(deepcopy=False)
-        if next_draw(trials, self._order) == "sampler":
+        if next_draw(trials, self._order, is_grid=self._grid is not None) == "sampler":
             return self._sampler
         return RandomSampler(derived_seed(self._bench.config.sampler.seed, self._order.lane, len(trials)))

@@ -103,6 +103,10 @@ class LeaseWatch:
         leases = {t.number: t.user_attrs.get(LEASE) for t in trials if t.state == TrialState.RUNNING}
         return self.stopped(leases)
 
+    def doubtful(self) -> set[Hashable]:
+        """Return who had not renewed for half the grace at the last look: others may have seen it for the whole."""
+        return {holder for holder, sight in self._seen.items() if sight.still_s >= self._grace_s / 2}
+
     def _sight(self, holder: Hashable, lease: object, passed_s: float) -> _Sight:
         before = self._seen.get(holder)
         return _Sight(lease, 0.0 if before is None or before.lease != lease else before.still_s + passed_s)

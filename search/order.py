@@ -10,6 +10,7 @@ from pydantic import ConfigDict, ValidationError
 
 from hyquant.calibration.store import write_atomically
 from hyquant.config import FrozenModel, digest
+from search.processes import ProcessId, WorkerId, this_worker
 
 MAX_DEATHS_IN_A_ROW = 3
 ORDER_VARIABLE = "HYQ_WORK_ORDER"
@@ -24,7 +25,8 @@ class WorkOrder(FrozenModel):
         tracking: MLflow's address; None is the store's own.
         shared: Folder through which cache entries reach other hosts; None for none.
         study: Name of the study.
-        crew: "" for the slots of `run`; the name of a joined worker, unique on its host, for those of `worker`.
+        crew: "" for the slots of `run`; the name of a joined worker, unique in the study, for those of `worker`.
+        runner: The process that started the slot, and takes back what its workers lose.
         slot: Index of the slot, from 0.
         first_trial: Number of trials when the run began; rows of failures before it are not held against this run.
         deadline: Monotonic time of this host (seconds) at which no further trial is begun; None for never.
@@ -40,6 +42,7 @@ class WorkOrder(FrozenModel):
     shared: Path | None = None
     study: str
     crew: str = ""
+    runner: ProcessId | None = None
     slot: int
     first_trial: int
     deadline: float | None
@@ -50,6 +53,15 @@ class WorkOrder(FrozenModel):
     def folder(self) -> Path:
         """Return where this slot keeps its log and state."""
         return slot_folder(self.store, self.study, self.slot, crew=self.crew)
+
+    def is_out_of_time(self, *, now: float) -> bool:
+        """Say whether the deadline has come by a monotonic time of this host, in seconds."""
+        return self.deadline is not None and now >= self.deadline
+
+    @property
+    def worker(self) -> WorkerId:
+        """Return the identity of this process as the worker that has the order."""
+        return this_worker(self.slot, crew=self.crew, runner=self.runner)
 
     @property
     def lane(self) -> int:

@@ -14,26 +14,49 @@ from hyquant.config import FrozenModel
 _WATCH_INTERVAL_S = 0.5
 
 
-class WorkerId(FrozenModel):
-    """The process that runs a trial; stored in the trial's user attribute "worker".
+class ProcessId(FrozenModel):
+    """One process of a host.
 
     `started` is the kernel's start time of the process in clock ticks since boot, "" where the kernel does not tell.
+    """
+
+    pid: int
+    started: str
+
+
+class WorkerId(ProcessId):
+    """The process that runs a trial; stored in the trial's user attribute "worker".
+
     `kernel` tells two hosts or containers of one name apart. `crew` is the joined worker it belongs to, "" for `run`.
+    `runner` is the process of that `run` or `worker`.
     """
 
     host: str
-    pid: int
-    started: str
     slot: int
     kernel: str = ""
     crew: str = ""
+    runner: ProcessId | None = None
 
 
-def this_worker(slot: int, *, crew: str = "") -> WorkerId:
+def this_process() -> ProcessId:
     """Return the identity of this process."""
-    pid = os.getpid()
+    return process_id(os.getpid())
+
+
+def process_id(pid: int) -> ProcessId:
+    """Return the identity of a process of this host."""
+    return ProcessId(pid=pid, started=_start_time(pid))
+
+
+def this_worker(slot: int, *, crew: str = "", runner: ProcessId | None = None) -> WorkerId:
+    """Return the identity of this process as a worker of a slot."""
     return WorkerId(
-        host=socket.gethostname(), pid=pid, started=_start_time(pid), slot=slot, kernel=_kernel(), crew=crew
+        **this_process().model_dump(),
+        host=socket.gethostname(),
+        slot=slot,
+        kernel=_kernel(),
+        crew=crew,
+        runner=runner,
     )
 
 
@@ -42,15 +65,15 @@ def is_local(worker: WorkerId) -> bool:
     return worker.host == socket.gethostname() and worker.kernel == _kernel()
 
 
-def is_alive(worker: WorkerId) -> bool:
-    """Say whether a worker of this host still runs."""
+def is_alive(process: ProcessId) -> bool:
+    """Say whether a process of this host still runs."""
     try:
-        os.kill(worker.pid, 0)
+        os.kill(process.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return _start_time(worker.pid) == worker.started
+    return _start_time(process.pid) == process.started
 
 
 def exit_with_parent(parent_pid: int) -> None:

@@ -12,7 +12,7 @@ from search.errors import StudyMismatch
 from search.lean import WORKER
 from search.lease import LeaseWatch
 from search.poison import note_crash
-from search.processes import WorkerId, is_alive, is_local
+from search.processes import ProcessId, WorkerId, is_alive, is_local, this_process
 from search.prompts import StudyPrompts
 from search.retry import DISK_TROUBLE, may_retry, queue_again, queue_handed_back, queued_again
 from search.storage import stored_config, stored_prompts
@@ -28,10 +28,12 @@ class Blame:
     Attributes:
         how: Says how a trial ended its worker, None if it cannot be held responsible.
         forgive: Takes these tries of a config that is marked now off the deaths of the trial's slot.
+        runner: Who may be blamed: workers that this process started. None is whoever looks.
     """
 
     how: Callable[[FrozenTrial], str | None]
     forgive: Callable[[FrozenTrial, Sequence[int]], None]
+    runner: ProcessId | None = None
 
 
 NO_BLAME = Blame(how=lambda trial: None, forgive=lambda trial, tries: None)
@@ -70,6 +72,7 @@ def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None, bl
     """Fail running trials that are lost and queue their parameters again; return their numbers.
 
     Lost is what a dead process of this host had in hand, and what `watch` has seen without a moving lease for too long.
+    The dead of another runner that lives are left to it: it alone can tell what ended them.
 
     Args:
         study: The study.
@@ -79,7 +82,7 @@ def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None, bl
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     still = set() if watch is None else watch.lost(running)
-    lost = [trial for trial in running if trial.number in still or is_dead_here(trial)]
+    lost = [trial for trial in running if trial.number in still or is_dead_here(trial, blame.runner)]
     return [trial.number for trial in lost if _reclaimed(study, trial, blame)]
 
 
@@ -106,7 +109,7 @@ def queue_forgotten_trials(study: optuna.Study) -> list[int]:
     known = queued_again(trials)
     failed = [trial for trial in trials if trial.state == TrialState.FAIL and trial.number not in known]
     left = [t for t in failed if t.user_attrs.get("reason") == HANDED_BACK or DISK_TROUBLE in t.user_attrs]
-    taken = [t for t in failed if "stage" not in t.user_attrs and t.user_attrs.get("reason") != HANDED_BACK]
+    taken = [t for t in failed if was_taken_back(t)]
     lost = [t for t in taken if may_retry(t) and not _noted_or_queued(study, t, t.user_attrs.get("reason"))]
     for trial in left:
         queue_handed_back(study, trial)
@@ -135,6 +138,12 @@ def hand_back_trials(study: optuna.Study, crew: str) -> list[int]:
     return [trial.number for trial in left if _taken_back(study, trial, queue_handed_back, reason=HANDED_BACK)]
 
 
+def was_taken_back(trial: FrozenTrial) -> bool:
+    """Say whether a trial was failed as lost with its worker, by whomever."""
+    is_explained = "stage" in trial.user_attrs or trial.user_attrs.get("reason") == HANDED_BACK
+    return trial.state == TrialState.FAIL and not is_explained
+
+
 def worker_of(trial: FrozenTrial) -> WorkerId | None:
     """Return who has, or had, a trial in hand; None if nobody."""
     stored = trial.user_attrs.get(WORKER)
@@ -149,10 +158,17 @@ def local_worker(trial: FrozenTrial, crew: str | None = None) -> WorkerId | None
     return worker
 
 
-def is_dead_here(trial: FrozenTrial) -> bool:
-    """Say whether a trial was in the hands of a process of this host that is gone."""
+def is_dead_here(trial: FrozenTrial, runner: ProcessId | None = None) -> bool:
+    """Say whether a trial was in the hands of a process of this host that is gone, with the runner that started it.
+
+    Args:
+        trial: A running trial.
+        runner: Whose dead count though it lives; None is this process.
+    """
     worker = local_worker(trial)
-    return worker is not None and not is_alive(worker)
+    if worker is None or is_alive(worker):
+        return False
+    return worker.runner in (None, runner or this_process()) or not is_alive(worker.runner)
 
 
 def _taken_back(

@@ -63,6 +63,12 @@ def build_sampler(config: StudyConfig, *, slot: int, num_trials: int) -> BaseSam
     )
 
 
+def grid_of_study(config: StudyConfig) -> GridSampler | None:
+    """Return the grid that a study's points are drawn from, in any order; None if it has another sampler."""
+    sampler = build_sampler(config, slot=0, num_trials=0) if kind_of_study(config) == "grid" else None
+    return sampler if isinstance(sampler, GridSampler) else None
+
+
 def kind_of_study(config: StudyConfig) -> str:
     """Return which sampler draws a study's points: what `auto` stands for, where the study says that."""
     num_steps, num_trials = config.workload.settings.num_steps, config.budget.trials

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from search.claims import Claim, claimed
 from search.order import ORDER_VARIABLE, SlotState, WorkOrder, read_state, write_state
+from search.processes import this_process
 from search.slot_devices import cores_here
 from search.study import Slot
 
@@ -28,10 +29,9 @@ MAX_LOG_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class RunningSlot:
-    """A started slot: its agent process, whose it is (`WorkOrder.crew`) and where it logs."""
+    """A started slot: its agent process and where it logs."""
 
     index: int
-    crew: str
     agent: subprocess.Popen[bytes]
     folder: Path
 
@@ -59,6 +59,7 @@ def start_slots(slots: Sequence[Slot], order: WorkOrder, *, device: str) -> list
         SearchError: If devices or ports are not there, or held by another slot; no slot is started then.
     """
     claims = claimed(slots, order, device=device)
+    order = order.model_copy(update={"runner": this_process()})
     try:
         return [
             _start(index, claim, order.model_copy(update={"slot": index}), claims) for index, claim in enumerate(claims)
@@ -142,4 +143,4 @@ def _start(index: int, claim: Claim, order: WorkOrder, claims: Sequence[Claim]) 
             pass_fds=[lock.fileno() for lock in claim.locks],
         )
     logger.info("slot index=%d ranks=%d agent_pid=%d", index, slot.ranks, agent.pid)
-    return RunningSlot(index=index, crew=order.crew, agent=agent, folder=folder)
+    return RunningSlot(index=index, agent=agent, folder=folder)

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import optuna
 from optuna.trial import FrozenTrial
 
+from search.grid import tried_out
 from search.hypervolume import Losses, hypervolume
 from search.picks import Direction, losses
+from search.samplers import grid_of_study
 from search.study import Budget, StudyConfig
 from search.trials import competitors, count_states, is_evaluated, num_evaluated, trial_state
 
@@ -54,10 +56,10 @@ def study_stall(study: optuna.Study, config: StudyConfig) -> str | None:
 
 
 def why_over(study: optuna.Study, config: StudyConfig) -> str | None:
-    """Return why no further trial is to come, whatever the time: the budget or a stall; None if trials are to come."""
+    """Return why no further trial is to come, whatever the time; None if trials are to come."""
     if num_evaluated(count_states(study)) >= config.budget.trials:
         return USED_UP
-    return study_stall(study, config)
+    return study_stall(study, config) or tried_out(grid_of_study(config), study.get_trials(deepcopy=False))
 
 
 def growth(before: Sequence[Losses], now: Sequence[Losses]) -> float:

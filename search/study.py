@@ -85,7 +85,8 @@ class Constraint(FrozenModel):
 class SamplerConfig(FrozenModel):
     """How points are chosen: multivariate TPE by default.
 
-    `grid` tries every point of the space once, in random order; `auto` picks by budget and size of the space.
+    `grid` tries every point of the space once, in random order, and is done when none is left; `auto` picks by budget
+    and size of the space.
     """
 
     kind: Literal["auto", "tpe", "gp", "nsga2", "random", "grid"] = "tpe"
@@ -94,8 +95,9 @@ class SamplerConfig(FrozenModel):
 
 
 class Budget(FrozenModel):
-    """When to stop: evaluated trials (complete, infeasible and stopped, not reused), optionally seconds of one run, and
-    optionally when the hypervolume has grown by no more than `stall_gain` over `stall_trials` evaluated trials.
+    """When to stop: evaluated trials (complete, infeasible and stopped, not reused), optionally seconds of one `run`
+    (`worker` has no such limit, and `run` does not wait for its trials then), and optionally when the hypervolume has
+    grown by no more than `stall_gain` over `stall_trials` evaluated trials.
     """
 
     trials: Annotated[int, Field(ge=1)] = 30

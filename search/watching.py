@@ -9,12 +9,13 @@ from typing import Literal
 import optuna
 
 from hyquant.memory import give_back
-from search.blame import blame_within, end_still_workers
+from search.blame import blame_still_workers, blame_within, end_still_workers, taken_from_still_workers
 from search.confirmation import confirmations
 from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
+from search.processes import this_process
 from search.resume import reclaim_lost_trials
 from search.room import fullness, trial_shortage
 from search.run_sentences import numbers_in_words, study_notes, trial_sentence
@@ -131,13 +132,20 @@ def _shortage(config: StudyConfig, counts: dict[str, int]) -> str | None:
 
 
 def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:
-    """Take lost trials back, and mark the configs that ended workers of these slots too often."""
-    crew, folders = slots[0].crew, {slot.index: slot.folder for slot in slots}
-    numbers = reclaim_lost_trials(study, leases, blame_within(crew, folders.__getitem__))
-    if not numbers:
+    """Take lost trials back, mark the configs that ended workers of these slots too often, and end still workers.
+
+    Others look at leases too, and may be first to take a trial from a worker of these slots that stands still.
+    """
+    runner, folders = this_process(), {slot.index: slot.folder for slot in slots}
+    blame = blame_within(runner, folders.__getitem__)
+    doubtful = leases.doubtful()
+    numbers = reclaim_lost_trials(study, leases, blame)
+    if not numbers and not doubtful:
         return
     trials = study.get_trials(deepcopy=False)
-    end_still_workers([trials[number] for number in numbers], crew)
+    by_others = taken_from_still_workers(trials, doubtful - {*numbers}, runner)
+    blame_still_workers(study, by_others, blame)
+    end_still_workers([*(trials[number] for number in numbers), *by_others], runner)
 
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:

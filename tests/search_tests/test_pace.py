@@ -14,6 +14,8 @@ from search.pace import (
     stop_reason,
     trouble,
 )
+from search.processes import this_worker
+from search.resume import hand_back_trials, reclaim_lost_trials
 from search.retry import DISK_TROUBLE
 from search.study import Budget
 
@@ -32,12 +34,13 @@ STATES = {
 
 def trials_of(*states):
     """Frozen trials numbered from 0, in our words for their states."""
+    attributes = {"reused": {"reused_from": 0}, "failed": {"stage": "render"}}
     found = []
     for number, state in enumerate(states):
         trial = optuna.create_trial(
             state=STATES[state],
             values=[0.5, 0.5] if STATES[state] == TrialState.COMPLETE else None,
-            user_attrs={"reused_from": 0} if state == "reused" else {},
+            user_attrs=attributes.get(state, {}),
             system_attrs={"constraints:c": 1.0} if state == "infeasible" else {},
         )
         trial.number = number
@@ -89,6 +92,13 @@ def test_after_some_duplicates_points_are_drawn_at_random_and_after_many_the_spa
     assert "space seems used up" in trouble(trials_of("complete", *["reused"] * MAX_DUPLICATES_IN_A_ROW), ORDER)
 
 
+def test_a_grid_is_never_replaced_by_chance_nor_called_used_up_for_its_repeats():
+    trials = trials_of("complete", *["reused"] * MAX_DUPLICATES_IN_A_ROW)
+
+    assert next_draw(trials, ORDER, is_grid=True) == "sampler"
+    assert stop_reason(trials, Budget(trials=9), ORDER, now=0, is_grid=True) is None
+
+
 def test_the_state_of_a_slot_survives_its_workers(tmp_path):
     assert read_state(tmp_path) == SlotState()
     write_state(tmp_path, SlotState(restarts_at_last_finish=3))
@@ -102,3 +112,21 @@ def test_what_a_disk_refused_is_none_of_the_failures_that_stop_a_study():
     for trial in failed:
         trial.set_user_attr(DISK_TROUBLE, True)
     assert trouble(failed, ORDER) is None
+
+
+def test_trials_that_workers_lost_or_handed_back_neither_count_as_failures_nor_break_a_row():
+    """A worker of ten slots that leaves, or a host that dies, stops nobody else."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    leaving = this_worker(0, crew="b-0").model_dump()
+    dead = leaving | {"started": "1", "crew": "c-0"}
+    for worker in [leaving, dead] * MAX_FAILURES_IN_A_ROW:
+        trial = study.ask()
+        trial.set_user_attr("worker", worker)
+    given_up = [*hand_back_trials(study, "b-0"), *reclaim_lost_trials(study)]
+    lost = [trial for trial in study.trials if trial.number in given_up]
+    failed = trials_of(*["failed"] * MAX_FAILURES_IN_A_ROW)
+
+    assert len(lost) == 2 * MAX_FAILURES_IN_A_ROW
+    assert trouble(lost, ORDER) is None
+    assert trouble([*failed[1:], *lost], ORDER) is None
+    assert "10 trials in a row failed" in trouble([*failed[1:], *lost, failed[0]], ORDER)

@@ -3,6 +3,7 @@ import warnings
 import optuna
 import pytest
 
+from search.grid import tried_out
 from search.samplers import chosen_kind, sampler_for
 from search.study import SamplerConfig
 from spaces.points import points
@@ -49,6 +50,28 @@ def test_grid_tries_every_point_once_presets_among_them():
 def test_grid_goes_on_when_every_point_was_tried_and_orders_by_seed():
     assert len(run("grid", len(POINTS) + 3)) == len(POINTS) + 3
     assert run("grid", 4, seed=1) != run("grid", 4, seed=2)
+
+
+def test_a_grid_is_done_when_no_point_is_left_queued_or_under_way():
+    grid = sampler_for(SamplerConfig(kind="grid"), SPACE, seed=0, num_steps=4, num_trials=len(POINTS))
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=grid)
+
+    def state():
+        return grid.is_drained(study.trials), tried_out(grid, study.trials) is not None
+
+    for _ in POINTS:
+        assert state() == (False, False)
+        trial = study.ask()
+        suggest(trial, SPACE, num_steps=4)
+        if trial.number + 1 < len(POINTS):
+            study.tell(trial, [0.0, 0.0])
+    assert state() == (True, False)  # it may be lost, and is queued again then
+    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    study.enqueue_trial(trial.params)
+    assert state() == (False, False)
+    study.tell(study.ask(), [0.0, 0.0])
+    assert state() == (True, True)
+    assert tried_out(None, study.trials) is None
 
 
 def test_auto_is_grid_exactly_where_the_budget_covers_the_space():

@@ -30,11 +30,13 @@ from search.proposal import enqueue_point
 from search.repair import agreement
 from search.scales import prepare_scales
 from search.stages import Stages, is_expected
-from search.storage import create_study
-from search.study import Budget, Constraint
+from search.stall import why_over
+from search.storage import create_study, stored_config
+from search.study import Budget, Constraint, SamplerConfig
 from search.tracking import Tracker
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
 from search.workbench import calibration_seeds, observe_shard, stored_stats, wants_histograms
+from spaces.space import SearchSpace
 
 PROMPTS = StudyPrompts(calibration=("one red cube", "two blue balls"), search=("a green cone", "a grey ring"))
 
@@ -308,6 +310,16 @@ def make_leader(bench, mlflow_store):
         return leader, study, order
 
     return make
+
+
+def test_a_grid_is_tried_to_its_end_and_is_done_then_though_the_budget_is_not_used(make_leader):
+    space = SearchSpace(name="s", strategies=("dynamic",), exclusions={"none": (), "fc2": ("*fc2*",)})
+    leader, study, _ = make_leader(space=space, sampler=SamplerConfig(kind="grid"), budget=Budget(trials=9))
+
+    reason = leader.run()
+
+    assert reason == why_over(study, stored_config(study)) == "every point of the space has been tried"
+    assert sorted(trial_state(trial) for trial in study.trials) == ["complete", "complete"]
 
 
 def test_a_leader_runs_the_budget_answers_duplicates_and_logs_all_to_mlflow(make_leader):

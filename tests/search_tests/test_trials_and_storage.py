@@ -15,10 +15,10 @@ from search.errors import StoreError, StudyMismatch
 from search.order import read_state
 from search.patience import Patience
 from search.poison import poisoned_by
-from search.processes import this_worker
+from search.processes import ProcessId, this_process, this_worker
 from search.prompts import StudyPrompts
 from search.proposal import HOLDS, choose_config, claim, enqueue_point, enqueue_presets
-from search.resume import differences, reclaim_lost_trials, require_same_study
+from search.resume import NO_BLAME, Blame, differences, reclaim_lost_trials, require_same_study
 from search.retry import MAX_RETRIES
 from search.samplers import SAMPLERS, build_sampler
 from search.storage import create_study, open_storage, open_study, stored_config, study_names
@@ -342,9 +342,11 @@ def test_a_trial_that_keeps_killing_its_worker_is_given_up(study):
     assert count_states(study)["failed"] == MAX_RETRIES + 1
 
 
-def test_the_deaths_of_a_config_that_is_marked_are_taken_off_its_slot_by_whoever_sees_it(study, tmp_path):
-    dead = _dead_worker() | {"crew": "here-0", "slot": 1}
-    ours, others = (blame_within(crew, lambda slot: tmp_path / str(slot)) for crew in ("here-0", "here-1"))
+def test_the_deaths_of_a_config_that_is_marked_are_taken_off_its_slot_by_whoever_sees_it(study, tmp_path, monkeypatch):
+    runners = [this_process(), this_process().model_copy(update={"started": "1"})]
+    dead = _dead_worker() | {"runner": runners[0].model_dump(), "slot": 1}
+    ours, others = (blame_within(runner, lambda slot: tmp_path / str(slot)) for runner in runners)
+    monkeypatch.setattr("search.resume.is_alive", lambda process: False)  # or the others would leave it to our runner
     for blame in (others, ours, ours):
         trial = ask(study)
         trial.set_user_attr("config_digest", "a config")
@@ -353,6 +355,15 @@ def test_the_deaths_of_a_config_that_is_marked_are_taken_off_its_slot_by_whoever
 
     assert poisoned_by(study.user_attrs, "a config") == (1, 2)  # others cannot tell what ended it
     assert [read_state(tmp_path / str(slot)).forgiven for slot in (0, 1)] == [0, 2]
+
+
+def test_the_dead_of_a_runner_that_lives_are_left_to_it_on_its_host(study):
+    for runner in (this_process(), this_process().model_copy(update={"started": "1"})):
+        ask(study).set_user_attr("worker", _dead_worker() | {"runner": runner.model_dump()})
+    another = Blame(how=NO_BLAME.how, forgive=NO_BLAME.forgive, runner=ProcessId(pid=1, started="2"))
+
+    assert reclaim_lost_trials(study, None, another) == [1]
+    assert reclaim_lost_trials(study) == [0]
 
 
 def test_a_changed_study_file_is_refused_with_every_difference(study, study_config):

@@ -25,6 +25,20 @@ def test_limits_follow_the_longest_stage_seen():
     StageLimits(TimeoutsConfig(factor=2, least_s=60)).learn({})
 
 
+@pytest.mark.parametrize("num_prompts", [64, 128])
+def test_a_trial_that_ended_at_its_first_rung_does_not_shorten_what_a_whole_one_may_take(num_prompts):
+    """The last block of a trial of 64 prompts renders 56 of them, after a first trial that rendered 4."""
+    limits = StageLimits(TimeoutsConfig(factor=10, least_s=60))
+
+    limits.learn({"render": 240.0, "score": 8.0, "latency": 30.0}, share=4 / num_prompts)
+
+    assert limits.limit_s("render") == pytest.approx(10 * 60.0 * num_prompts)
+    assert limits.limit_s("score") == pytest.approx(10 * 2.0 * num_prompts)
+    assert limits.limit_s("latency") == 300.0
+    assert limits.limit_s("render", trials=11) == pytest.approx(10 * 60.0 * num_prompts * 11)
+    assert limits.limit_s("reference", trials=11) == pytest.approx(10 * 60.0 * num_prompts * 11)
+
+
 class Hours:
     """A clock that jumps by a step at every look."""
 

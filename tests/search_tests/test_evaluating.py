@@ -1,0 +1,58 @@
+"""What an evaluator's watchdogs are told, without a model."""
+
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+from search.evaluating import Evaluator
+from search.locks import HostLock
+from search.order import WorkOrder
+from search.study import ConfirmConfig
+from search.trials import store_result
+
+
+class Dog:
+    """A watchdog that only remembers what it was made with."""
+
+    made: list["Dog"]
+
+    def __init__(self, limit_s, waited_s, give_up):
+        self.limit_s, self.give_up, self.watching = limit_s, give_up, None
+        Dog.made.append(self)
+
+
+@pytest.fixture
+def make_evaluator(study_config, tmp_path, monkeypatch):
+    """An evaluator of a study of 64 prompts on one rank, whose front is measured again on eleven seeds each."""
+    monkeypatch.setattr("search.evaluating.Watchdog", Dog)
+    Dog.made = []
+    bench = SimpleNamespace(
+        config=study_config.model_copy(update={"confirm": ConfirmConfig(seeds=11)}),
+        lock=HostLock(tmp_path / "locks"),
+        group=SimpleNamespace(world_size=1),
+        pairs=[("prompt", seed) for seed in range(64)],
+    )
+
+    def make(*results):
+        study = optuna.create_study(directions=["maximize", "minimize"])
+        for result in results:
+            store_result(study.ask(), result)
+        order = WorkOrder(store=tmp_path, url=None, study="s", slot=0, first_trial=0, deadline=None, until_trial=None)
+        return Evaluator(bench, study, order, followers=None, recorder=None)
+
+    return make
+
+
+def test_limits_are_those_of_whole_trials_and_of_all_seeds(make_evaluator, make_result):
+    """The first trial stopped at its first rung, of 4 prompts; running out of memory at once tells nothing."""
+    stopped = make_result(num_prompts=4, stage_seconds={"render": 240.0, "latency": 60.0})
+    unfit = make_result(metrics={}, stage_seconds={"score": 1.0})
+
+    make_evaluator(unfit, stopped).stages_again()
+
+    usual, again = (dog.limit_s for dog in Dog.made)
+    assert usual("render") == 10 * 64 * 60.0
+    assert again("render") == 11 * usual("render")
+    assert usual("latency") == 600.0
+    assert usual("score") == 14_400.0

@@ -1,0 +1,83 @@
+"""How rank 0 of a slot ends its work, without a model."""
+
+import time
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+from search.leader import Leader
+from search.order import WorkOrder, ask_to_leave
+from search.processes import this_worker
+from search.study import ConfirmConfig
+
+CONFIRM = ConfirmConfig()
+
+
+class StillWaiting(Exception):
+    """The leader has rested many times."""
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(directions=["maximize", "minimize"])
+
+
+@pytest.fixture
+def make_leader(study, tmp_path, monkeypatch):
+    """A leader that is about to measure the front again, and gives up after so many rests."""
+
+    def make(*, is_out_of_time=False, on_rest=lambda order: None, confirm=CONFIRM):
+        deadline = time.monotonic() - 1.0 if is_out_of_time else None
+        order = WorkOrder(
+            store=tmp_path, url=None, study="s", slot=0, first_trial=0, deadline=deadline, until_trial=None
+        )
+        order.folder.mkdir(parents=True, exist_ok=True)
+        leader = Leader.__new__(Leader)
+        leader._study, leader._order, leader._num_done, leader._grid = study, order, 0, None
+        leader._bench = SimpleNamespace(config=SimpleNamespace(confirm=confirm))
+        rests = iter(range(20))
+
+        def rest():
+            on_rest(order)
+            if next(rests, None) is None:
+                raise StillWaiting
+
+        leader._rest = rest
+        return leader
+
+    monkeypatch.setattr("search.leader.pending", lambda study, config: [])
+    return make
+
+
+def add_running(study, *, crew):
+    study.ask().set_user_attr("worker", this_worker(0, crew=crew).model_dump())
+
+
+def test_trials_under_way_are_awaited_before_the_front_is_measured_again(make_leader, study):
+    add_running(study, crew="there-0")
+
+    with pytest.raises(StillWaiting):
+        make_leader()._confirm_front()
+
+
+def test_out_of_time_a_run_waits_for_its_own_trials_alone(make_leader, study):
+    add_running(study, crew="there-0")
+    leader = make_leader(is_out_of_time=True)
+
+    leader._confirm_front()
+
+    add_running(study, crew="")
+    with pytest.raises(StillWaiting):
+        leader._confirm_front()
+
+
+def test_a_worker_that_is_asked_to_leave_waits_for_nobody(make_leader, study):
+    add_running(study, crew="there-0")
+
+    make_leader(on_rest=lambda order: ask_to_leave(order.folder))._confirm_front()
+
+
+def test_a_study_that_measures_nothing_again_waits_for_nobody(make_leader):
+    assert make_leader()._may_confirm()
+    assert not make_leader(confirm=None)._may_confirm()

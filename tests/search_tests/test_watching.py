@@ -1,0 +1,121 @@
+"""What a runner does about the workers of its slots, whoever else looks at their leases."""
+
+import signal
+import subprocess
+
+import optuna
+import pytest
+
+from search.lease import GRACE_S, LEASE, LeaseWatch
+from search.processes import ProcessId, WorkerId, is_alive, process_id, this_process, this_worker
+from search.resume import reclaim_lost_trials
+from search.slots import RunningSlot
+from search.watching import _take_back
+
+
+@pytest.fixture
+def study():
+    return optuna.create_study(directions=["maximize", "minimize"])
+
+
+@pytest.fixture
+def child():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def identity(process: subprocess.Popen[bytes], *, slot: int = 0, runner: ProcessId | None = None) -> WorkerId:
+    own = this_worker(slot, runner=runner or this_process())
+    return own.model_copy(update=process_id(process.pid).model_dump())
+
+
+def trial_of(study: optuna.Study, worker: WorkerId) -> optuna.Trial:
+    trial = study.ask()
+    trial.set_user_attr("worker", worker.model_dump())
+    trial.set_user_attr("config_digest", "a config")
+    trial.set_user_attr(LEASE, 3)
+    return trial
+
+
+class Looks:
+    """A runner of one slot and another observer, who look once a second of a clock that is moved by hand."""
+
+    def __init__(self, study: optuna.Study, child: subprocess.Popen[bytes], folder) -> None:
+        self.study, self.now_s = study, 0.0
+        self.slots = [RunningSlot(index=0, agent=child, folder=folder)]
+        self.here, self.there = (LeaseWatch(clock=lambda: self.now_s) for _ in range(2))
+
+    def look(self, *, here: bool = True, there: bool = True) -> None:
+        self.now_s += 1.0
+        if there:
+            reclaim_lost_trials(self.study, self.there)
+        if here:
+            _take_back(self.study, self.slots, self.here)
+
+
+def crashes(study: optuna.Study) -> list[str]:
+    return [key for key in study.user_attrs if key.startswith("crash:")]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_worker_that_stands_still_is_ended_by_its_runner_whoever_takes_its_trial_first(
+    study, child, tmp_path, is_first
+):
+    child.send_signal(signal.SIGSTOP)
+    worker = identity(child)
+    trial_of(study, worker)
+    looks = Looks(study, child, tmp_path)
+
+    for _ in range(int(GRACE_S) + 2):
+        looks.look(there=not is_first)
+
+    assert child.wait(timeout=10) == -signal.SIGKILL
+    assert not is_alive(worker)
+    assert crashes(study) == ["crash:0"]
+
+
+def test_a_worker_that_was_cut_off_together_with_its_runner_lives_and_is_not_blamed(study, child, tmp_path):
+    trial_of(study, identity(child))
+    looks = Looks(study, child, tmp_path)
+    looks.look()
+
+    for _ in range(int(GRACE_S)):
+        looks.look(here=False)
+    looks.look()
+    looks.look()
+
+    assert study.trials[0].state.is_finished()
+    assert child.poll() is None
+    assert crashes(study) == []
+
+
+def test_a_worker_that_has_begun_another_trial_does_not_stand_still(study, child, tmp_path):
+    worker = identity(child)
+    trial_of(study, worker)
+    looks = Looks(study, child, tmp_path)
+    for _ in range(int(GRACE_S) - 1):
+        looks.look()
+    study.tell(0, state=optuna.trial.TrialState.FAIL)
+    trial_of(study, worker)
+
+    looks.look()
+
+    assert child.poll() is None
+    assert crashes(study) == []
+
+
+def test_what_a_runner_that_was_killed_left_is_taken_back_by_the_next_and_blames_no_config(study, child, tmp_path):
+    """A worker that is preempted as a whole and started again, here with fewer slots, was not ended by its config."""
+    before = this_process().model_copy(update={"started": "1"})
+    workers = [identity(child, slot=slot, runner=before) for slot in (0, 0, 3)]
+    child.kill()
+    child.wait()
+
+    for worker in workers:
+        trial_of(study, worker)
+        looks = Looks(study, child, tmp_path)
+        looks.look(there=False)
+
+    assert [trial.state.name for trial in study.trials if trial.user_attrs.get("worker")] == ["FAIL"] * 3
+    assert crashes(study) == []
