@@ -123,13 +123,17 @@ def called_together(modules: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def restore_(denoiser: nn.Module) -> None:
-    """Put the float Linears back: the very same modules, so bit exact. A float denoiser is left as it is."""
+    """Put the float Linears back: the very same modules, so bit exact. A float denoiser is left as it is.
+
+    Where the denoiser has been moved to another device meanwhile, they follow it.
+    """
     state = swapped(denoiser)
     if state is None:
         return
     state.clock.unsubscribe(state.set_step)
     for path, module in state.floats.items():
-        _put(denoiser, path, module)
+        replaced = denoiser.get_submodule(path)
+        _put(denoiser, path, module.to(next(itertools.chain(replaced.parameters(), replaced.buffers())).device))
     for path in state.attentions:
         unhook_attention_(denoiser, path)
     delattr(denoiser, _ATTRIBUTE)
