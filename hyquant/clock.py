@@ -54,9 +54,15 @@ class StepClock:
             callback(step_index)
         self._step_index = step_index
 
-    def subscribe(self, callback: StepCallback) -> None:
-        """Call `callback(step_index)` on every change of step, and at once if a step is already set."""
-        if self._step_index is not None:
+    def subscribe(self, callback: StepCallback, *, num_steps: int | None = None) -> None:
+        """Call `callback(step_index)` on every change of step, and at once if a step is already set.
+
+        Args:
+            callback: What to call.
+            num_steps: Length of the loops that the subscriber is for; a step beyond it, where a longer one has ended,
+                is not told at once.
+        """
+        if self._step_index is not None and (num_steps is None or self._step_index < num_steps):
             callback(self._step_index)
         self._callbacks.append(callback)
 

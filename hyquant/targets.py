@@ -35,12 +35,27 @@ WITHOUT_MULTIPLIER = ("w8a16", "w4a16", "w4a4_dynamic")
 
 def target_problem(plan: "QuantPlan", target: Target) -> str | None:
     """Return why a target cannot execute a plan, None if it can."""
-    return fold_problem(plan, target) or linear_problem(plan, target) or attention_problem(plan, target)
+    return (
+        dtype_problem(plan, target)
+        or fold_problem(plan, target)
+        or linear_problem(plan, target)
+        or attention_problem(plan, target)
+    )
 
 
 def is_engine(target: Target) -> bool:
     """Return whether a target is a line of MindIE-SD."""
     return target.startswith("mindie-sd")
+
+
+def dtype_problem(plan: "QuantPlan", target: Target) -> str | None:
+    """Return why a target cannot run in the dtype that a plan deploys to, None if it can."""
+    if not is_engine(target) or plan.config.deploy_dtype != "float32":
+        return None
+    return (
+        f"{target} runs in bfloat16 or float16 and would round scales to it, but deploy_dtype is float32; deploy to "
+        "bfloat16 or float16, or use target hyquant"
+    )
 
 
 def fold_problem(plan: "QuantPlan", target: Target) -> str | None:

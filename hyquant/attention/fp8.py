@@ -43,7 +43,7 @@ class Fp8Attention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what float8 keeps of rotated q and k and of v, [B, S, A, D], in their own dtype."""
-        q, k = q @ self.q_rot.to(q.dtype), k @ self.k_rot.to(k.dtype)
+        q, k = q @ self.q_rot.to(q), k @ self.k_rot.to(k)
         return kept_in_blocks(q, Q_ROWS), kept_in_blocks(k, KV_ROWS), kept_in_blocks(v, KV_ROWS)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -39,9 +39,14 @@ class Int8Attention:
         """Return what int8 keeps of q, k and v, [B, S, A, D], in their own dtype."""
         return _kept(q, self.q_scale), _kept(k, self.k_scale), _kept(v, self.v_scale)
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the scales are."""
+        return self.q_scale.device
+
     def can_attend(self, head_dim: int) -> bool:
         """Return whether int8 attention has a kernel for heads of D channels where the scales are."""
-        return attends_natively(self.q_scale.device, head_dim)
+        return attends_natively(self.device, head_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """Return the attention on int8, [B, S, A, D], in the dtype of q."""
@@ -65,4 +70,5 @@ def int8_tensors(stats: HeadStats, deploy_dtype: DeployDtype) -> dict[str, Tenso
 
 
 def _kept(x_BSAD: Tensor, scale_A1: Tensor) -> Tensor:
+    scale_A1 = scale_A1.to(x_BSAD.device)  # a denoiser may be moved, and its hooks are no modules
     return fake_quantize(x_BSAD, QParams(scale_A1, torch.zeros_like(scale_A1))).to(x_BSAD.dtype)

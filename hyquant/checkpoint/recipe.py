@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hyquant.calibration.calibrate import Calibrated
+from hyquant.calibration.sequential import needs_sequential_stats
 from hyquant.checkpoint.build import UnitBuilder
 from hyquant.checkpoint.source import FloatCheckpoint
 from hyquant.checkpoint.specs import UnitOutput, unit_output
@@ -19,7 +20,7 @@ from hyquant.export.tensor_file import spec_of
 from hyquant.layer_tensors import attention_tensors_of, input_qparams, stored_ranges
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.names import layer_groups
-from hyquant.needs import needs_attention_stats, needs_stats
+from hyquant.needs import needs_attention_stats, needs_search, needs_stats
 from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import multipliers_of
 from hyquant.schemes.base import Spec
@@ -110,11 +111,15 @@ def require_statistics(plan: QuantPlan, found: Calibrated) -> None:
 def build_recipe(checkpoint: FloatCheckpoint, plan: QuantPlan, layout: Layout, found: Calibrated) -> Recipe:
     """Work out an export; of the weights only those that smoothing scales depend on are read.
 
+    Scales that were found for another smoothing than the plan's are not used: the plan's follow from plain statistics.
+
     Raises:
         CalibrationError: If statistics are missing, or scales must be searched and are not among them.
         ConfigError: If a file became shorter.
     """
-    multipliers = multipliers_of(plan, found.stats, _absmax_in(checkpoint), scales=found.scales)
+    has_own_scales = needs_search(plan) or needs_sequential_stats(plan)  # else a file's are of another configuration
+    scales = found.scales if has_own_scales else None
+    multipliers = multipliers_of(plan, found.stats, _absmax_in(checkpoint), scales=scales)
     edits = weight_edits(plan, multipliers)
     shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     outputs = tuple(

@@ -161,12 +161,13 @@ def settle(folder: Path) -> None:
     """Set modes and wait until content and names have reached the disk."""
     for file in folder.iterdir():
         file.chmod(FILE_MODE)
-        _fsync(file)
+        fsync(file)
     folder.chmod(FOLDER_MODE)
-    _fsync(folder)
+    fsync(folder)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, have reached the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -187,7 +188,7 @@ def swap_in(new: Path, path: Path) -> None:
             old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def _exchange(one: Path, other: Path) -> bool:

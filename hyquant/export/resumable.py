@@ -4,6 +4,8 @@ Beside `NAME` lies `.NAME.hyq-resume/` while it is being written:
 
     export/         the folder that becomes NAME
     journal.jsonl   first line: what is being written, as a digest; then one line for each thing that is done
+
+The journal goes before `export/` gets its name, for from then on `export/` may be what had the name before.
 """
 
 import json
@@ -22,6 +24,7 @@ from hyquant.export.folder import (
     check_space,
     check_target,
     clear_leftovers,
+    fsync,
     held,
     is_held,
     settle,
@@ -49,7 +52,7 @@ class Attempt:
         self._journal = place / "journal.jsonl"
         self.entries, found = _read(self._journal)
         self.discarded = found is not None and found != identity
-        if found != identity:
+        if found != identity or not self.folder.is_dir():
             self.entries = ()
             shutil.rmtree(self.folder, ignore_errors=True)
             make_folder(self.folder)
@@ -67,6 +70,11 @@ class Attempt:
         """Add an entry."""
         with self._journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def end(self) -> None:
+        """Forget the attempt: from now on no other goes on with it."""
+        self._journal.unlink()
+        fsync(self._journal.parent)
 
 
 def attempt_place(path: Path) -> Path:
@@ -115,6 +123,7 @@ def resumable_folder(
             yield attempt
             settle(attempt.folder)
             check_target(path, mark=mark, overwrite=overwrite, is_ours=is_ours)
+            attempt.end()
             swap_in(attempt.folder, path)
     except OSError as error:
         raise as_export_error(error, path) from error

@@ -38,8 +38,13 @@ A hook whose attribute `needs_all_tokens` is true cannot work on the strip of to
 class AttendingHook(Protocol):
     """A hook that, where it can, attends itself instead of changing what the block's attention sees."""
 
+    @property
+    def device(self) -> torch.device:
+        """Return where it attends; elsewhere it is a hook like others."""
+        ...
+
     def can_attend(self, head_dim: int) -> bool:
-        """Return whether it attends by heads of D channels here; asked once, when it is put in place."""
+        """Return whether it attends by heads of D channels there; asked once, when it is put in place."""
         ...
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
@@ -151,8 +156,9 @@ def hook_attends(denoiser: nn.Module, path: str) -> bool:
     """Return whether the hook of a block attends itself as things are now."""
     from hyquant.models.hunyuan_attention import BlockProcessor
 
-    processor = getattr(getattr(_block(denoiser, path), "attn", None), "processor", None)
-    return isinstance(processor, BlockProcessor) and processor.attending is not None and processor.attend is None
+    block = _block(denoiser, path)
+    processor = getattr(getattr(block, "attn", None), "processor", None)
+    return isinstance(processor, BlockProcessor) and processor.attends_on(next(block.parameters()).device)
 
 
 def hook_attentions_(denoiser: nn.Module, hooks: Mapping[str, QkvHook]) -> None:

@@ -103,9 +103,13 @@ class BlockProcessor:
                 video_out = layer(video_out)
         return video_out, text_out if attn.to_add_out is None else attn.to_add_out(text_out)
 
+    def attends_on(self, device: torch.device) -> bool:
+        """Return whether the hook attends itself for q, k and v on a device."""
+        return self.attending is not None and self.attend is None and self.attending.device == device
+
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """Attend by whichever of hook, replacement and back end is to: [B, S, A, D]."""
-        if self.attending is not None and self.attend is None:
+        if self.attending is not None and self.attends_on(q.device):
             return self.attending.attend(q, k, v, valid)
         if self.hook is not None:
             q, k, v = self.hook(q, k, v, valid)

@@ -182,16 +182,14 @@ class FusedLinear(nn.Module):
         """
         if self.deq_scale_table is None:
             return
-        self.is_static_step = step_index >= self.timestep_sep
-        if not self.is_static_step:
-            return
-        num_rows = self.deq_scale_table.shape[0]
-        if step_index >= num_rows:
+        is_static, num_rows = step_index >= self.timestep_sep, self.deq_scale_table.shape[0]
+        if is_static and step_index >= num_rows:
             raise CalibrationError(
                 f"a static step must have a calibrated range, but step {step_index} is beyond the {num_rows} rows; "
                 "quantize with the number of steps that runs."
             )
-        for name in _PER_STEP:
+        self.is_static_step = is_static
+        for name in _PER_STEP if is_static else ():
             getattr(self, name).copy_(getattr(self, f"{name}_table")[step_index])
 
     def step_buffers(self) -> tuple[Tensor, ...]:

@@ -45,6 +45,10 @@ class Swapped:
     quantized: dict[str, QuantLinear]
     attentions: dict[str, QuantAttention] = field(default_factory=dict)
 
+    def follow(self) -> None:
+        """Listen to the clock from now on."""
+        self.clock.subscribe(self.set_step, num_steps=self.plan.num_steps)
+
     def set_step(self, step_index: int) -> None:
         """Tell every quantized layer the step."""
         for module in self.quantized.values():
@@ -106,7 +110,7 @@ def install_tensors_(
         _put(denoiser, path, module)
     state = Swapped(plan=plan, clock=clock, floats=floats, quantized=quantized, attentions=hooks)
     setattr(denoiser, _ATTRIBUTE, state)
-    clock.subscribe(state.set_step)
+    state.follow()
 
 
 def called_together(modules: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -119,13 +123,17 @@ def called_together(modules: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def restore_(denoiser: nn.Module) -> None:
-    """Put the float Linears back: the very same modules, so bit exact. A float denoiser is left as it is."""
+    """Put the float Linears back: the very same modules, so bit exact. A float denoiser is left as it is.
+
+    Where the denoiser has been moved to another device meanwhile, they follow it.
+    """
     state = swapped(denoiser)
     if state is None:
         return
     state.clock.unsubscribe(state.set_step)
     for path, module in state.floats.items():
-        _put(denoiser, path, module)
+        replaced = denoiser.get_submodule(path)
+        _put(denoiser, path, module.to(next(itertools.chain(replaced.parameters(), replaced.buffers())).device))
     for path in state.attentions:
         unhook_attention_(denoiser, path)
     delattr(denoiser, _ATTRIBUTE)
@@ -179,7 +187,7 @@ def structural_twin(denoiser: nn.Module, clock: StepClock | None = None) -> nn.M
     twin = copy.deepcopy(denoiser, memo)
     twin_state = swapped(twin)
     if twin_state is not None:
-        twin_state.clock.subscribe(twin_state.set_step)
+        twin_state.follow()
     return twin
 
 

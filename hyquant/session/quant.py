@@ -24,6 +24,7 @@ from hyquant.plan import QuantPlan, build_plan
 from hyquant.quantize import QuantReport
 from hyquant.session.configs import SessionConfig
 from hyquant.session.ranks import current_group
+from hyquant.session.records import said_once
 from hyquant.session.timestep import TimestepManager
 from hyquant.session.translate import quant_config
 
@@ -67,7 +68,8 @@ def quant_model(model: nn.Module, session_cfg: SessionConfig, *, clock: StepCloc
         info = (
             beside.submit(module_info_later(model, source=type(model).__name__)) if _is_writer(names, group) else None
         )
-        found = calibrate(model, plan, session_cfg.calls().records, own_clock, group=group)
+        records = said_once(session_cfg.calls().records, model)
+        found = calibrate(model, plan, records, own_clock, group=group)
         report = quantize_calibrated_(model, plan, found, own_clock)
         if clock is None:
             vars(model)[_HANDLE] = attach_clock(model, own_clock, TimestepManager.get_timestep_idx)

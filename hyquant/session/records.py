@@ -5,17 +5,22 @@ Three forms exist, by `DumperManager`'s capture_mode, and a list holds one of th
     "args"      [value, ...]                                          the positional arguments of one call
     "kwargs"    {name: value, ...}                                    the arguments of one call by name
     "timestep"  {"timestep_idx": int, "args": [...], "kwargs": {...}} one call and its denoising step; more is ignored
+
+msModelSlim's DumperManager says arguments of a "timestep" call twice: the positional ones in "args", and all by name in
+"kwargs". `said_once` leaves the first.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyquant.errors import CalibrationError
 from hyquant.models.base import Record
 
 _STEP = "timestep_idx"
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Calls(NamedTuple):
@@ -53,6 +58,31 @@ def read_calls(calib_data: Sequence[Any]) -> Calls:
             )
     have_steps = bool(forms) and forms[0] == "timestep"
     return Calls([_record(entry, forms[0]) for entry in calib_data], have_steps)
+
+
+def said_once(records: Sequence[Record], module: nn.Module) -> list[Record]:
+    """Return records without what their keywords say again of positional arguments.
+
+    Args:
+        records: Calls of the module.
+        module: Its signature names the positional arguments.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    return [_said_once(record, list(parameters)) for record in records]
+
+
+def _said_once(record: Record, parameters: Sequence[inspect.Parameter]) -> Record:
+    given = [parameter.name for parameter in parameters if parameter.kind in _POSITIONAL][: len(record.args)]
+    given += [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.VAR_POSITIONAL]
+    if not any(name in record.inputs for name in given):
+        return record
+    named = {name: value for name, value in record.inputs.items() if name not in given}
+    for parameter in parameters:  # who names all arguments has those of `**rest` as a dictionary of that name
+        rest = named.get(parameter.name)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and isinstance(rest, dict):
+            del named[parameter.name]
+            named |= rest
+    return Record(record.step_index, record.prompt_index, named, record.args)
 
 
 def _form(entry: Any, index: int) -> str:

@@ -286,6 +286,23 @@ def test_restoring_a_twin_leaves_the_quantized_denoiser(model, loaded):
     assert not torch.equal(call(twin, records[0].inputs), quantized)
 
 
+@pytest.mark.parametrize("attention", [INT8, FA3Fp8()], ids=["int8", "float8"])
+def test_a_quantized_denoiser_can_be_moved_and_restored(loaded, attention):
+    """To the meta device, which every machine has; it refuses operands of another device as others do."""
+    moved = TinyVideoModel(3)
+    plan, (block, *_) = plan_of(moved, attention, linear=W8A8Dynamic()), attention_blocks(moved.denoiser)
+    quantize_(moved.denoiser, plan, {}, moved.clock, attention_stats=loaded[2])
+
+    moved.denoiser.to("meta")
+    q = torch.empty(1, 8, block.heads, block.head_dim, device="meta")
+    outputs = [block.attn.processor._attended(q, q, q, None) for block in moved.denoiser.transformer_blocks]
+
+    assert {(out.device.type, out.shape) for out in outputs} == {("meta", q.shape)}
+    assert set(attention_kinds(moved.denoiser).values()) == {"simulated"}
+    restore_(moved.denoiser)
+    assert {parameter.device.type for parameter in moved.denoiser.parameters()} == {"meta"}
+
+
 def test_int8_without_statistics_is_an_error_that_says_what_to_do(model):
     plan = plan_of(model, INT8)
     few = {"double_blocks.0": HeadStats(torch.zeros(3, 7), torch.ones(3, 7), torch.ones(1, dtype=torch.int64))}

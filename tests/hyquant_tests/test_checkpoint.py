@@ -455,6 +455,12 @@ def test_statistics_of_something_else_are_refused(config, options, said, transfo
     assert [path.name for path in tmp_path.iterdir()] == ["transformer"]
 
 
+def test_scales_searched_for_one_smoothing_are_not_used_for_another(transformer, loaded_export, stats_of, tmp_path):
+    stream(transformer, tmp_path / "out", CONFIGS["m4 dynamic"], stats=stats_of("m3 static")[1])
+
+    assert digests(tmp_path / "out") == digests(loaded_export("m4 dynamic", "original"))
+
+
 def test_statistics_of_other_weights_are_refused_and_leave_nothing(transformer, stats_of, tmp_path):
     tensors = load_file(transformer / WEIGHTS)
     tensors["proj_out.weight"] *= 2

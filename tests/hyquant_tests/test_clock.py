@@ -28,6 +28,17 @@ def test_a_late_subscriber_hears_the_current_step_at_once():
     assert heard == [2]
 
 
+def test_a_subscriber_of_a_shorter_loop_is_not_told_where_a_longer_one_ended():
+    clock = StepClock()
+    clock.set(3)
+    heard: list[int] = []
+
+    clock.subscribe(heard.append, num_steps=3)
+    clock.set(0)
+
+    assert heard == [0]
+
+
 def test_an_unsubscribed_callback_hears_nothing_more():
     clock = StepClock()
     heard: list[int] = []

@@ -14,7 +14,9 @@ import pytest
 
 from hyquant.errors import ExportError
 from hyquant.export import folder as folder_module
+from hyquant.export import resumable
 from hyquant.export.folder import new_folder, sha256_of
+from hyquant.export.resumable import attempt_place, resumable_folder
 
 MARK = "mark.json"
 
@@ -142,6 +144,49 @@ def test_a_file_that_outgrows_its_limit_leaves_the_old_folder(tmp_path):
     assert "cannot be written" in done.stdout, done.stderr
     assert (tmp_path / "out" / MARK).read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def write_by_attempts(path, identity, *, overwrite=True):
+    with resumable_folder(
+        path, identity=identity, size_bytes=0, mark=MARK, overwrite=overwrite, is_ours=is_ours
+    ) as attempt:
+        if not attempt.entries:
+            (attempt.folder / MARK).write_text(identity)
+            attempt.note({"of": identity})
+
+
+@pytest.mark.parametrize("old", [None, "an older one"])
+def test_a_kill_just_after_the_new_folder_got_its_name_mixes_nothing_into_the_next(tmp_path, monkeypatch, old):
+    """An interrupt stands for the kill: it leaves everything too."""
+    out, swap_in = tmp_path / "out", resumable.swap_in
+    if old is not None:
+        write(out, old, files=(MARK, "ours.txt"))
+
+    def killed(new, path):
+        swap_in(new, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resumable, "swap_in", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_by_attempts(out, "new")
+    monkeypatch.undo()
+
+    assert (out / MARK).read_text() == "new"
+    assert attempt_place(out).is_dir()
+    write_by_attempts(out, "new")
+
+    assert {file.name: file.read_text() for file in out.iterdir()} == {MARK: "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_journal_whose_folder_is_gone_starts_anew(tmp_path):
+    place = attempt_place(tmp_path / "out")
+    place.mkdir()
+    (place / "journal.jsonl").write_text('{"identity": "one"}\n{"of": "one"}\n')
+
+    write_by_attempts(tmp_path / "out", "one")
+
+    assert (tmp_path / "out" / MARK).read_text() == "one"
 
 
 @pytest.mark.multiproc

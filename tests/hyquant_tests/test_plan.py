@@ -79,3 +79,15 @@ def test_a_smoothing_pattern_that_matches_nothing_is_an_error():
 def test_a_loop_needs_a_step():
     with pytest.raises(ConfigError, match="num_steps must be at least 1, but got 0"):
         build_plan(GROUPS, QuantConfig(linear=W8A8Dynamic()), num_steps=0)
+
+
+@pytest.mark.parametrize("target", ["mindie-sd-2.3/910b", "mindie-sd-3.1/910b", "mindie-sd-3.1/950"])
+def test_a_deployment_in_float32_is_for_this_library_alone(target):
+    """`mindiesd.quantize` takes torch.bfloat16 or torch.float16 as its dtype."""
+    config = QuantConfig(linear=W8A8Dynamic(), deploy_dtype="float32")
+
+    build_plan(GROUPS, config, num_steps=4)
+    build_plan(GROUPS, config.model_copy(update={"deploy_dtype": "float16"}), num_steps=4, target=target)
+
+    with pytest.raises(ConfigError, match=r"runs in bfloat16 or float16 .* but deploy_dtype is float32; deploy to"):
+        build_plan(GROUPS, config, num_steps=4, target=target)

@@ -76,8 +76,11 @@ def test_a_timestep_layer_refuses_to_run_before_its_clock_is_set():
 def test_a_static_step_beyond_the_table_is_an_error():
     layer, _ = group("w8a8_timestep")
 
+    layer.set_step(0)
     with pytest.raises(CalibrationError, match="step 4 is beyond the 4 rows"):
         layer.set_step(4)
+
+    assert layer.fused.is_static_step is False
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

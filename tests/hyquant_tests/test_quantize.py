@@ -259,6 +259,21 @@ def test_installing_saved_tensors_computes_the_same_bits(model, records, stats):
     assert torch.equal(outputs(model.denoiser, model.clock, records), expected)
 
 
+def test_a_denoiser_is_quantized_after_a_longer_run_of_its_clock(model, records, stats):
+    quantize_(model.denoiser, plan_for(model, TIMESTEP), stats, model.clock)
+    expected = outputs(model.denoiser, model.clock, records)
+    restore_(model.denoiser)
+    clock = StepClock()
+    clock.set(NUM_STEPS)
+
+    quantize_(model.denoiser, plan_for(model, TIMESTEP), stats, clock)
+
+    twin_clock = StepClock()
+    twin_clock.set(NUM_STEPS)
+    assert torch.equal(outputs(model.denoiser, clock, records), expected)
+    assert torch.equal(outputs(structural_twin(model.denoiser, twin_clock), twin_clock, records), expected)
+
+
 def test_a_plan_of_another_denoiser_is_refused(model, stats):
     plan = plan_for(model, CONFIGS["dynamic"])
 

@@ -163,12 +163,16 @@ def test_importing_touches_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("form", ["args", "kwargs", "timestep"])
+@pytest.mark.parametrize("form", ["args", "kwargs", "timestep", "the peer's timestep"])
 def test_every_form_of_calls_calibrates_any_module_alike(form):
     calls = {
         "args": [[x_of(0)], [x_of(1) * 2, 1.0]],
         "kwargs": [{"x": x_of(0)}, {"x": x_of(1) * 2, "scale": 1.0}],
         "timestep": steps(2),
+        "the peer's timestep": [
+            {**entry, "args": [*entry["args"], 1.0], "kwargs": {"x": entry["args"][0], "scale": 1.0}}
+            for entry in steps(2)
+        ],
     }
     model = Net()
 

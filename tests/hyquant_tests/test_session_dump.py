@@ -1,5 +1,6 @@
 """What a session needs around it: dumps of calls, files that run no code, the step of the loop, names per rank."""
 
+import inspect
 import os
 import re
 import stat
@@ -21,7 +22,7 @@ from hyquant import (
 from hyquant.errors import CalibrationError, ConfigError, LayerMatchError
 from hyquant.models.names import layer_groups
 from hyquant.models.tiny import random_denoiser
-from hyquant.session.records import read_calls
+from hyquant.session.records import read_calls, said_once
 from tests.toys.original_dit import random_toy
 
 
@@ -164,6 +165,44 @@ def test_dumps_of_the_peer_are_read(tmp_path):
         assert torch.equal(values[0], torch.ones(1))
         assert any(isinstance(value, tuple) for value in values)
         assert record.step_index == (3 if name == "timestep" else 0)
+
+
+class Later(nn.Module):
+    def forward(self, x, *rest, factor=2, **named):
+        return (x + sum(rest)) * factor + sum(named.values())
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "named"),
+    [
+        (Scale(), (3,), {}),
+        (Scale(), (), {"x": 3, "shift": 4}),
+        (Sums(), (3, 4), {"five": 5, "six": 6}),
+        (Sums(), (), {}),
+        (Later(), (3,), {}),
+        (Later(), (3, 4), {"factor": 5, "six": 6}),
+    ],
+    ids=repr,
+)
+def test_arguments_that_the_peer_dumps_twice_are_given_once(module, args, named):
+    """Its "timestep" records hold `list(bound.args)` and beside them all of `bound.arguments`, with defaults.
+
+    Source: msModelSlim, example/multimodal_sd/utils.py, InputCapture.
+    """
+    bound = inspect.signature(module.forward).bind(*args, **named)
+    bound.apply_defaults()
+    entry = {"timestep_idx": 2, "args": list(bound.args), "kwargs": dict(bound.arguments)}
+
+    (record,) = said_once(read_calls([entry]).records, module)
+
+    assert module(*record.args, **record.inputs) == module(*args, **named)
+    assert record.step_index == 2
+
+
+def test_arguments_that_are_said_once_stay_as_they_are():
+    (record,) = read_calls([{"timestep_idx": 0, "args": [3], "kwargs": {"factor": 4}}]).records
+
+    assert said_once([record], Scale()) == [record]
 
 
 class Code:
