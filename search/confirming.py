@@ -1,14 +1,17 @@
 """The front measured again: which members, with what noise, and on which bench."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import optuna
 
 from hyquant.config import QuantConfig
 from search.confirmation import Confirmation, confirmations
+from search.control import control_values
 from search.errors import DiskTrouble, TrialFailed
 from search.objective import run_trial
-from search.overview import read_overview
+from search.overview import Overview, read_overview
+from search.picks import Point, choose_picks
 from search.stages import Stages
 from search.study import StudyConfig
 from search.workbench import Workbench
@@ -18,17 +21,46 @@ CONFIRM_SEED_OFFSET = 3_000_000
 
 
 def pending(study: optuna.Study, config: StudyConfig) -> list[int]:
-    """Return the members of the front that are still to be measured again, what is offered now first.
+    """Return the members of the front that are still to be measured again, in their order.
 
-    No more than `confirm.members` members are measured; those that have since left the front do not count.
+    First come those that the first values of all members would offer, then those farthest along the front from what is
+    measured. No more than `confirm.members` members are measured; those that have since left the front do not count.
     """
     if config.confirm is None:
         return []
-    known = confirmations(study)
-    members = sorted(read_overview(study).front, key=lambda row: not row.picks)
-    num_confirmed = sum(row.number in known for row in members)
-    unknown = [row.number for row in members if row.number not in known]
-    return unknown[: max(0, config.confirm.members - num_confirmed)]
+    overview = read_overview(study)
+    front, measured = [row.number for row in overview.front], confirmations(study)
+    known = [number for number in front if number in measured]
+    order = spread(front, first=dict.fromkeys((*known, *_offered_at_first(overview))), count=config.confirm.members)
+    return order[len(known) :]
+
+
+def spread(front: Sequence[int], *, first: Iterable[int], count: int) -> list[int]:
+    """Return some members of a front: given ones, then each time the one farthest along it from all before.
+
+    Args:
+        front: Numbers of all members, best quality first.
+        first: Which of them come first.
+        count: How many to return at most.
+
+    Example:
+        >>> spread([4, 5, 6, 7, 8], first=[4, 8], count=3)
+        [4, 8, 6]
+    """
+    place = {number: index for index, number in enumerate(front)}
+    order = list(first)[:count]
+    while len(order) < min(count, len(front)):
+        rest = [number for number in front if number not in order]
+        order.append(max(rest, key=lambda number: min(abs(place[number] - place[other]) for other in order)))
+    return order
+
+
+def _offered_at_first(overview: Overview) -> Iterable[int]:
+    objectives = overview.config.objectives
+    metrics, directions = [o.metric for o in objectives], [o.direction for o in objectives]
+    points = [Point(row.number, tuple((row.values or {}).values())) for row in overview.front]
+    control = control_values(metrics, overview.float_scores, overview.floor)
+    return choose_picks(points, metrics, directions, control).values()
 
 
 def bench_for_again(bench: Workbench) -> Workbench:

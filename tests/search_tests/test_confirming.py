@@ -217,15 +217,17 @@ def measured(make_leader, make_result):
     )
     _, study, _ = make_leader(objectives=objectives, confirm=ConfirmConfig(members=3))
     for strategy, quality, ratio in [("static", 0.9, 0.8), ("dynamic", 0.8, 0.7), ("m4", 0.7, 0.6)]:
-        result = make_result(strategy, quality, ratio)
-
-        def one(trial, result=result):
-            trial.set_user_attr("config", result.config.model_dump(mode="json"))
-            trial.set_user_attr("result", result.model_dump(mode="json"))
-            return result.values
-
-        study.optimize(one, n_trials=1)
+        add_trial(study, make_result(strategy, quality, ratio))
     return study
+
+
+def add_trial(study, result):
+    def one(trial):
+        trial.set_user_attr("config", result.config.model_dump(mode="json"))
+        trial.set_user_attr("result", result.model_dump(mode="json"))
+        return result.values
+
+    study.optimize(one, n_trials=1)
 
 
 def again(make_result, *values, **changes):
@@ -267,6 +269,27 @@ def test_what_is_offered_is_measured_again_first_and_no_more_than_asked_for(meas
     assert pending(measured, config.model_copy(update={"confirm": None})) == []
     store_confirmation(measured, 1, again(make_result, 0.75, 0.7))
     assert pending(measured, one) == []
+
+
+def test_both_ends_of_a_front_larger_than_its_members_are_measured_again(measured, make_result):
+    """The ends and the knee by first values, then the middle of the widest gap; picks then come from these members."""
+    for quality, ratio in [(0.69, 0.5), (0.6, 0.4), (0.5, 0.3), (0.4, 0.2), (0.3, 0.1)]:
+        add_trial(measured, make_result("dynamic", quality, ratio))
+    overview = read_overview(measured)
+    config = overview.config.model_copy(update={"confirm": ConfirmConfig(members=4)})
+    assert [row.number for row in overview.front] == list(range(8))
+    offered = {name: overview.picked(name).number for name in ("safe", "balanced", "fast")}
+    assert offered == {"safe": 0, "balanced": 3, "fast": 7}
+
+    done = []
+    while members := pending(measured, config):
+        done.append(members[0])
+        values = trial_result(measured.trials[members[0]]).values
+        store_confirmation(measured, members[0], again(make_result, *values))
+
+    assert done[:3] == [0, 3, 7]
+    assert done[3:] == [5]
+    assert {name: read_overview(measured).picked(name).number for name in offered} == offered
 
 
 def test_the_record_in_mlflow_has_both_measurements(measured, make_result, mlflow_store):
