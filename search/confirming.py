@@ -9,6 +9,8 @@ from hyquant.config import QuantConfig
 from search.confirmation import Confirmation, confirmations
 from search.control import control_values
 from search.errors import DiskTrouble, TrialFailed
+from search.floor_measuring import Agree, own_floor
+from search.noise_floor import NoiseFloor
 from search.objective import run_trial
 from search.overview import Overview, read_overview
 from search.picks import Point, choose_picks
@@ -67,12 +69,10 @@ def bench_for_again(bench: Workbench) -> Workbench:
     """Return a bench with the same prompts and fresh seeds, on which every trial sees all prompts.
 
     Its float videos are rendered by the first trial that needs them; everything else is shared with `bench`, the noise
-    floor of each prompt too where it is known: it is the same for all members, so measuring it on the fresh seeds would
-    cost renderings and change no pick.
+    floor of each prompt too: see `measure_again`.
     """
-    confirm, workload = bench.config.confirm, bench.config.workload
-    assert confirm is not None, "a study that measures nothing again needs no bench for it"
-    prompts = bench.prompts.search * confirm.seeds
+    workload = bench.config.workload
+    prompts = bench.prompts.search * _num_seeds(bench)
     first = workload.seed + CONFIRM_SEED_OFFSET
     return replace(
         bench,
@@ -80,13 +80,24 @@ def bench_for_again(bench: Workbench) -> Workbench:
         pairs=[(prompt, first + index) for index, prompt in enumerate(prompts)],
         references=[],
         float_results={},
-        floor=None if bench.floor is None else bench.floor.at([*range(len(bench.prompts.search))] * confirm.seeds),
+        floor=_over_seeds(bench.floor, bench),
         is_judge_ready=False,
     )
 
 
-def measure_again(again: Workbench, config: QuantConfig, stages: Stages) -> Confirmation | None:
+def measure_again(
+    again: Workbench, config: QuantConfig, stages: Stages, *, agree: Agree = own_floor
+) -> Confirmation | None:
     """Evaluate a config on fresh seeds; every rank of the group calls it with the same config.
+
+    The noise floor is the study's, measured on the first seeds: it must be the same for all members, whichever process
+    measures them, and measuring it on the fresh seeds would cost renderings and change no pick.
+
+    Args:
+        again: What `bench_for_again` returned.
+        config: What to evaluate.
+        stages: Where times and failures are kept.
+        agree: Which noise floor the study has; asked on rank 0 alone, while the bench has none.
 
     Returns:
         What it found out on rank 0; None elsewhere.
@@ -95,7 +106,7 @@ def measure_again(again: Workbench, config: QuantConfig, stages: Stages) -> Conf
         DiskTrouble: On every rank, if a disk refused; that says nothing about the config.
     """
     try:
-        measurement = run_trial(again, config, stages)
+        measurement = run_trial(again, config, stages, agree=lambda own: own or _over_seeds(agree(None), again))
     except DiskTrouble:
         raise
     except TrialFailed as failure:
@@ -106,3 +117,13 @@ def measure_again(again: Workbench, config: QuantConfig, stages: Stages) -> Conf
         result=measurement.result.model_copy(update={"stage_seconds": dict(stages.seconds)}),
         float_scores={name: result.mean for name, result in again.float_results.items()},
     )
+
+
+def _over_seeds(floor: NoiseFloor | None, bench: Workbench) -> NoiseFloor | None:
+    """Return a study's floor with each prompt as often as it has fresh seeds."""
+    return None if floor is None else floor.at([*range(len(bench.prompts.search))] * _num_seeds(bench))
+
+
+def _num_seeds(bench: Workbench) -> int:
+    assert bench.config.confirm is not None, "a study that measures nothing again needs no bench for it"
+    return bench.config.confirm.seeds

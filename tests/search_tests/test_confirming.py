@@ -199,6 +199,25 @@ def test_the_front_is_measured_again_with_fresh_seeds_once(make_leader, bench):
     assert later.keys() >= {trial.number for trial in front(study)}
 
 
+def test_a_process_that_only_measures_again_subtracts_the_floor_of_the_study(make_leader, bench):
+    """It has measured none itself; the stored one is moved, so that no measurement gives it by chance."""
+    leader, study, order = make_leader(budget=Budget(trials=1), confirm=None)
+    enqueue(study, "dynamic")
+    leader.run()
+    floor = study.user_attrs["noise_floor"]
+    floor["metrics"]["psnr_db"] |= {"values": [90.0, 91.0, 92.0, 93.0, 94.0, 95.0], "perfect": [100.0] * 6}
+    study.set_user_attr("noise_floor", floor)
+
+    config = leader._bench.config.model_copy(update={"confirm": ConfirmConfig(seeds=2)})
+    Leader(dataclasses.replace(bench, config=config, floor=None), study, order, restart_count=0).run()
+
+    metrics = confirmations(study)[0].result.metrics
+    floors = [10.0, 9.0, 8.0, 7.0, 6.0, 5.0] * 2
+    values = metrics["psnr_db"].values
+    expected = [100.0 - value - floor for value, floor in zip(values, floors, strict=True)]
+    assert metrics["psnr_db_excess"].values == pytest.approx(expected)
+
+
 def test_fresh_seeds_are_nobodys_and_every_prompt_has_as_many(bench):
     again = bench_for_again(with_config(bench, confirm=ConfirmConfig(seeds=3)))
 
