@@ -13,7 +13,7 @@ from search.floor_measuring import Agree, own_floor
 from search.noise_floor import NoiseFloor
 from search.objective import run_trial
 from search.overview import Overview, read_overview
-from search.picks import Point, choose_picks
+from search.picks import choose_picks
 from search.stages import Stages
 from search.study import StudyConfig
 from search.workbench import Workbench
@@ -60,9 +60,8 @@ def spread(front: Sequence[int], *, first: Iterable[int], count: int) -> list[in
 def _offered_at_first(overview: Overview) -> Iterable[int]:
     objectives = overview.config.objectives
     metrics, directions = [o.metric for o in objectives], [o.direction for o in objectives]
-    points = [Point(row.number, tuple((row.values or {}).values())) for row in overview.front]
     control = control_values(metrics, overview.float_scores, overview.floor)
-    return choose_picks(points, metrics, directions, control).values()
+    return choose_picks([row.point for row in overview.front], metrics, directions, control).values()
 
 
 def bench_for_again(bench: Workbench) -> Workbench:

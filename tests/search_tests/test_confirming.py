@@ -266,6 +266,22 @@ def test_picks_go_by_the_values_of_fresh_seeds_and_by_nothing_else_once_there_ar
     assert (overview.picked("safe").number, overview.picked("fast").number) == (1, 2)
 
 
+def test_a_member_slower_than_the_float_loop_beside_it_is_not_offered(make_leader, make_result):
+    """Each float loop takes 2 s; trial 0 is closest to float and slower than float."""
+    objectives = (
+        Objective(metric="clip_reference", direction="maximize"),
+        Objective(metric="latency_s", direction="minimize"),
+    )
+    _, study, _ = make_leader(objectives=objectives, confirm=ConfirmConfig(members=3))
+    add_trial(study, make_result("static", 0.9, 1.2, values=(0.9, 2.4)))
+    add_trial(study, make_result("dynamic", 0.8, 0.7, values=(0.8, 1.4)))
+    assert read_overview(study).picked("safe").number == 1
+
+    for number in (0, 1):
+        store_confirmation(study, number, Confirmation(result=trial_result(study.trials[number])))
+    assert read_overview(study).picked("safe").number == 1
+
+
 def test_a_member_that_breaks_a_bound_the_second_time_leaves_the_front_with_the_reason(measured, make_result):
     broken = again(make_result, 0.9, 0.8, values=None, outcome="infeasible", reason="collapsed must be at most 0")
     store_confirmation(measured, 0, broken)
