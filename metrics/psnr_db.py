@@ -25,4 +25,5 @@ PSNR_DB = MetricSpec(
     blind_to="Whether an error is visible: a shift by one pixel costs more than a smeared texture.",
     cost="low",
     function=psnr_db,
+    of_itself=CAP_DB,
 )

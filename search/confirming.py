@@ -1,14 +1,19 @@
 """The front measured again: which members, with what noise, and on which bench."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import optuna
 
 from hyquant.config import QuantConfig
 from search.confirmation import Confirmation, confirmations
+from search.control import control_values
 from search.errors import DiskTrouble, TrialFailed
+from search.floor_measuring import Agree, own_floor
+from search.noise_floor import NoiseFloor
 from search.objective import run_trial
-from search.overview import read_overview
+from search.overview import Overview, read_overview
+from search.picks import choose_picks
 from search.stages import Stages
 from search.study import StudyConfig
 from search.workbench import Workbench
@@ -18,29 +23,55 @@ CONFIRM_SEED_OFFSET = 3_000_000
 
 
 def pending(study: optuna.Study, config: StudyConfig) -> list[int]:
-    """Return the members of the front that are still to be measured again, what is offered now first.
+    """Return the members of the front that are still to be measured again, in their order.
 
-    No more than `confirm.members` members are measured; those that have since left the front do not count.
+    First come those that the first values of all members would offer, then those farthest along the front from what is
+    measured. No more than `confirm.members` members are measured; those that have since left the front do not count.
     """
     if config.confirm is None:
         return []
-    known = confirmations(study)
-    members = sorted(read_overview(study).front, key=lambda row: not row.picks)
-    num_confirmed = sum(row.number in known for row in members)
-    unknown = [row.number for row in members if row.number not in known]
-    return unknown[: max(0, config.confirm.members - num_confirmed)]
+    overview = read_overview(study)
+    front, measured = [row.number for row in overview.front], confirmations(study)
+    known = [number for number in front if number in measured]
+    order = spread(front, first=dict.fromkeys((*known, *_offered_at_first(overview))), count=config.confirm.members)
+    return order[len(known) :]
+
+
+def spread(front: Sequence[int], *, first: Iterable[int], count: int) -> list[int]:
+    """Return some members of a front: given ones, then each time the one farthest along it from all before.
+
+    Args:
+        front: Numbers of all members, best quality first.
+        first: Which of them come first.
+        count: How many to return at most.
+
+    Example:
+        >>> spread([4, 5, 6, 7, 8], first=[4, 8], count=3)
+        [4, 8, 6]
+    """
+    place = {number: index for index, number in enumerate(front)}
+    order = list(first)[:count]
+    while len(order) < min(count, len(front)):
+        rest = [number for number in front if number not in order]
+        order.append(max(rest, key=lambda number: min(abs(place[number] - place[other]) for other in order)))
+    return order
+
+
+def _offered_at_first(overview: Overview) -> Iterable[int]:
+    objectives = overview.config.objectives
+    metrics, directions = [o.metric for o in objectives], [o.direction for o in objectives]
+    control = control_values(metrics, overview.float_scores, overview.floor)
+    return choose_picks([row.point for row in overview.front], metrics, directions, control).values()
 
 
 def bench_for_again(bench: Workbench) -> Workbench:
     """Return a bench with the same prompts and fresh seeds, on which every trial sees all prompts.
 
     Its float videos are rendered by the first trial that needs them; everything else is shared with `bench`, the noise
-    floor of each prompt too where it is known: it is the same for all members, so measuring it on the fresh seeds would
-    cost renderings and change no pick.
+    floor of each prompt too: see `measure_again`.
     """
-    confirm, workload = bench.config.confirm, bench.config.workload
-    assert confirm is not None, "a study that measures nothing again needs no bench for it"
-    prompts = bench.prompts.search * confirm.seeds
+    workload = bench.config.workload
+    prompts = bench.prompts.search * _num_seeds(bench)
     first = workload.seed + CONFIRM_SEED_OFFSET
     return replace(
         bench,
@@ -48,13 +79,24 @@ def bench_for_again(bench: Workbench) -> Workbench:
         pairs=[(prompt, first + index) for index, prompt in enumerate(prompts)],
         references=[],
         float_results={},
-        floor=None if bench.floor is None else bench.floor.at([*range(len(bench.prompts.search))] * confirm.seeds),
+        floor=_over_seeds(bench.floor, bench),
         is_judge_ready=False,
     )
 
 
-def measure_again(again: Workbench, config: QuantConfig, stages: Stages) -> Confirmation | None:
+def measure_again(
+    again: Workbench, config: QuantConfig, stages: Stages, *, agree: Agree = own_floor
+) -> Confirmation | None:
     """Evaluate a config on fresh seeds; every rank of the group calls it with the same config.
+
+    The noise floor is the study's, measured on the first seeds: it must be the same for all members, whichever process
+    measures them, and measuring it on the fresh seeds would cost renderings and change no pick.
+
+    Args:
+        again: What `bench_for_again` returned.
+        config: What to evaluate.
+        stages: Where times and failures are kept.
+        agree: Which noise floor the study has; asked on rank 0 alone, while the bench has none.
 
     Returns:
         What it found out on rank 0; None elsewhere.
@@ -63,7 +105,7 @@ def measure_again(again: Workbench, config: QuantConfig, stages: Stages) -> Conf
         DiskTrouble: On every rank, if a disk refused; that says nothing about the config.
     """
     try:
-        measurement = run_trial(again, config, stages)
+        measurement = run_trial(again, config, stages, agree=lambda own: own or _over_seeds(agree(None), again))
     except DiskTrouble:
         raise
     except TrialFailed as failure:
@@ -74,3 +116,13 @@ def measure_again(again: Workbench, config: QuantConfig, stages: Stages) -> Conf
         result=measurement.result.model_copy(update={"stage_seconds": dict(stages.seconds)}),
         float_scores={name: result.mean for name, result in again.float_results.items()},
     )
+
+
+def _over_seeds(floor: NoiseFloor | None, bench: Workbench) -> NoiseFloor | None:
+    """Return a study's floor with each prompt as often as it has fresh seeds."""
+    return None if floor is None else floor.at([*range(len(bench.prompts.search))] * _num_seeds(bench))
+
+
+def _num_seeds(bench: Workbench) -> int:
+    assert bench.config.confirm is not None, "a study that measures nothing again needs no bench for it"
+    return bench.config.confirm.seeds

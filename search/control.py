@@ -12,7 +12,8 @@ def control_values(
 ) -> tuple[float | None, ...]:
     """Return the float model's value of each objective, None where it is not known.
 
-    Over the noise floor it is at minus the floor: its videos are the float videos themselves.
+    Over the noise floor it is at minus the floor: its videos are the float videos themselves. The seconds of its loop
+    are not known here, since every trial has its own: see `search.picks`.
 
     Args:
         objectives: Metric names in the study's order.

@@ -95,7 +95,13 @@ class Evaluator:
     def _evaluate(self, config: QuantConfig) -> TrialResult:
         self._followers.run_trial(config)
         try:
-            measurement = run_trial(self._bench, config, self._stages, front=lambda: scored_front(self._study))
+            measurement = run_trial(
+                self._bench,
+                config,
+                self._stages,
+                front=lambda: scored_front(self._study),
+                agree=self._recorder.agree_on_floor,
+            )
         except OutOfMemory as failure:
             unfit = out_of_memory_result(config, failure)
             if unfit is None:

@@ -1,10 +1,12 @@
 """Measure a workload's noise floor once: render it under every neutral change, on all ranks, and score it on rank 0.
 
-The floor is kept in the store's cache by the digest of all it depends on, so that other studies on the same workload
-under the same judge, and workers that start again, take it from there. Clips under a change are not kept.
+A study has one floor, that of the slot which measured it first: whoever has none yet takes it from the study, since
+floors of other devices and numbers of ranks are other yardsticks. It is also kept in the store's cache by the digest of
+all it depends on, for other studies on the same workload under the same judge. Clips under a change are not kept.
 """
 
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -24,11 +26,19 @@ logger = logging.getLogger(__name__)
 
 STAGE = "floor"
 
+Agree = Callable[[NoiseFloor | None], NoiseFloor | None]
+"""Given this slot's floor, None before it has one, returns the one of its study, None before that has one."""
 
-def prepare_floor(bench: Workbench, stages: Stages) -> None:
+
+def own_floor(floor: NoiseFloor | None) -> NoiseFloor | None:
+    """Return this process's floor: it works for no study that others work for, too."""
+    return floor
+
+
+def prepare_floor(bench: Workbench, stages: Stages, agree: Agree = own_floor) -> None:
     """Set the noise floor, unless it is set or no metric has one. The denoiser must be in float. Collective.
 
-    Float videos and judge must be ready.
+    Float videos and judge must be ready; `agree` is asked on rank 0 alone.
 
     Raises:
         TrialFailed: On every rank, if one rank cannot render or rank 0 cannot score.
@@ -36,9 +46,11 @@ def prepare_floor(bench: Workbench, stages: Stages) -> None:
     names = paired_metrics(bench)
     if not names or bench.floor is not None:
         return
-    found = stages.run(STAGE, lambda: stored_floor(bench) if bench.group.rank == 0 else None)
+    is_first = bench.group.rank == 0
+    found = stages.run(STAGE, lambda: agree(None) or stored_floor(bench) if is_first else None)
     if not bench.group.broadcast(found is not None):
         found = _measured(bench, stages, names)
+    found = stages.run(STAGE, lambda: agree(found) if is_first else None)
     told = bench.group.broadcast(None if found is None else found.model_dump(mode="json"))
     bench.floor = NoiseFloor.model_validate(told)
 

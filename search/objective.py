@@ -17,7 +17,7 @@ from metrics.base import Sample
 from search.calibrated import calibrate_for
 from search.climb import Climb, Front, climb
 from search.errors import OutOfMemory
-from search.floor_measuring import prepare_floor
+from search.floor_measuring import Agree, own_floor, prepare_floor
 from search.prepare import prepare_judge
 from search.provenance import Provenance, provenance_here
 from search.result import MetricResult, Outcome, TrialResult
@@ -45,7 +45,9 @@ class Measurement:
     evidence: Evidence
 
 
-def run_trial(bench: Workbench, config: QuantConfig, stages: Stages, *, front: Front = tuple) -> Measurement | None:
+def run_trial(
+    bench: Workbench, config: QuantConfig, stages: Stages, *, front: Front = tuple, agree: Agree = own_floor
+) -> Measurement | None:
     """Evaluate one config; every rank of the group calls it with the same config. The float weights are restored.
 
     Args:
@@ -53,6 +55,7 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages, *, front: F
         config: What to evaluate.
         stages: Where times and failures are kept.
         front: The members of the front at the moment, for a study with rungs; asked on rank 0 alone.
+        agree: Which noise floor the study has; asked on rank 0 alone, while the bench has none.
 
     Returns:
         The measurement on rank 0; None on other ranks.
@@ -64,7 +67,7 @@ def run_trial(bench: Workbench, config: QuantConfig, stages: Stages, *, front: F
     """
     denoiser, is_first = bench.model.denoiser, bench.group.rank == 0
     prepare_judge(bench, stages)
-    prepare_floor(bench, stages)
+    prepare_floor(bench, stages, agree)
     plan = stages.run("quantize", lambda: _plan(bench, config))
     found = calibrate_for(bench, plan, stages)
     bench.device.reset_memory_peak(bench.group.local_rank)

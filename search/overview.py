@@ -1,6 +1,6 @@
 """A study as one frozen value: what every table, plot and JSON answer is made from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -77,6 +77,11 @@ class TrialRow:
             return found.low, found.high
         metric = self.result.metrics.get(objective)
         return None if metric is None else metric.interval
+
+    @property
+    def point(self) -> Point:
+        """Return what picks are chosen from; the row has values."""
+        return _point(self.number, (self.values or {}).values(), self.result)
 
     @property
     def measurement_error(self) -> str | None:
@@ -161,10 +166,14 @@ def _candidates(
 ) -> tuple[list[Point], Mapping[str, float]]:
     """Return the points to pick from and the float model's scores: of fresh seeds, if any member was measured again."""
     second = [(trial.number, again[trial.number]) for trial in winners if trial.number in again]
-    confirmed = [Point(number, found.values) for number, found in second if found.values is not None]
+    confirmed = [_point(number, found.values, found.result) for number, found in second if found.values is not None]
     if confirmed:
         return confirmed, second[0][1].float_scores
-    return [Point(trial.number, tuple(trial.values)) for trial in winners], scores
+    return [_point(trial.number, trial.values, trial_result(trial)) for trial in winners], scores
+
+
+def _point(number: int, values: Iterable[float], result: TrialResult | None) -> Point:
+    return Point(number, tuple(values), None if result is None else result.float_latency_s)
 
 
 def _row(

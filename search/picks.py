@@ -27,10 +27,17 @@ PICK_NAMES = ("safe", "balanced", "fast")
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluated, feasible trial: its number and its objective values in the study's order."""
+    """An evaluated, feasible trial.
+
+    Attributes:
+        number: The trial's number.
+        values: Its objective values in the study's order.
+        float_latency_s: Seconds of the float loop that was timed beside it, on the same device; None if unknown.
+    """
 
     number: int
     values: tuple[float, ...]
+    float_latency_s: float | None = None
 
 
 def losses(values: Sequence[float], directions: Sequence[Direction]) -> tuple[float, ...]:
@@ -50,14 +57,15 @@ def choose_picks(
         front: Non-dominated points; may be empty, then nothing is picked.
         objectives: Metric names in the study's order.
         directions: One direction per objective.
-        control: The float model's values; with an unknown one among them it beats nobody.
+        control: The float model's values; with an unknown one among them it beats nobody. That of latency_s is each
+            point's own.
 
     Returns:
         `{"safe": number, "balanced": number, "fast": number}`; `fast` is missing without a latency objective.
     """
     if not front:
         return {}
-    front = [point for point in front if not beats(control, point, directions)] or front
+    front = [point for point in front if not beats(_beside(point, control, objectives), point, directions)] or front
     speed_index = next((i for i, name in enumerate(objectives) if name.startswith("latency")), None)
     quality_index = next((i for i in range(len(objectives)) if i != speed_index), 0)
     scaled = _scaled_losses(front, directions)
@@ -80,6 +88,12 @@ def beats(control: Sequence[float | None], point: Point, directions: Sequence[Di
         return False
     pairs = zip(losses(known, directions), losses(point.values, directions), strict=True)
     return all(own <= other + _ROUNDING for own, other in pairs)
+
+
+def _beside(point: Point, control: Sequence[float | None], objectives: Sequence[str]) -> list[float | None]:
+    """Return the float model's values where a point was measured: seconds of two devices are never compared."""
+    pairs = zip(objectives, control, strict=True)
+    return [point.float_latency_s if name == "latency_s" else value for name, value in pairs]
 
 
 def picks_of(number: int, picks: dict[str, int]) -> list[str]:

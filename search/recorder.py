@@ -18,10 +18,12 @@ from search.errors import DiskTrouble, StoreError, TrialFailed
 from search.locks import FileLock
 from search.logged import floor_metrics
 from search.media import written_trial_files
+from search.noise_floor import NoiseFloor
 from search.objective import Evidence
 from search.order import SlotState, WorkOrder, mlflow_lock_path, write_state
 from search.redaction import redacted
 from search.retry import DISK_TROUBLE
+from search.storage import stored_floor
 from search.tracking import Tracker
 from search.trials import trial_reason, trial_result, trial_state
 from search.workbench import Workbench
@@ -61,9 +63,16 @@ class Recorder:
         scores = {name: result.model_dump(mode="json") for name, result in bench.float_results.items()}
         self._study.set_user_attr("float_scores", scores)
         if bench.floor is not None:
-            self._study.set_user_attr("noise_floor", bench.floor.model_dump(mode="json"))
+            self.agree_on_floor(bench.floor)
             self._may_track(wait=True)
             self._tracker.log_study(floor_metrics(bench.floor))
+
+    def agree_on_floor(self, own: NoiseFloor | None) -> NoiseFloor | None:
+        """Return the noise floor of the study; this slot's own becomes it, if the study has none yet."""
+        known = stored_floor(self._study)
+        if known is None and own is not None:
+            self._study.set_user_attr("noise_floor", own.model_dump(mode="json"))
+        return known or own
 
     @contextmanager
     def failures_recorded(self, trial: optuna.Trial, stage: Callable[[], str]) -> Iterator[None]:

@@ -59,3 +59,8 @@ class TrialResult(FrozenModel):
     def latency_kind(self) -> LatencyKind | None:
         """Return what kind of latency was found; None if none was."""
         return None if self.latency is None else self.latency.kind
+
+    @property
+    def float_latency_s(self) -> float | None:
+        """Return the seconds of the float loop that was timed in turns with the config's; None if nothing was."""
+        return None if self.latency is None else self.latency.control_loop_latency_s

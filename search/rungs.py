@@ -145,8 +145,11 @@ def _doubt(
     name, sign = objective.metric, _sign(objective)
     if name in trial.figures:
         return 0.0
+    base = name.removesuffix(WORST)
+    if base not in trial.results:
+        return 1.0  # known of all prompts only, as latent_l2 is
     best = outlook(name, trial.results, num_prompts, floors)[1 if sign > 0 else 0]
-    result = member.results[name.removesuffix(WORST)]
+    result = member.results[base]
     final = outlook(name, member.results, len(result.values))[0]
     if sign * (final - best) > _ROUNDING:
         return 0.0

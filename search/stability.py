@@ -41,7 +41,7 @@ def pick_stability(overview: Overview, *, num_draws: int = NUM_DRAWS, seed: int 
     control = control_values(names, _float_scores(rows, overview), overview.floor)
     drawn: dict[str, Counter[int]] = {}
     for chosen in np.random.default_rng(seed).integers(0, num_prompts, (num_draws, num_prompts)):
-        points = [Point(row.number, tuple(_value(row, name, chosen) for name in names)) for row in rows]
+        points = [replace(row.point, values=tuple(_value(row, name, chosen) for name in names)) for row in rows]
         for pick, number in choose_picks(_front(points, directions), names, directions, control).items():
             drawn.setdefault(pick, Counter())[number] += 1
     return {

@@ -72,6 +72,8 @@ def _objection(strategy: str, space: SearchSpace, target: Target) -> str | None:
         return f"{target} leaves {scheme} layers in float without a message"
     if not is_engine(target):
         return None
+    if smoothing is not None and "multiplier" not in space.placements:
+        return f"{target} keeps its own float weights, so a fold into them is lost; add placement multiplier"
     if scheme == "w4a4_dynamic":
         return f"{target} adds no bias to {scheme} layers, and those of HunyuanVideo have one"
     if smoothing is not None and LINEAR_KINDS[scheme] in WITHOUT_MULTIPLIER:

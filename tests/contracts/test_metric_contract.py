@@ -146,7 +146,7 @@ def test_the_reference_itself_has_the_perfect_value(name):
     value = METRICS[name].function(Sample("a bar", video.clone(), video), HashingEmbedder())
 
     assert value == pytest.approx(PERFECT[name], abs=1e-4)  # ssim subtracts float32 squares to get variances
-    assert METRICS[name].of_itself == (None if name == "psnr_db" else PERFECT[name])
+    assert METRICS[name].of_itself == PERFECT[name]
 
 
 @pytest.mark.parametrize("name", GROWS_WORSE_WITH_NOISE)

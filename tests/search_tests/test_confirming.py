@@ -199,6 +199,25 @@ def test_the_front_is_measured_again_with_fresh_seeds_once(make_leader, bench):
     assert later.keys() >= {trial.number for trial in front(study)}
 
 
+def test_a_process_that_only_measures_again_subtracts_the_floor_of_the_study(make_leader, bench):
+    """It has measured none itself; the stored one is moved, so that no measurement gives it by chance."""
+    leader, study, order = make_leader(budget=Budget(trials=1), confirm=None)
+    enqueue(study, "dynamic")
+    leader.run()
+    floor = study.user_attrs["noise_floor"]
+    floor["metrics"]["psnr_db"] |= {"values": [90.0, 91.0, 92.0, 93.0, 94.0, 95.0], "perfect": [100.0] * 6}
+    study.set_user_attr("noise_floor", floor)
+
+    config = leader._bench.config.model_copy(update={"confirm": ConfirmConfig(seeds=2)})
+    Leader(dataclasses.replace(bench, config=config, floor=None), study, order, restart_count=0).run()
+
+    metrics = confirmations(study)[0].result.metrics
+    floors = [10.0, 9.0, 8.0, 7.0, 6.0, 5.0] * 2
+    values = metrics["psnr_db"].values
+    expected = [100.0 - value - floor for value, floor in zip(values, floors, strict=True)]
+    assert metrics["psnr_db_excess"].values == pytest.approx(expected)
+
+
 def test_fresh_seeds_are_nobodys_and_every_prompt_has_as_many(bench):
     again = bench_for_again(with_config(bench, confirm=ConfirmConfig(seeds=3)))
 
@@ -217,15 +236,17 @@ def measured(make_leader, make_result):
     )
     _, study, _ = make_leader(objectives=objectives, confirm=ConfirmConfig(members=3))
     for strategy, quality, ratio in [("static", 0.9, 0.8), ("dynamic", 0.8, 0.7), ("m4", 0.7, 0.6)]:
-        result = make_result(strategy, quality, ratio)
-
-        def one(trial, result=result):
-            trial.set_user_attr("config", result.config.model_dump(mode="json"))
-            trial.set_user_attr("result", result.model_dump(mode="json"))
-            return result.values
-
-        study.optimize(one, n_trials=1)
+        add_trial(study, make_result(strategy, quality, ratio))
     return study
+
+
+def add_trial(study, result):
+    def one(trial):
+        trial.set_user_attr("config", result.config.model_dump(mode="json"))
+        trial.set_user_attr("result", result.model_dump(mode="json"))
+        return result.values
+
+    study.optimize(one, n_trials=1)
 
 
 def again(make_result, *values, **changes):
@@ -243,6 +264,22 @@ def test_picks_go_by_the_values_of_fresh_seeds_and_by_nothing_else_once_there_ar
     overview = read_overview(measured)
     assert [row.number for row in overview.front] == [1, 2]  # on fresh seeds trial 1 beats trial 0
     assert (overview.picked("safe").number, overview.picked("fast").number) == (1, 2)
+
+
+def test_a_member_slower_than_the_float_loop_beside_it_is_not_offered(make_leader, make_result):
+    """Each float loop takes 2 s; trial 0 is closest to float and slower than float."""
+    objectives = (
+        Objective(metric="clip_reference", direction="maximize"),
+        Objective(metric="latency_s", direction="minimize"),
+    )
+    _, study, _ = make_leader(objectives=objectives, confirm=ConfirmConfig(members=3))
+    add_trial(study, make_result("static", 0.9, 1.2, values=(0.9, 2.4)))
+    add_trial(study, make_result("dynamic", 0.8, 0.7, values=(0.8, 1.4)))
+    assert read_overview(study).picked("safe").number == 1
+
+    for number in (0, 1):
+        store_confirmation(study, number, Confirmation(result=trial_result(study.trials[number])))
+    assert read_overview(study).picked("safe").number == 1
 
 
 def test_a_member_that_breaks_a_bound_the_second_time_leaves_the_front_with_the_reason(measured, make_result):
@@ -267,6 +304,27 @@ def test_what_is_offered_is_measured_again_first_and_no_more_than_asked_for(meas
     assert pending(measured, config.model_copy(update={"confirm": None})) == []
     store_confirmation(measured, 1, again(make_result, 0.75, 0.7))
     assert pending(measured, one) == []
+
+
+def test_both_ends_of_a_front_larger_than_its_members_are_measured_again(measured, make_result):
+    """The ends and the knee by first values, then the middle of the widest gap; picks then come from these members."""
+    for quality, ratio in [(0.69, 0.5), (0.6, 0.4), (0.5, 0.3), (0.4, 0.2), (0.3, 0.1)]:
+        add_trial(measured, make_result("dynamic", quality, ratio))
+    overview = read_overview(measured)
+    config = overview.config.model_copy(update={"confirm": ConfirmConfig(members=4)})
+    assert [row.number for row in overview.front] == list(range(8))
+    offered = {name: overview.picked(name).number for name in ("safe", "balanced", "fast")}
+    assert offered == {"safe": 0, "balanced": 3, "fast": 7}
+
+    done = []
+    while members := pending(measured, config):
+        done.append(members[0])
+        values = trial_result(measured.trials[members[0]]).values
+        store_confirmation(measured, members[0], again(make_result, *values))
+
+    assert done[:3] == [0, 3, 7]
+    assert done[3:] == [5]
+    assert {name: read_overview(measured).picked(name).number for name in offered} == offered
 
 
 def test_the_record_in_mlflow_has_both_measurements(measured, make_result, mlflow_store):

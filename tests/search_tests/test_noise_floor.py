@@ -152,6 +152,28 @@ def test_the_floor_is_measured_once_per_workload(bench, tmp_path, monkeypatch):
     assert fresh.floor.changes == ("batch split", "math attention", "split sums")
 
 
+def test_a_slot_takes_the_floor_of_its_study_and_gives_its_own_only_where_there_is_none(bench, tmp_path, monkeypatch):
+    """Its own would be another one: on another device, with another number of ranks, or without a common cache."""
+    study: list[NoiseFloor] = []
+
+    def agree(own):
+        study.extend([] if own is None or study else [own])
+        return study[0] if study else None
+
+    first = dataclasses.replace(bench, cache=Store(tmp_path / "first"))
+    prepare_floor(first, Stages(Group()), agree)
+    assert study == [first.floor]
+
+    theirs = {name: [value - 0.125 for value in one.values] for name, one in first.floor.metrics.items()}
+    perfect = {name: one.perfect for name, one in first.floor.metrics.items()}
+    study[0] = noise_floor(perfect, {"split sums": theirs})
+    monkeypatch.setattr(floor_measuring, "render_changed", None)
+    for cache in ("first", "elsewhere"):
+        other = dataclasses.replace(bench, cache=Store(tmp_path / cache))
+        prepare_floor(other, Stages(Group()), agree)
+        assert other.floor == study[0]
+
+
 def test_a_bfloat16_model_has_a_floor_and_a_float_candidate_is_at_minus_it(study_config, tmp_path):
     model = study_config.model.model_copy(update={"dtype": "bfloat16"})
     config = study_config.model_copy(update={"model": model})

@@ -1,3 +1,4 @@
+from search.control import control_values
 from search.picks import Point, choose_picks, picks_of
 
 OBJECTIVES = ("clip_reference", "latency_ratio")
@@ -72,6 +73,22 @@ def test_where_float_beats_every_point_all_are_offered():
     front = points((0.99, 3.0), (0.9, 2.0))
 
     assert choose_picks(front, OBJECTIVES, DIRECTIONS, (1.0, 1.0)) == {"safe": 0, "balanced": 0, "fast": 1}
+
+
+def test_in_seconds_every_point_is_held_against_the_float_loop_that_was_timed_beside_it():
+    """Trial 0 is slower than float on its device; trial 1 is not, though slower than float on the other one."""
+    front = [Point(0, (0.99, 12.0), 10.0), Point(1, (0.98, 11.0), 20.0), Point(2, (0.97, 8.0), None)]
+    objectives = ("clip_reference", "latency_s")
+
+    assert choose_picks(front, objectives, DIRECTIONS, (1.0, None))["safe"] == 1
+
+
+def test_float_competes_in_psnr_at_the_value_of_identical_videos():
+    objectives = ("psnr_db", "latency_ratio")
+    control = control_values(objectives, {})
+
+    assert control == (100.0, 1.0)
+    assert choose_picks(points((60.0, 1.2), (50.0, 0.8)), objectives, DIRECTIONS, control)["safe"] == 1
 
 
 def test_float_beats_nobody_where_one_of_its_values_is_unknown():

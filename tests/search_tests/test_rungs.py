@@ -195,6 +195,15 @@ def test_the_worst_prompt_is_compared_exactly_or_not_at_all():
     assert could_still_lose is None
 
 
+def test_who_has_an_objective_that_only_all_prompts_tell_is_not_beaten():
+    """Latents are compared after all prompts, so neither figures of a trial nor results of a member have them."""
+    latents = Objective(metric="latent_l2", direction="minimize")
+    trial, member = scored([0.9] * 4, 0.8, metric="clip_reference"), scored([0.999] * 8, 0.7, metric="clip_reference")
+
+    assert beaten(trial, [member], objectives=BOUNDED) is not None
+    assert beaten(trial, [member], objectives=(*BOUNDED, latents)) is None
+
+
 def test_fewer_than_four_prompts_are_no_rung():
     with pytest.raises(ValidationError, match="greater than or equal to 4"):
         RungsConfig(prompts=(2,))

@@ -1,6 +1,6 @@
 import pytest
 
-from spaces.space import SearchSpace
+from spaces.space import SearchSpace, load_space, shipped_spaces
 from spaces.targets import left_out, narrowed
 
 SPACE = SearchSpace.model_validate(
@@ -79,6 +79,25 @@ def test_a_space_with_groups_alone_has_no_w4a16_for_an_engine():
 
     assert narrowed(space, "mindie-sd-3.1/910b").strategies == ("w8a16",)
     assert narrowed(space, "hyquant") == space
+
+
+@pytest.mark.parametrize("target", ["mindie-sd-3.1/910b", "mindie-sd-2.3/910b", "mindie-sd-3.1/950"])
+def test_a_space_that_only_folds_has_no_smoothing_for_an_engine(target):
+    space = SPACE.model_copy(update={"placements": ("fold",), "presets": ()})
+
+    assert "dynamic" in narrowed(space, target).strategies
+    assert not any("m4" in strategy for strategy in narrowed(space, target).strategies)
+    assert "add placement multiplier" in left_out(space, target)["m4"]
+    assert narrowed(space, "hyquant") == space
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_a_shipped_space_smooths_on_an_engine_without_folding(name):
+    space = narrowed(load_space(name), "mindie-sd-3.1/910b")
+
+    assert {"m3", "m4", "m6"} <= set(space.strategies)
+    assert space.placements == ("multiplier",)
+    assert any(preset.params.strategy in ("m3", "m4", "m6") for preset in space.presets)
 
 
 def test_a_space_of_which_nothing_is_left_is_refused():
