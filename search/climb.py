@@ -98,7 +98,10 @@ def climb(bench: Workbench, plan: QuantPlan, report: QuantReport, stages: Stages
             break
         if start == 0:
             trial.latency = _measure_latency(bench, plan, stages)
-        if end < num_prompts and _all_agree(bench, stages, partial(_ends_early, bench, trial, front, len(ends) - 1)):
+        if end == num_prompts:
+            break
+        members = stages.run_unwatched(front if bench.group.rank == 0 else tuple)  # the database may be away
+        if _all_agree(bench, stages, partial(_ends_early, bench, trial, members, len(ends) - 1)):
             break
     return trial
 
@@ -118,7 +121,7 @@ def _loses(bench: Workbench, trial: Climb) -> bool:
     return bool(trial.lost)
 
 
-def _ends_early(bench: Workbench, trial: Climb, front: Front, num_looks: int) -> bool:
+def _ends_early(bench: Workbench, trial: Climb, front: Sequence[Scored], num_looks: int) -> bool:
     """Say whether a bound on latency is broken or a member of the front beats the trial, and note which."""
     if _loses(bench, trial):
         return True
@@ -131,7 +134,7 @@ def _ends_early(bench: Workbench, trial: Climb, front: Front, num_looks: int) ->
     )
     trial.defeat = beaten_by(
         scored,
-        front(),
+        front,
         bench.config.objectives,
         num_prompts=len(bench.pairs),
         num_looks=num_looks,

@@ -65,18 +65,32 @@ class Evaluator:
         """Return stages of a group of ranks under this slot's watchdog."""
         return Stages(group, lambda: self._bench.lock.waited_s, self._watchdog.watching)
 
-    def stages_again(self) -> Stages:
-        """Return stages for measuring a member of the front again: each does the work of `confirm.seeds` trials."""
+    def stages_again(self, number: int) -> Stages:
+        """Return stages for measuring a member of the front again: each does the work of `confirm.seeds` trials.
+
+        Args:
+            number: The member, of which the log tells if a stage hangs; its trial has long finished.
+        """
         confirm, bench = self._bench.config.confirm, self._bench
         assert confirm is not None, "a study that measures nothing again has no such stages"
         limit_s = partial(self._limits.limit_s, trials=confirm.seeds)
-        watchdog = Watchdog(limit_s, bench.lock.waited_until_now_s, self._end_hung)
+        watchdog = Watchdog(
+            limit_s,
+            bench.lock.waited_until_now_s,
+            lambda sentence: self._end_hung(f"measuring trial {number} again: {sentence}"),
+        )
         return Stages(bench.group, lambda: bench.lock.waited_s, watchdog.watching)
 
     def objective(self, trial: optuna.Trial) -> tuple[float, ...]:
         """Run one trial and return its objective values; see the module's first lines for the other ways it ends."""
         trial.set_user_attr(WORKER, self._order.worker.model_dump())
         self.evidence, self._trial_in_hand = None, trial.number
+        try:
+            return self._evaluated(trial)
+        finally:
+            self._trial_in_hand = None
+
+    def _evaluated(self, trial: optuna.Trial) -> tuple[float, ...]:
         self._stages = self.new_stages(self._bench.group)
         self._recorder.begin(trial.number)
         with self._recorder.failures_recorded(trial, lambda: self._stages.current):

@@ -190,7 +190,7 @@ class Leader:
         assert config is not None, "a member of the front has a config"
         self._followers.measure_again(config)
         self._again = self._again or bench_for_again(self._bench)
-        stages = self._evaluator.stages_again()
+        stages = self._evaluator.stages_again(number)
         confirmation = measure_again(self._again, config, stages, agree=self._recorder.agree_on_floor)
         assert confirmation is not None, "rank 0 measures"
         logger.info("measured again number=%d reason=%s", number, confirmation.reason)

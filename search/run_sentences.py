@@ -1,12 +1,13 @@
 """What a run says about trials and the study: one line each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import optuna
 
 from search.confirmation import Confirmation, confirmations
 from search.earlier import earlier_note
 from search.readable import readable
+from search.retry import queued_again
 from search.study import StudyConfig
 from search.trials import trial_reason, trial_state
 
@@ -33,6 +34,21 @@ def again_sentence(number: int, confirmation: Confirmation, config: StudyConfig)
         f"{name} {readable(value)}" for name, value in zip(names, confirmation.values or (), strict=False)
     )
     return f"trial {number} measured again: {values}" if values else f"trial {number} {confirmation.reason}"
+
+
+def lost_in_words(trials: Iterable[optuna.trial.FrozenTrial], numbers: Sequence[int]) -> str:
+    """Return what became of trials that were lost: "trial 3 was lost with a worker, queued again".
+
+    Args:
+        trials: All trials of the study, read after the lost ones were taken back.
+        numbers: Those that were lost, at least one.
+    """
+    known = queued_again(trials)
+    queued, given_up = [n for n in numbers if n in known], [n for n in numbers if n not in known]
+    sentences = [f"{numbers_in_words(queued)} lost with a worker, queued again"] if queued else []
+    if given_up:
+        sentences.append(f"{numbers_in_words(given_up)} lost with a worker, not tried again")
+    return "; ".join(sentences)
 
 
 def numbers_in_words(numbers: Sequence[int]) -> str:

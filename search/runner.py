@@ -26,7 +26,7 @@ from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
 from search.resume import hand_back_trials, queue_forgotten_trials, reclaim_lost_trials, require_same_study
 from search.room import run_shortage
-from search.run_sentences import numbers_in_words
+from search.run_sentences import lost_in_words, numbers_in_words
 from search.sensitivity import with_measured_ladder
 from search.slots import RunningSlot, start_slots, stop_slots
 from search.stall import USED_UP, why_over
@@ -156,7 +156,7 @@ def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> Non
     evaluated = num_evaluated(count_states(study))
     message = f"resumed study {config.name} with {evaluated} of {config.budget.trials} trials evaluated"
     if lost:
-        message += f"; {numbers_in_words(lost)} lost with a worker, queued again"
+        message += f"; {lost_in_words(study.get_trials(deepcopy=False), lost)}"
     on_event(event("resumed", message, study, config))
 
 

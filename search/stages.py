@@ -65,8 +65,19 @@ class Stages:
             TrialFailed: On every rank, if one rank raised one of our errors; `OutOfMemory` if it ran out of memory,
                 `DiskTrouble` if a disk refused.
         """
+        return self._run(stage, work, self.timed(stage))
+
+    def run_unwatched(self, work: Callable[[], T]) -> T:
+        """Run as `run` does what may have to wait for a database, whose own patience ends it; its time is "wait".
+
+        Raises:
+            TrialFailed: As `run`.
+        """
+        return self._run("wait", work, self.waiting())
+
+    def _run(self, stage: str, work: Callable[[], T], timing: AbstractContextManager[None]) -> T:
         failure: Failure | None = None
-        with self.timed(stage):
+        with timing:
             try:
                 result = work()
             except (HyquantError, SearchError, MetricError, MemoryError, RuntimeError, OSError) as error:

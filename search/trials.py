@@ -19,6 +19,7 @@ from hyquant.config import FrozenModel, QuantConfig
 from search.confirmation import confirmations
 from search.lean import CONFIG, RESULT, inflated
 from search.result import TrialResult
+from search.retry import may_retry
 from search.rungs import Scored
 from search.scoring import measured_figures
 from search.stored import read_stored
@@ -29,7 +30,7 @@ State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiti
 EVALUATED: tuple[State, ...] = ("complete", "infeasible", "stopped")
 STATES: tuple[State, ...] = ("complete", "infeasible", "stopped", "failed", "running", "waiting", "reused")
 LATENCY_KIND = "latency_kind"
-LOST = "its worker was killed or lost; a trial with the same parameters was queued in its place"
+LOST = "its worker was killed or lost"
 
 
 def trial_state(trial: FrozenTrial) -> State:
@@ -87,7 +88,8 @@ def trial_reason(trial: FrozenTrial) -> str | None:
     """Return in words why a trial failed, may not win or was not run; None for a complete one."""
     state = trial_state(trial)
     if state == "failed":
-        return str(trial.user_attrs.get("reason", LOST))
+        then = "a trial with the same parameters was queued in its place" if may_retry(trial) else "it was its last try"
+        return str(trial.user_attrs.get("reason", f"{LOST}; {then}"))
     if state == "reused":
         if tries := trial.user_attrs.get("poisoned"):
             return f"its config ended its worker in trials {', '.join(map(str, tries))}, and is not tried again"

@@ -3,7 +3,9 @@
 A thread adds up how long the present stage has run. Over the limit it writes why into the slot's folder and all stacks
 into its log, and kills the process; torchrun then ends the other ranks, stopped ones too, and starts the group anew. A
 driver call that holds Python's interpreter lock stops this thread as well; for that `faulthandler` keeps a timer
-outside of Python. A rank 0 that is stopped as a whole renews no lease, which the runner sees (`search.watching`).
+outside of Python. Its clock runs on while a process is stopped: one that is stopped for longer than what is left of the
+limit and `BACKSTOP_S` is ended when it wakes. A rank 0 that is stopped as a whole, while its runner is not, renews no
+lease, which the runner sees (`search.watching`).
 """
 
 import faulthandler
@@ -23,8 +25,9 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
 MAX_STEP_S = 10.0
-"""What one look may add: a machine that slept, or a process that was stopped, did not hang."""
+"""What one look may add: a machine that slept, or a process that was stopped for a while, did not hang."""
 BACKSTOP_S = 60.0
+"""How much later than this module's thread the timer outside of Python ends a process."""
 
 
 class Watchdog:

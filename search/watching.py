@@ -18,7 +18,7 @@ from search.lease import LeaseWatch
 from search.processes import this_process
 from search.resume import reclaim_lost_trials
 from search.room import fullness, trial_shortage
-from search.run_sentences import numbers_in_words, study_notes, trial_sentence
+from search.run_sentences import lost_in_words, study_notes, trial_sentence
 from search.slots import RunningSlot
 from search.stall import why_over
 from search.study import StudyConfig
@@ -154,9 +154,7 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
     from search.tracking import Tracker
 
     if lost := reclaim_lost_trials(study):
-        on_event(
-            event("note", f"{numbers_in_words(lost)} lost with a worker; queued again for the next run", study, config)
-        )
+        on_event(event("note", lost_in_words(study.get_trials(deepcopy=False), lost), study, config))
     store = Path(config.store)
     tracker = Tracker(store, config.name, config.tracking)
     correct_mlflow(study, config, on_event)

@@ -1,6 +1,7 @@
 """Rungs, the front measured again and presets of earlier studies, in whole trials of the tiny model."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 
@@ -86,7 +87,19 @@ def test_a_trial_that_a_member_of_the_front_beats_stops_at_its_rung(bench):
     whole = run_trial(with_config(bench, rungs=None), DYNAMIC, Stages(Group())).result
 
     stopped = run_trial(bench, DYNAMIC, Stages(Group()), front=lambda: [member_like(whole, better_by=9.0)]).result
-    spared = run_trial(bench, DYNAMIC, Stages(Group()), front=lambda: [member_like(whole, better_by=-9.0)]).result
+    watched, watched_while_asked = [], []
+
+    @contextmanager
+    def watching(stage):
+        watched.append(stage)
+        yield
+        watched.remove(stage)
+
+    def ask():
+        watched_while_asked.extend(watched)  # the database may be away for minutes, which is nobody's hang
+        return [member_like(whole, better_by=-9.0)]
+
+    spared = run_trial(bench, DYNAMIC, Stages(Group(), watching=watching), front=ask).result
 
     assert (stopped.outcome, stopped.num_prompts, stopped.stopped_by) == ("stopped", 4, 3)
     assert stopped.values is None
@@ -98,6 +111,7 @@ def test_a_trial_that_a_member_of_the_front_beats_stops_at_its_rung(bench):
     assert stopped.latency is not None
     assert ("prompts_rendered", 4.0, 0) in [tuple(metric) for metric in result_metrics(stopped)]
     assert spared.outcome == "complete"
+    assert watched_while_asked == []
 
 
 def test_a_bound_that_cannot_be_met_any_more_ends_a_trial_before_its_latency_is_measured(bench):

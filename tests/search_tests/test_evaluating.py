@@ -49,10 +49,34 @@ def test_limits_are_those_of_whole_trials_and_of_all_seeds(make_evaluator, make_
     stopped = make_result(num_prompts=4, stage_seconds={"render": 240.0, "latency": 60.0})
     unfit = make_result(metrics={}, stage_seconds={"score": 1.0})
 
-    make_evaluator(unfit, stopped).stages_again()
+    make_evaluator(unfit, stopped).stages_again(3)
 
     usual, again = (dog.limit_s for dog in Dog.made)
     assert usual("render") == 10 * 64 * 60.0
     assert again("render") == 11 * usual("render")
     assert usual("latency") == 600.0
     assert usual("score") == 14_400.0
+
+
+def test_a_hang_is_written_against_the_trial_in_hand_and_not_against_a_finished_one(make_evaluator, monkeypatch):
+    ended = []
+    monkeypatch.setattr("search.evaluating.end_hung_process", lambda folder, *what: ended.append(what))
+    evaluator = make_evaluator()
+    trial = optuna.create_study().ask()
+
+    def hang(trial):
+        Dog.made[0].give_up("stage render hung")
+        raise optuna.TrialPruned
+
+    monkeypatch.setattr(evaluator, "_evaluated", hang)
+    with pytest.raises(optuna.TrialPruned):
+        evaluator.objective(trial)
+    Dog.made[0].give_up("stage profile hung")
+    evaluator.stages_again(7)
+    Dog.made[-1].give_up("stage render hung")
+
+    assert ended == [
+        (0, "stage render hung"),
+        (None, "stage profile hung"),
+        (None, "measuring trial 7 again: stage render hung"),
+    ]

@@ -20,6 +20,7 @@ from search.prompts import StudyPrompts
 from search.proposal import HOLDS, choose_config, claim, enqueue_point, enqueue_presets
 from search.resume import NO_BLAME, Blame, differences, reclaim_lost_trials, require_same_study
 from search.retry import MAX_RETRIES
+from search.run_sentences import lost_in_words
 from search.samplers import SAMPLERS, build_sampler
 from search.storage import create_study, open_storage, open_study, stored_config, study_names
 from search.study import Objective, SamplerConfig
@@ -319,7 +320,8 @@ def test_a_running_trial_of_a_dead_worker_is_failed_and_queued_again_without_its
 
     lost, queued = study.trials
     assert trial_state(lost) == "failed"
-    assert "killed or lost" in trial_reason(lost)
+    assert "killed or lost; a trial with the same parameters was queued" in trial_reason(lost)
+    assert lost_in_words(study.trials, [lost.number]) == f"trial {lost.number} was lost with a worker, queued again"
     assert queued.state == TrialState.WAITING
     assert queued.user_attrs.keys() == {"preset", "created_by"}
     assert ask(study).suggest_categorical("strategy", ("static", "dynamic")) == strategy
@@ -340,6 +342,10 @@ def test_a_trial_that_keeps_killing_its_worker_is_given_up(study):
 
     assert count_states(study)["waiting"] == 0
     assert count_states(study)["failed"] == MAX_RETRIES + 1
+    assert trial_reason(study.trials[-1]) == "its worker was killed or lost; it was its last try"
+    assert lost_in_words(study.trials, [1, 2]) == (
+        "trial 1 was lost with a worker, queued again; trial 2 was lost with a worker, not tried again"
+    )
 
 
 def test_the_deaths_of_a_config_that_is_marked_are_taken_off_its_slot_by_whoever_sees_it(study, tmp_path, monkeypatch):

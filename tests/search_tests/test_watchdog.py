@@ -74,7 +74,7 @@ def test_waiting_for_locks_does_not_count():
     assert looks_until_given_up(1.0, Hours(1.0), 10.0, at_most=500) == 501
 
 
-def test_waiting_for_an_equal_trial_elsewhere_is_not_watched():
+def test_waiting_for_an_equal_trial_elsewhere_or_for_the_database_is_not_watched():
     watched = []
 
     @contextmanager
@@ -85,6 +85,7 @@ def test_waiting_for_an_equal_trial_elsewhere_is_not_watched():
     stages = Stages(Group(), watching=watching)
     with stages.waiting():
         assert stages.current == "wait"
+    assert stages.run_unwatched(lambda: "the front") == "the front"
     with stages.timed("render"):
         pass
 
