@@ -64,8 +64,9 @@ def _candidates(overview: Overview) -> list[TrialRow]:
     again = [row for row in overview.front if row.confirmation is not None and row.confirmation.values is not None]
     if again:
         return [_as_measured_again(row, overview) for row in again]
-    kinds = {_kind(row) for row in overview.rows if row.is_on_front}
-    return [row for row in overview.rows if row.state == "complete" and row.values and _kind(row) in kinds]
+    kinds = {row.latency_kind for row in overview.rows if row.is_on_front and row.latency_kind is not None}
+    complete = [row for row in overview.rows if row.state == "complete" and row.values]
+    return [row for row in complete if row.latency_kind is None or not kinds or row.latency_kind in kinds]
 
 
 def _as_measured_again(row: TrialRow, overview: Overview) -> TrialRow:
@@ -78,10 +79,6 @@ def _as_measured_again(row: TrialRow, overview: Overview) -> TrialRow:
 def _float_scores(rows: Sequence[TrialRow], overview: Overview) -> Mapping[str, float]:
     again = next((row.confirmation for row in rows if row.confirmation is not None), None)
     return overview.float_scores if again is None else again.float_scores
-
-
-def _kind(row: TrialRow) -> str | None:
-    return None if row.result is None else row.result.latency_kind
 
 
 def _metrics(row: TrialRow) -> Mapping[str, MetricResult]:

@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import product
 
 import pytest
@@ -7,6 +8,7 @@ from hyquant.sensitivity.bands import LayerBand
 from hyquant.sensitivity.ladder import Ladder
 from hyquant.sensitivity.map import SensitivityMap, SensitivityRow, Subject
 from search.cli import exit_code_of
+from search.commands.explaining import _sentence
 from search.confirmation import Confirmation, store_confirmation
 from search.explain import FLOAT_LAYERS, differences, neighbours, sensitivity_sentence
 from search.float_layers import LadderChoice, float_layers, in_words, ladder_choice
@@ -79,6 +81,23 @@ def test_neighbours_differ_in_the_fewest_choices_and_say_what_they_gained(filled
         assert neighbour.gains["latency_ratio"] == pytest.approx(
             row.values["latency_ratio"] - other.values["latency_ratio"]
         )
+
+
+def test_latencies_of_two_kinds_are_not_subtracted_and_it_is_said(filled_study):
+    overview = read_overview(filled_study)
+    row, near = overview.row(1), neighbours(overview.row(1), overview)[0]
+    other = overview.row(near.number)
+    emulated = other.result.latency.model_copy(update={"kind": "simulated"})
+    changed = dataclasses.replace(other, result=other.result.model_copy(update={"latency": emulated}))
+    rows = tuple(changed if one.number == other.number else one for one in overview.rows)
+
+    found = next(one for one in neighbours(row, dataclasses.replace(overview, rows=rows)) if one.number == other.number)
+
+    assert near.latency_kinds is None
+    assert found.latency_kinds == ("native", "simulated")
+    assert set(near.gains) - set(found.gains) == {"latency_ratio"}
+    assert "its latency is simulated and not native" in _sentence(found)
+    assert "latency_ratio" not in _sentence(found)
 
 
 def test_stability_equals_the_share_of_all_resamples_of_two_prompts(filled_study, make_result):
@@ -173,5 +192,6 @@ def test_the_quantized_share_of_sensitivity_is_that_of_the_squares():
     config = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=("*linear1",)))
     sentence = sensitivity_sentence(config, found)
 
-    assert "64%" in sentence
+    assert "holds 64% of" in sentence
+    assert "single_blocks.0.linear2 alone 64%" in sentence
     assert "single_blocks.0.linear2" in sentence
