@@ -57,7 +57,8 @@ class Climb:
         """Return metrics over the prompts so far; they may be not finite."""
         count = len(self.samples)
         floor = None if bench.floor is None else bench.floor.at(range(count))
-        return metric_results(self.scores, _first(bench.float_results, count), floor)
+        prompts = [sample.prompt for sample in self.samples]
+        return metric_results(self.scores, _first(bench.float_results, count), floor, prompts=prompts)
 
     def lost_constraints(self, bench: Workbench) -> dict[Constraint, float]:
         """Return the constraints that cannot be met any more, each with the best value that is left."""

@@ -150,6 +150,23 @@ def test_stability_speaks_of_the_second_values_once_there_are_some(filled_study,
     assert found == {name: {better.number: 1.0} for name in ("safe", "balanced", "fast")}
 
 
+def test_a_prompt_is_drawn_with_all_of_its_seeds(filled_study, make_result):
+    """Two prompts of five seeds: one member is better for the first prompt, the other for the second by less. So one is
+    `safe` in three of four resamples of prompts; of ten videos drawn one by one it would be in 62 %, with five or more
+    of the first prompt.
+    """
+    first, second = read_overview(filled_study).front[:2]
+    for row, videos, ratio in ((first, (0.95, 0.85), 0.5), (second, (0.90, 0.89), 0.4)):
+        again = make_result(quality=sum(videos) / 2, ratio=ratio, values=(sum(videos) / 2, ratio))
+        metric = again.metrics["clip_reference"].model_copy(update={"values": videos * 5})
+        again = again.model_copy(update={"metrics": {"clip_reference": metric}})
+        store_confirmation(filled_study, row.number, Confirmation(result=again, float_scores={}))
+
+    found = pick_stability(read_overview(filled_study), num_draws=4000)["safe"]
+
+    assert found[first.number] == pytest.approx(0.75, abs=0.03)
+
+
 @pytest.mark.parametrize(("rung", "switches"), [(0, ()), (1, ()), (2, ()), (0, ("heads",)), (1, ("heads", "tails"))])
 def test_what_was_chosen_of_a_ladder_is_found_again_in_the_config(rung, switches):
     layers = tuple(f"single_blocks.{block}.{kind}" for block in range(3) for kind in ("linear1", "linear2"))
