@@ -129,6 +129,7 @@ def _ends_early(bench: Workbench, trial: Climb, front: Front, num_looks: int) ->
         results=trial.metrics(bench),
         figures=trial.figures(bench),
         latency_kind=None if trial.latency is None else trial.latency.kind,
+        timed_on=None if trial.latency is None else trial.latency.timed_on,
     )
     trial.defeat = beaten_by(
         scored,

@@ -154,7 +154,8 @@ def scored_front(study: optuna.Study) -> list[Scored]:
         result = trial_result(trial)
         if result is not None:
             figures = measured_figures(result.latency, result.weight_bytes, result.peak_memory_bytes or 0)
-            found.append(Scored(trial.number, result.metrics, figures, result.latency_kind))
+            timed_on = None if result.latency is None else result.latency.timed_on
+            found.append(Scored(trial.number, result.metrics, figures, result.latency_kind, timed_on))
     return found
 
 
