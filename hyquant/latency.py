@@ -22,6 +22,7 @@ from hyquant.clock import StepClock
 from hyquant.compiling import can_compile, compile_blocks_
 from hyquant.config import W8A8Timestep
 from hyquant.devices import resolve_device
+from hyquant.kernels.selection import device_name
 from hyquant.latency_interval import ratio_interval
 from hyquant.latency_report import KernelKind, LatencyReport
 from hyquant.models.base import DeploymentShape, VideoModel
@@ -66,6 +67,11 @@ class LatencyBench:
     def device_description(self) -> str:
         """Return the device as reports name it."""
         return describe_device(self.model.device)
+
+    @property
+    def hardware(self) -> str:
+        """Return which processor or card the device is."""
+        return device_name(self.model.device)
 
     @property
     def description(self) -> str:
@@ -123,6 +129,7 @@ class LatencyBench:
             compiled=self.is_compiled,
             device=self.device_description,
             kernels=prepared.kernels,
+            hardware=self.hardware,
         )
 
     def _float_control(self) -> nn.Module:

@@ -35,6 +35,8 @@ class LatencyReport(FrozenModel):
         kernels: Names of the kernels that quantized Linears ran on, and "native attention" or "simulated attention"
             where that is quantized; sorted, empty in float and in old reports.
         ceiling: The most that control / candidate can be by the float denoiser's profile; None if that is unknown.
+        hardware: Which processor or card it was, by `hyquant.kernels.selection.device_name`; "" if nothing ran, and in
+            old reports.
         profile_step_s: Seconds of a float step in that profile; the control's tells how far the machine has drifted.
     """
 
@@ -53,6 +55,12 @@ class LatencyReport(FrozenModel):
     ceiling: float | None = None
     profile_step_s: float | None = None
     ratio_interval: tuple[float, float] | None = None
+    hardware: str = ""
+
+    @property
+    def timed_on(self) -> str:
+        """Return in words what timed it: latencies of two devices, or of one with other threads, are two quantities."""
+        return f"{self.device} ({self.hardware})" if self.hardware else self.device
 
     @property
     def measurement_error(self) -> str | None:

@@ -59,6 +59,20 @@ def status_json(overview: Overview) -> dict[str, Any]:
     }
 
 
+def devices_note(overview: Overview) -> str | None:
+    """Return in words that members of the front were timed on different devices, and on which; None if on one."""
+    if not any(objective.metric.startswith("latency") for objective in overview.config.objectives):
+        return None
+    found: dict[str, list[str]] = {}
+    for row in overview.front:
+        if row.result is not None and row.result.latency is not None:
+            found.setdefault(row.result.latency.timed_on, []).append(str(row.number))
+    if len(found) < 2:
+        return None
+    listed = "; ".join(f"{device}: trials {', '.join(numbers)}" for device, numbers in found.items())
+    return f"the front holds trials timed on different devices, whose latencies are not the same quantity: {listed}"
+
+
 def floor_lines(floor: NoiseFloor) -> list[str]:
     """Return what a study's noise floor is, as lines for people."""
     left_out = f"; left out: {'; '.join(floor.left_out)}" if floor.left_out else ""

@@ -57,7 +57,8 @@ class Climb:
         """Return metrics over the prompts so far; they may be not finite."""
         count = len(self.samples)
         floor = None if bench.floor is None else bench.floor.at(range(count))
-        return metric_results(self.scores, _first(bench.float_results, count), floor)
+        prompts = [sample.prompt for sample in self.samples]
+        return metric_results(self.scores, _first(bench.float_results, count), floor, prompts=prompts)
 
     def lost_constraints(self, bench: Workbench) -> dict[Constraint, float]:
         """Return the constraints that cannot be met any more, each with the best value that is left."""
@@ -131,6 +132,7 @@ def _ends_early(bench: Workbench, trial: Climb, front: Sequence[Scored], num_loo
         results=trial.metrics(bench),
         figures=trial.figures(bench),
         latency_kind=None if trial.latency is None else trial.latency.kind,
+        timed_on=None if trial.latency is None else trial.latency.timed_on,
     )
     trial.defeat = beaten_by(
         scored,

@@ -29,12 +29,15 @@ class Neighbour:
             switches, as an exclusion set, or as patterns if they are neither.
         gains: By objective the explained trial's value minus the neighbour's.
         is_feasible: Whether the neighbour keeps the study's bounds.
+        latency_kinds: The kinds of the explained trial's latency and of the neighbour's if they differ; then gains say
+            nothing of latency. None if both are alike.
     """
 
     number: int
     choices: dict[str, tuple[str, str]]
     gains: dict[str, float]
     is_feasible: bool
+    latency_kinds: tuple[str, str] | None = None
 
 
 def differences(one: QuantConfig, other: QuantConfig) -> dict[str, tuple[str, str]]:
@@ -67,9 +70,11 @@ def neighbours(row: TrialRow, overview: Overview) -> list[Neighbour]:
         if FLOAT_LAYERS in choices:
             space = overview.config.space
             choices[FLOAT_LAYERS] = (in_words(row.config, space), in_words(other.config, space))
-        gains = {name: row.values[name] - other.values[name] for name in row.values if name in other.values}
+        kinds = _unequal_kinds(row, other)
+        compared = [name for name in row.values if kinds is None or not name.startswith("latency")]
+        gains = {name: row.values[name] - other.values[name] for name in compared if name in other.values}
         if choices:
-            found.append(Neighbour(other.number, choices, gains, other.state == "complete"))
+            found.append(Neighbour(other.number, choices, gains, other.state == "complete", kinds))
     fewest = min((len(neighbour.choices) for neighbour in found), default=0)
     nearest = [neighbour for neighbour in found if len(neighbour.choices) == fewest]
     return sorted(nearest, key=lambda neighbour: (sorted(neighbour.choices), neighbour.number))
@@ -95,9 +100,14 @@ def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | No
     share = sum(values[band] ** 2 for band in quantized) / total
     worst = max(quantized, key=lambda band: values[band])
     return (
-        f"what is quantized holds {share:.0%} of the measured sensitivity, most of it {'.'.join(worst)} "
-        f"({values[worst]:.2g} of the output)"
+        f"what is quantized holds {share:.0%} of the measured sensitivity, {'.'.join(worst)} alone "
+        f"{values[worst] ** 2 / total:.0%} ({values[worst]:.2g} of the output)"
     )
+
+
+def _unequal_kinds(row: TrialRow, other: TrialRow) -> tuple[str, str] | None:
+    own, others = row.latency_kind, other.latency_kind
+    return None if own is None or others is None or own == others else (own, others)
 
 
 def _kind(part: Mapping[str, Any] | None) -> str:

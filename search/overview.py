@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
+from hyquant.latency_report import LatencyKind
 from metrics.statistics.intervals import mean_interval
 from search.confirmation import Confirmation, confirmations
 from search.control import control_values
@@ -77,6 +78,11 @@ class TrialRow:
             return found.low, found.high
         metric = self.result.metrics.get(objective)
         return None if metric is None else metric.interval
+
+    @property
+    def latency_kind(self) -> LatencyKind | None:
+        """Return what kind of latency it has, as latencies of two kinds are not compared; None if none, or in float."""
+        return None if self.result is None or self.strategy == "float" else self.result.latency_kind
 
     @property
     def point(self) -> Point:

@@ -7,7 +7,8 @@
     latency          = rounds * (control + candidate) steps at the deployment shape; two candidate modes at most
     noise floor      = prompts * clip, for each neutral change that can be made; known from the store afterwards
     measured again   = for each member of the front, fresh seeds * prompts * clip + latency; once for float
-    certificate      = 2 * prompts * seeds * clip     on one process
+    certificate      = 2 * prompts * seeds * clip     on one process; a step of its own clip is that of the deployment
+                                                      shape if it has the same size, else scaled by operations
 
 A candidate is taken to be as slow as float. Ranks share the prompts of a phase; slots work on trials at the same time.
 """
@@ -15,17 +16,21 @@ A candidate is taken to be as slow as float. Ranks share the prompts of a phase;
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 
+from hyquant.cost import work_of
+from hyquant.errors import ConfigError
 from hyquant.latency import LatencyBench
-from hyquant.models.base import RenderSettings, VideoModel
+from hyquant.models.attentions import attention_blocks
+from hyquant.models.base import DeploymentShape, RenderSettings, VideoModel
 from metrics.registry import find_metric
 from metrics.statistics.sample_sizes import POWER, power_below
 from search.metric_names import has_excess
 from search.neutral_changes import CHANGES
+from search.profiling import tokens_at
 from search.study import StudyConfig
 
 _SHORT, _LONG = 1, 3
@@ -35,11 +40,20 @@ _MODES = 3  # the control, and a dynamic and a static step
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What was measured, in seconds: a clip's step and what a rendering takes beside steps, and a deployment step."""
+    """What was measured, in seconds.
+
+    Attributes:
+        step_s: One step of the study's clip.
+        overhead_s: What a rendering takes beside its steps.
+        deployment_step_s: One step at the deployment shape.
+        certificate_step_s: One step of the certificate's clip, worked out of the others; None if it has none of its
+            own.
+    """
 
     step_s: float
     overhead_s: float
     deployment_step_s: float
+    certificate_step_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,11 +76,30 @@ def measure_costs(model: VideoModel, config: StudyConfig, prompt: str) -> StepCo
     seconds = {num_steps: _render_s(model, prompt, settings, num_steps) for num_steps in (_SHORT, _LONG, _SHORT, _LONG)}
     step_s = (seconds[_LONG] - seconds[_SHORT]) / (_LONG - _SHORT)
     deployment = LatencyBench(model, config.deployment, compile=False).float_step_s(rounds=3, warmup=1)
-    return StepCosts(
+    costs = StepCosts(
         step_s=max(step_s, 0.0),
         overhead_s=max(seconds[_SHORT] - _SHORT * step_s, 0.0),
         deployment_step_s=deployment,
     )
+    return replace(costs, certificate_step_s=certificate_step_s(model, config, costs))
+
+
+def certificate_step_s(model: VideoModel, config: StudyConfig, costs: StepCosts) -> float | None:
+    """Return the seconds of a step of one clip of the certificate, if that has a clip of its own.
+
+    Pixels would be a poor measure: operations of attention grow with the square of the tokens. They stand in for a
+    model that is not HunyuanVideo, whose tokens are not known.
+    """
+    clip = None if config.certificate is None else config.certificate.settings
+    if clip is None:
+        return None
+    if _size(clip) == _size(config.deployment):
+        return costs.deployment_step_s / config.deployment.batch_size
+    own = config.workload.settings
+    try:
+        return costs.step_s * _operations(model, clip) / _operations(model, own)
+    except ConfigError:
+        return costs.step_s * math.prod(_size(clip)) / math.prod(_size(own))
 
 
 def phases(config: StudyConfig, costs: StepCosts) -> tuple[Phase, ...]:
@@ -94,9 +127,9 @@ def phases(config: StudyConfig, costs: StepCosts) -> tuple[Phase, ...]:
         found.append(Phase("measured again: float", again_s, 1))
     if config.certificate is not None:
         settings = config.certificate.settings or workload.settings
-        pixels = math.prod((settings.height, settings.width, settings.num_frames))
-        scale = pixels / math.prod((workload.settings.height, workload.settings.width, workload.settings.num_frames))
-        own_clip_s = scale * (costs.overhead_s + settings.num_steps * costs.step_s)
+        scale = math.prod(_size(settings)) / math.prod(_size(workload.settings))
+        step_s = costs.step_s if costs.certificate_step_s is None else costs.certificate_step_s
+        own_clip_s = scale * costs.overhead_s + settings.num_steps * step_s
         pairs = config.certificate.num_prompts * config.certificate.seeds_per_prompt
         found.append(Phase("certificate", 2 * pairs * own_clip_s, 1))
     return tuple(found)
@@ -162,6 +195,18 @@ def _render_s(model: VideoModel, prompt: str, settings: RenderSettings, num_step
     started = time.perf_counter()
     model.render([prompt], [0], settings.model_copy(update={"num_steps": num_steps}))
     return time.perf_counter() - started
+
+
+def _size(clip: RenderSettings | DeploymentShape) -> tuple[int, int, int]:
+    return clip.height, clip.width, clip.num_frames
+
+
+def _operations(model: VideoModel, clip: RenderSettings) -> int:
+    """Return the multiplications and additions of one step of one sample; ConfigError if it is no HunyuanVideo."""
+    height, width, num_frames = _size(clip)
+    shape = DeploymentShape(height=height, width=width, num_frames=num_frames, num_steps=1)
+    tokens = tokens_at(LatencyBench(model, shape, compile=False))
+    return sum(part.operations for part in work_of(model.groups(), attention_blocks(model.denoiser), tokens))
 
 
 def _has_floor(config: StudyConfig) -> bool:

@@ -261,6 +261,7 @@ def _identity(model: VideoModel, bench: LatencyBench) -> dict[str, JsonValue]:
         "dtype": str(model.dtype),
         "shape": bench.description,
         "device": bench.device_description,
+        "hardware": bench.hardware,
         "compiled": bench.is_compiled,
         "torch": torch.__version__,
         "code": source_digest(),

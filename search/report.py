@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import yaml
 
-from search.answers import table_row, trials_json
+from search.answers import devices_note, table_row, trials_json
 from search.importances import importances
 from search.latent_plots import save_latent_png
 from search.overview import read_overview
@@ -39,7 +39,8 @@ def write_study_report(folder: Path, config: StudyConfig, study: optuna.Study) -
         save_importances_png(folder / "importances.png", shares)
     rows = [table_row(row, overview.config.space) for row in overview.rows]
     (folder / "trials.csv").write_text(as_csv(rows), encoding="utf-8")
-    (folder / "trials.md").write_text(as_markdown(rows), encoding="utf-8")
+    note = devices_note(overview)
+    (folder / "trials.md").write_text(as_markdown(rows) + (f"\n{note}\n" if note else ""), encoding="utf-8")
     (folder / "trials.json").write_text(json.dumps(trials_json(overview), indent=2) + "\n", encoding="utf-8")
     text = yaml.safe_dump(config.stored_form(), sort_keys=False, allow_unicode=True)
     (folder / "study.yaml").write_text(text, encoding="utf-8")

@@ -14,9 +14,10 @@ Outcome = Literal["complete", "infeasible", "stopped"]
 
 
 class MetricResult(FrozenModel):
-    """One metric over the search prompts: per-prompt values, mean and standard deviation.
+    """One metric over the search prompts: a value of each video, mean and standard deviation.
 
-    `interval` is the 95 % bootstrap interval of the mean over prompts, BCa; None in results of old.
+    There is one video of each prompt; of a config that was measured again one per fresh seed, all prompts with one seed
+    before the next. `interval` is the 95 % bootstrap interval of the mean over prompts, BCa; None in results of old.
     """
 
     values: tuple[float, ...]

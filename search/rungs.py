@@ -47,12 +47,14 @@ class Scored:
         results: Metrics over prompts by name, in the study's order of prompts.
         figures: Single numbers such as latency_ratio, by name.
         latency_kind: "native", "simulated" or "predicted"; latencies of two kinds are never compared.
+        timed_on: Which device timed it, as `LatencyReport.timed_on`; nor are latencies of two devices.
     """
 
     number: int | None
     results: Mapping[str, MetricResult]
     figures: Mapping[str, float]
     latency_kind: str | None = None
+    timed_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def beaten_by(
 
     Args:
         trial: What is known of the trial; its results hold the first prompts.
-        front: Members of the front, with all prompts.
+        front: Members of the front, with all prompts; those that were timed otherwise than the trial beat nobody.
         objectives: The study's objectives.
         num_prompts: How many prompts the trial will have in the end.
         num_looks: At how many rungs the trial may be stopped.
@@ -122,8 +124,8 @@ def beaten_by(
     seen = min((len(trial.results[name].values) for name in names if name in trial.results), default=0)
     if seen < MIN_PROMPTS:
         return None
-    comparable = [member for member in front if member.latency_kind == trial.latency_kind]
-    rivals = [member for member in comparable if all(_keeps_up(member, trial, o) for o in objectives)]
+    alike = [m for m in front if (m.latency_kind, m.timed_on) == (trial.latency_kind, trial.timed_on)]
+    rivals = [member for member in alike if all(_keeps_up(member, trial, o) for o in objectives)]
     if not rivals:
         return None
     level = alpha / (num_looks * len(rivals))

@@ -45,23 +45,28 @@ class Judgement:
 
 
 def metric_results(
-    scores: Mapping[str, Sequence[float]], float_results: Mapping[str, MetricResult], floor: NoiseFloor | None = None
+    scores: Mapping[str, Sequence[float]],
+    float_results: Mapping[str, MetricResult],
+    floor: NoiseFloor | None = None,
+    *,
+    prompts: Sequence[str],
 ) -> dict[str, MetricResult]:
     """Return every metric over the prompts, its drop against the float videos, and its excess over the floor.
 
     Args:
-        scores: Values per prompt by metric.
+        scores: Values by metric, one per video.
         float_results: The same of the float videos, in the same prompt order, for metrics that need no reference.
         floor: The noise floor of the metrics that need one, in the same prompt order.
+        prompts: The prompt of each video; videos of one prompt resemble each other, whatever their seeds.
     """
-    results = {name: _result(values) for name, values in scores.items()}
+    results = {name: _result(values, prompts) for name, values in scores.items()}
     for name, values in scores.items():
         if has_drop(find_metric(name)) and name in float_results:
             sign = 1.0 if find_metric(name).direction == "maximize" else -1.0
             pairs = zip(float_results[name].values, values, strict=True)
-            results[f"{name}{DROP}"] = _result([sign * (reference - value) for reference, value in pairs])
+            results[f"{name}{DROP}"] = _result([sign * (reference - value) for reference, value in pairs], prompts)
         if floor is not None and name in floor.metrics:
-            results[f"{name}{EXCESS}"] = _result(floor.metrics[name].excess(values))
+            results[f"{name}{EXCESS}"] = _result(floor.metrics[name].excess(values), prompts)
     return results
 
 
@@ -147,11 +152,11 @@ def bound_in_words(bound: Constraint, value: float, verb: str = "is") -> str:
     return f"{bound.metric} must be {allowed}, but {verb} {value:.4g}"
 
 
-def _result(values: Sequence[float]) -> MetricResult:
+def _result(values: Sequence[float], prompts: Sequence[str]) -> MetricResult:
     summary = summarize(values) if all(map(math.isfinite, values)) else None
     if summary is None:
         return MetricResult(values=tuple(values), mean=math.nan, std=math.nan)
-    interval = mean_interval(values, range(len(values)))
+    interval = mean_interval(values, prompts)
     return MetricResult(
         values=tuple(values), mean=summary.mean, std=summary.std, interval=(interval.low, interval.high)
     )

@@ -21,9 +21,9 @@ Indices = npt.NDArray[np.int64]
 def pick_stability(overview: Overview, *, num_draws: int = NUM_DRAWS, seed: int = 0) -> dict[str, dict[int, float]]:
     """Return for each pick the trials that resampled prompts pick under its name, and in what share of the draws.
 
-    Prompts are drawn with replacement, the same ones for every trial; objectives that are no scores over prompts, such
-    as latencies, stay as they are. Front and picks are then chosen as always: among the members that were measured
-    again, by their second values, as soon as there are some.
+    Prompts are drawn with replacement, each with all of its seeds, the same ones for every trial; objectives that are
+    no scores over prompts, such as latencies, stay as they are. Front and picks are then chosen as always: among the
+    members that were measured again, by their second values, as soon as there are some.
 
     Args:
         overview: The study.
@@ -35,13 +35,16 @@ def pick_stability(overview: Overview, *, num_draws: int = NUM_DRAWS, seed: int 
     names = tuple(objective.metric for objective in overview.config.objectives)
     directions = tuple(objective.direction for objective in overview.config.objectives)
     rows = _candidates(overview)
-    num_prompts = min((len(metric.values) for row in rows for metric in _metrics(row).values()), default=0)
+    num_videos = min((len(metric.values) for row in rows for metric in _metrics(row).values()), default=0)
+    num_prompts = min(num_videos, overview.config.workload.num_search_prompts)
     if num_prompts < 2:
         return {}
     control = control_values(names, _float_scores(rows, overview), overview.floor)
     drawn: dict[str, Counter[int]] = {}
     for chosen in np.random.default_rng(seed).integers(0, num_prompts, (num_draws, num_prompts)):
-        points = [replace(row.point, values=tuple(_value(row, name, chosen) for name in names)) for row in rows]
+        points = [
+            replace(row.point, values=tuple(_value(row, name, chosen, num_prompts) for name in names)) for row in rows
+        ]
         for pick, number in choose_picks(_front(points, directions), names, directions, control).items():
             drawn.setdefault(pick, Counter())[number] += 1
     return {
@@ -64,8 +67,9 @@ def _candidates(overview: Overview) -> list[TrialRow]:
     again = [row for row in overview.front if row.confirmation is not None and row.confirmation.values is not None]
     if again:
         return [_as_measured_again(row, overview) for row in again]
-    kinds = {_kind(row) for row in overview.rows if row.is_on_front}
-    return [row for row in overview.rows if row.state == "complete" and row.values and _kind(row) in kinds]
+    kinds = {row.latency_kind for row in overview.rows if row.is_on_front and row.latency_kind is not None}
+    complete = [row for row in overview.rows if row.state == "complete" and row.values]
+    return [row for row in complete if row.latency_kind is None or not kinds or row.latency_kind in kinds]
 
 
 def _as_measured_again(row: TrialRow, overview: Overview) -> TrialRow:
@@ -80,20 +84,16 @@ def _float_scores(rows: Sequence[TrialRow], overview: Overview) -> Mapping[str, 
     return overview.float_scores if again is None else again.float_scores
 
 
-def _kind(row: TrialRow) -> str | None:
-    return None if row.result is None else row.result.latency_kind
-
-
 def _metrics(row: TrialRow) -> Mapping[str, MetricResult]:
     return {} if row.result is None else row.result.metrics
 
 
-def _value(row: TrialRow, name: str, chosen: Indices) -> float:
+def _value(row: TrialRow, name: str, chosen: Indices, num_prompts: int) -> float:
     base = name.removesuffix(WORST)
     metric = _metrics(row).get(base)
     if metric is None:
         return (row.values or {})[name]
-    values = [metric.values[index] for index in chosen]
+    values = [value for index in chosen for value in metric.values[index::num_prompts]]
     return float(worse(base)(values)) if name != base else float(np.mean(values))
 
 

@@ -141,12 +141,14 @@ def competitors(study: optuna.Study) -> list[FrozenTrial]:
     """Return the complete trials whose values are comparable.
 
     Where latency is an objective, trials whose latency is simulated compete only if there is no native one: the seconds
-    of float arithmetic and those of integer kernels are not the same quantity.
+    of float arithmetic and those of integer kernels are not the same quantity. A trial of the float model runs neither,
+    and competes with both.
     """
     complete = [trial for trial in study.get_trials(deepcopy=False) if trial_state(trial) == "complete"]
     stored = study.user_attrs.get("study_config", {}).get("objectives", ())
     if any(objective["metric"].startswith("latency") for objective in stored):
-        complete = [trial for trial in complete if not is_simulated(trial)] or complete
+        others = [trial for trial in complete if not is_simulated(trial)]
+        complete = complete if all(map(is_float, others)) else others
     return complete
 
 
@@ -157,7 +159,8 @@ def scored_front(study: optuna.Study) -> list[Scored]:
         result = trial_result(trial)
         if result is not None:
             figures = measured_figures(result.latency, result.weight_bytes, result.peak_memory_bytes or 0)
-            found.append(Scored(trial.number, result.metrics, figures, result.latency_kind))
+            timed_on = None if result.latency is None else result.latency.timed_on
+            found.append(Scored(trial.number, result.metrics, figures, result.latency_kind, timed_on))
     return found
 
 
@@ -167,6 +170,12 @@ def is_simulated(trial: FrozenTrial) -> bool:
         return bool(trial.user_attrs[LATENCY_KIND] == "simulated")
     result = trial_result(trial)  # of a version that did not write the kind by itself
     return result is not None and result.latency is not None and result.latency.kind == "simulated"
+
+
+def is_float(trial: FrozenTrial) -> bool:
+    """Say whether a trial is one of the float model itself, which has no kernels to be native or simulated."""
+    config = trial.user_attrs.get("config")
+    return isinstance(config, dict) and config.get("linear") is None and config.get("attention") is None
 
 
 def is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:

@@ -284,7 +284,7 @@ def load_judge(bench: Workbench) -> None:
             bench.embedder = load_embedder(judge.model, judge.pretrained, view=judge.view, device=bench.model.device)
         names = [name for name in bench.config.metrics if has_drop(find_metric(name))]
         scores = score_samples(bench.samples(bench.references), names, bench.embedder)
-        bench.float_results = metric_results(scores, {})
+        bench.float_results = metric_results(scores, {}, prompts=[prompt for prompt, _ in bench.pairs])
 
 
 def stats_key(bench: Workbench, *, histograms: bool = False) -> str:

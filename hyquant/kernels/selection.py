@@ -127,12 +127,13 @@ def _synchronize(device: torch.device) -> None:
 
 def _cache_path(device: torch.device) -> Path:
     names = [kernel.name for kernel in candidates(device)]
-    machine = [_device_name(device), torch.__version__, str(torch.get_num_threads()), *names, source_digest()]
+    machine = [device_name(device), torch.__version__, str(torch.get_num_threads()), *names, source_digest()]
     return cache_folder() / f"kernels-{hashlib.sha256(' '.join(machine).encode()).hexdigest()[:16]}.json"
 
 
 @functools.cache
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return which hardware a device is: "cpu", its model and how many cores there are; else type and name."""
     if device.type != "cpu":
         return f"{device.type} {torch.get_device_module(device).get_device_name(device)}"
     info = Path("/proc/cpuinfo")

@@ -111,4 +111,6 @@ def _sentence(neighbour: "Neighbour") -> str:
     choices = " and ".join(f"{name} {own}, not {other}" for name, (own, other) in neighbour.choices.items())
     gains = ", ".join(f"{name} {value:+.3g}" for name, value in neighbour.gains.items())
     outside = "" if neighbour.is_feasible else ", which breaks a bound"
-    return f"{choices} (trial {neighbour.number}{outside}): {gains}"
+    kinds = neighbour.latency_kinds
+    apart = "" if kinds is None else f"; its latency is {kinds[1]} and not {kinds[0]}, so latencies are not compared"
+    return f"{choices} (trial {neighbour.number}{outside}): {gains}{apart}"

@@ -116,7 +116,7 @@ def _run_again(
 
 def status(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:
     """Say how far a study is."""
-    from search.answers import floor_lines, status_json
+    from search.answers import devices_note, floor_lines, status_json
     from search.locate import locate_study, overview_of
     from search.room import run_shortage
 
@@ -131,6 +131,8 @@ def status(study: Study, store: Store = None, storage: Storage = None, as_json: 
     print_line(f"trials: {counts}")
     picks = ", ".join(f"{name} is trial {number}" for name, number in answer["picks"].items())
     print_line(f"front: {answer['front_size']} points" + (f"; {picks}" if picks else ""))
+    if note := devices_note(overview):
+        print_line(note)
     for line in floor_lines(overview.floor) if overview.floor is not None else ():
         print_line(line)
     if overview.config.sampler.kind == "auto":
@@ -146,7 +148,7 @@ def status(study: Study, store: Store = None, storage: Storage = None, as_json: 
 
 def front(study: Study, store: Store = None, storage: Storage = None, as_json: AsJson = False) -> None:
     """List the trials that no other trial beats, best quality first."""
-    from search.answers import front_json, table_row
+    from search.answers import devices_note, front_json, table_row
     from search.locate import locate_study, overview_of
 
     overview = overview_of(locate_study(study, store, storage))
@@ -154,6 +156,8 @@ def front(study: Study, store: Store = None, storage: Storage = None, as_json: A
         print_json(front_json(overview))
     elif overview.front:
         print_table([table_row(row, overview.config.space) for row in overview.front])
+        if note := devices_note(overview):
+            print_line(note)
     else:
         remark(f"study {overview.config.name} has no complete trial yet")
 

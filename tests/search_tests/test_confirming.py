@@ -69,7 +69,7 @@ def member_like(result, *, better_by):
     values = tuple(value + more for value, more in zip(metric.values, spread, strict=True))
     better = metric.model_copy(update={"values": values, "mean": sum(values) / len(values)})
     figures = measured_figures(result.latency, result.weight_bytes, 0)
-    return Scored(3, {"psnr_db": better}, figures, result.latency.kind)
+    return Scored(3, {"psnr_db": better}, figures, result.latency.kind, result.latency.timed_on)
 
 
 def test_prompts_in_rungs_give_the_scores_of_prompts_at_once(bench):

@@ -1,3 +1,4 @@
+import dataclasses
 from itertools import product
 
 import pytest
@@ -7,6 +8,7 @@ from hyquant.sensitivity.bands import LayerBand
 from hyquant.sensitivity.ladder import Ladder
 from hyquant.sensitivity.map import SensitivityMap, SensitivityRow, Subject
 from search.cli import exit_code_of
+from search.commands.explaining import _sentence
 from search.confirmation import Confirmation, store_confirmation
 from search.explain import FLOAT_LAYERS, differences, neighbours, sensitivity_sentence
 from search.float_layers import LadderChoice, float_layers, in_words, ladder_choice
@@ -81,6 +83,23 @@ def test_neighbours_differ_in_the_fewest_choices_and_say_what_they_gained(filled
         )
 
 
+def test_latencies_of_two_kinds_are_not_subtracted_and_it_is_said(filled_study):
+    overview = read_overview(filled_study)
+    row, near = overview.row(1), neighbours(overview.row(1), overview)[0]
+    other = overview.row(near.number)
+    emulated = other.result.latency.model_copy(update={"kind": "simulated"})
+    changed = dataclasses.replace(other, result=other.result.model_copy(update={"latency": emulated}))
+    rows = tuple(changed if one.number == other.number else one for one in overview.rows)
+
+    found = next(one for one in neighbours(row, dataclasses.replace(overview, rows=rows)) if one.number == other.number)
+
+    assert near.latency_kinds is None
+    assert found.latency_kinds == ("native", "simulated")
+    assert set(near.gains) - set(found.gains) == {"latency_ratio"}
+    assert "its latency is simulated and not native" in _sentence(found)
+    assert "latency_ratio" not in _sentence(found)
+
+
 def test_stability_equals_the_share_of_all_resamples_of_two_prompts(filled_study, make_result):
     """Two prompts have four resamples, which are enumerated; 4,000 draws come within 5 % of their shares."""
     study = filled_study
@@ -131,6 +150,23 @@ def test_stability_speaks_of_the_second_values_once_there_are_some(filled_study,
     assert found == {name: {better.number: 1.0} for name in ("safe", "balanced", "fast")}
 
 
+def test_a_prompt_is_drawn_with_all_of_its_seeds(filled_study, make_result):
+    """Two prompts of five seeds: one member is better for the first prompt, the other for the second by less. So one is
+    `safe` in three of four resamples of prompts; of ten videos drawn one by one it would be in 62 %, with five or more
+    of the first prompt.
+    """
+    first, second = read_overview(filled_study).front[:2]
+    for row, videos, ratio in ((first, (0.95, 0.85), 0.5), (second, (0.90, 0.89), 0.4)):
+        again = make_result(quality=sum(videos) / 2, ratio=ratio, values=(sum(videos) / 2, ratio))
+        metric = again.metrics["clip_reference"].model_copy(update={"values": videos * 5})
+        again = again.model_copy(update={"metrics": {"clip_reference": metric}})
+        store_confirmation(filled_study, row.number, Confirmation(result=again, float_scores={}))
+
+    found = pick_stability(read_overview(filled_study), num_draws=4000)["safe"]
+
+    assert found[first.number] == pytest.approx(0.75, abs=0.03)
+
+
 @pytest.mark.parametrize(("rung", "switches"), [(0, ()), (1, ()), (2, ()), (0, ("heads",)), (1, ("heads", "tails"))])
 def test_what_was_chosen_of_a_ladder_is_found_again_in_the_config(rung, switches):
     layers = tuple(f"single_blocks.{block}.{kind}" for block in range(3) for kind in ("linear1", "linear2"))
@@ -173,5 +209,6 @@ def test_the_quantized_share_of_sensitivity_is_that_of_the_squares():
     config = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=("*linear1",)))
     sentence = sensitivity_sentence(config, found)
 
-    assert "64%" in sentence
+    assert "holds 64% of" in sentence
+    assert "single_blocks.0.linear2 alone 64%" in sentence
     assert "single_blocks.0.linear2" in sentence

@@ -73,7 +73,8 @@ def test_an_excess_in_db_is_floor_minus_value_and_a_ratio_counts_from_both_sides
         {"a": {"psnr_db": [60.0, 80.0], "motion_energy_ratio": [1.01, 0.99]}},
     )
 
-    results = metric_results({"psnr_db": [50.0, 85.0], "motion_energy_ratio": [0.5, 1.5]}, {}, floor)
+    scores = {"psnr_db": [50.0, 85.0], "motion_energy_ratio": [0.5, 1.5]}
+    results = metric_results(scores, {}, floor, prompts=["a", "b"])
     figures = over_prompts(results)
 
     assert results["psnr_db_excess"].values == (10.0, -5.0)

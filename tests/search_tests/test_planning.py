@@ -1,11 +1,17 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from hyquant.models import load_model
+from hyquant.models.base import DeploymentShape, RenderSettings
 from search.cli import exit_code_of
 from search.margins import CertificateConfig
-from search.planning import StepCosts, half_width, phases, shown_margin
+from search.planning import StepCosts, certificate_step_s, half_width, phases, shown_margin
 from search.study import ConfirmConfig, Slot
 
 COSTS = StepCosts(step_s=2.0, overhead_s=10.0, deployment_step_s=5.0)
@@ -28,6 +34,47 @@ def test_phases_of_a_study_worked_out_by_hand(small_study):
     assert found["measured again"].total_s == 2 * (3 * 2 * 18 + 60)
     assert found["measured again: float"].total_s == 3 * 2 * 18
     assert found["certificate"].total_s == 2 * 6 * 18
+
+
+MINI_CLIP = RenderSettings(height=64, width=64, num_frames=13, num_steps=4)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_model("hunyuan_video", "mini", device="cpu")
+
+
+def with_certificate(study, clip):
+    workload = study.workload.model_copy(update={"settings": MINI_CLIP})
+    certificate = CertificateConfig(prompts="mini:heldout", num_prompts=3, seeds_per_prompt=2, settings=clip)
+    deployment = DeploymentShape(height=96, width=96, num_frames=13, num_steps=4, batch_size=2)
+    return study.model_copy(update={"workload": workload, "certificate": certificate, "deployment": deployment})
+
+
+def test_a_certificate_at_the_deployment_size_takes_deployment_steps(small_study, mini):
+    """Those were timed with two samples; what is beside the steps grows with the pixels, 2.25 times as many."""
+    study = with_certificate(small_study, MINI_CLIP.model_copy(update={"height": 96, "width": 96}))
+    costs = replace(COSTS, certificate_step_s=certificate_step_s(mini, study, COSTS))
+    found = {phase.name: phase for phase in phases(study, costs)}
+
+    assert costs.certificate_step_s == 2.5
+    assert found["certificate"].total_s == pytest.approx(2 * 6 * (2.25 * 10 + 4 * 2.5))
+
+
+def test_a_certificate_of_another_size_is_scaled_by_operations_counted_in_a_float_step(small_study, mini):
+    """The oracle is torch's counter, which knows attention as plain products; it counts the patch embedding too."""
+    large = MINI_CLIP.model_copy(update={"height": 256, "width": 256})
+    counted = []
+    for clip in (MINI_CLIP, large):
+        shape = DeploymentShape(height=clip.height, width=clip.width, num_frames=clip.num_frames, num_steps=1)
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            mini.denoiser(**mini.deployment_inputs(shape))
+        counted.append(counter.get_total_flops())
+
+    found = certificate_step_s(mini, with_certificate(small_study, large), COSTS)
+
+    assert found == pytest.approx(2.0 * counted[1] / counted[0], rel=0.05)
+    assert found > 1.1 * 2.0 * 16  # more than pixels say
 
 
 def test_ranks_share_prompts_and_slots_share_trials(small_study):

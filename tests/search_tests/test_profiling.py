@@ -150,6 +150,18 @@ def test_a_profile_is_measured_once_and_kept(bench):
     assert stored_profile(bench) == first
 
 
+def test_a_profile_of_another_processor_is_not_taken(bench, monkeypatch):
+    """Hosts share the folder where it is kept."""
+    here = stored_profile(bench)
+    theirs = here.model_copy(update={"step_s": 2 * here.step_s})
+    monkeypatch.setattr("search.profiling.measured_profile", lambda timed: theirs)
+    assert stored_profile(bench) == here
+
+    monkeypatch.setattr("hyquant.latency.device_name", lambda device: "cpu of another host")
+
+    assert stored_profile(bench) == theirs
+
+
 def test_each_trial_says_the_ceiling_of_its_plan(bench):
     names = tuple(group.name for group in bench.model.groups())
     part = PartTime(kind="img fc1", layers=names, size="", operations=0, float_s=1.0, speedup=2.0, kernel="vnni")

@@ -6,7 +6,8 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from search.answers import front_json, status_json, table_row, trial_json
+from search.answers import devices_note, front_json, status_json, table_row, trial_json
+from search.cli import exit_code_of
 from search.importances import importances
 from search.overview import read_overview
 from search.plot_data import front_plot
@@ -34,6 +35,27 @@ def test_a_report_is_files_for_people_and_programs(filled_study, small_study, tm
     table = list(csv.DictReader(io.StringIO((tmp_path / "report" / "trials.csv").read_text())))
     assert [row["trial"] for row in table] == [str(number) for number in range(17)]
     assert len(json.loads((tmp_path / "report" / "trials.json").read_text())) == 17
+
+
+def test_a_front_of_two_devices_says_so_in_status_front_and_report(
+    filled_study, small_study, request, capsys, tmp_path
+):
+    overview = read_overview(filled_study)
+    first, *others = (row.number for row in overview.front)
+    assert others
+    assert devices_note(overview) is None
+    latency = filled_study.get_trials(deepcopy=False)[first].user_attrs["result"]["latency"]
+    latency["hardware"] = "another processor"
+    store = request.getfixturevalue("stored_store")
+
+    write_study_report(tmp_path / "report", small_study, filled_study)
+    told = [(tmp_path / "report" / "trials.md").read_text()]
+    for command in ("status", "front"):
+        assert exit_code_of([command, "demo", "--store", str(store)]) == 0
+        told.append(capsys.readouterr().out)
+
+    elsewhere, here = f"cpu (another processor): trials {first}; ", f"cpu: trials {', '.join(map(str, others))}"
+    assert all(elsewhere + here in " ".join(text.split()) for text in told)
 
 
 def test_a_study_without_a_trial_has_a_report_too(filled_study, small_study, tmp_path):

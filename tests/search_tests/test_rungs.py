@@ -1,5 +1,6 @@
 """When a trial may stop: exact bounds against brute force, the test against simulations that know the truth."""
 
+import dataclasses
 import itertools
 import math
 from statistics import fmean
@@ -169,6 +170,14 @@ WORSE = [0.60, 0.63, 0.58, 0.62]
 )
 def test_a_trial_is_beaten_by_a_member_that_is_surely_better_and_no_slower(trial, front, is_beaten):
     assert (beaten(trial, front) is not None) is is_beaten
+
+
+def test_a_member_timed_on_another_device_beats_nobody():
+    """Threads count too: the ratio to float on eight cores is another quantity than on one."""
+    trial, member = (dataclasses.replace(one, timed_on="cpu, 8 threads (x)") for one in (scored(WORSE, 0.8), MEMBER))
+
+    assert beaten(trial, [member]) is not None
+    assert beaten(trial, [dataclasses.replace(member, timed_on="cpu, 1 threads (x)")]) is None
 
 
 def test_more_looks_and_more_members_ask_for_more_proof():

@@ -11,13 +11,27 @@ from search.study import Constraint, Objective
 
 
 def test_a_drop_is_the_mean_of_per_prompt_losses_against_the_float_videos():
-    float_results = metric_results({"clip_prompt": [0.30, 0.40]}, {})
+    float_results = metric_results({"clip_prompt": [0.30, 0.40]}, {}, prompts=["a", "b"])
 
-    results = metric_results({"clip_prompt": [0.25, 0.42], "clip_reference": [0.9, 1.0]}, float_results)
+    scores = {"clip_prompt": [0.25, 0.42], "clip_reference": [0.9, 1.0]}
+    results = metric_results(scores, float_results, prompts=["a", "b"])
 
     assert results["clip_prompt_drop"].values == pytest.approx((0.05, -0.02))
     assert results["clip_prompt_drop"].mean == pytest.approx(0.015)
     assert "clip_reference_drop" not in results
+
+
+def test_seeds_of_one_prompt_are_no_further_observations_of_an_interval():
+    """Four seeds of each of eight prompts that hardly differ say as much as the means of the eight prompts."""
+    per_prompt, per_seed = [0.1, 0.9, 0.3, 0.4, 0.2, 0.8, 0.5, 0.7], [-0.01, 0.0, 0.0, 0.01]
+    videos = [value + shift for shift in per_seed for value in per_prompt]
+    prompts = [f"prompt {index}" for index in range(8)]
+
+    several = metric_results({"ssim": videos}, {}, prompts=prompts * 4)["ssim"]
+    one = metric_results({"ssim": per_prompt}, {}, prompts=prompts)["ssim"]
+
+    assert several.interval == pytest.approx(one.interval)
+    assert several.mean == pytest.approx(one.mean)
 
 
 def test_violations_are_told_for_every_bound_and_named_in_words():

@@ -68,6 +68,7 @@ def _evaluate(study, make_result, config=None, *, constraint=-1.0, values=(0.9, 
     result = result.model_copy(update={"latency": result.latency.model_copy(update={"kind": kind})})
 
     def objective(trial):
+        trial.set_user_attr("config", config.model_dump(mode="json"))
         trial.set_user_attr("config_digest", digest(config))
         store_result(trial, result)
         trial.set_constraint("collapsed", constraint)
@@ -214,6 +215,18 @@ def test_a_simulated_latency_competes_only_where_none_is_native(study, make_resu
         _evaluate(study, make_result, values=values)
 
     assert only_simulated == [0]
+    assert [trial.number for trial in front(study)] == [2, 3]
+
+
+def test_a_trial_of_the_float_model_competes_with_simulated_latencies_and_shuts_none_out(study, make_result):
+    """It quantizes nothing, so its latency is called native, whatever the kernels of this machine are."""
+    for values in [(0.8, 0.5), (0.7, 0.4)]:
+        _evaluate(study, make_result, values=values, kind="simulated")
+    _evaluate(study, make_result, values=(1.0, 1.01), config=QuantConfig(linear=None))
+    only_simulated = [trial.number for trial in front(study)]
+    _evaluate(study, make_result, values=(0.9, 0.8))
+
+    assert only_simulated == [0, 1, 2]
     assert [trial.number for trial in front(study)] == [2, 3]
 
 
