@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from hyquant.errors import ExportError
 from hyquant.file_modes import FILE_MODE, FOLDER_MODE, make_folder
+from hyquant.holding import held, is_held
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -101,17 +101,6 @@ def sha256_of(path: Path) -> str:
     return state.hexdigest()
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Show other writers that a temporary folder is in use, as long as this process lives."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def clear_leftovers(path: Path) -> None:
     """Remove what killed writers of the same folder left, and put back an old folder that one had moved away."""
     if not path.parent.is_dir():
@@ -125,18 +114,6 @@ def clear_leftovers(path: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(path)
-
-
-def is_held(folder: Path) -> bool:
-    """Tell whether a process that lives shows that a folder is in use."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _moved_away(path: Path) -> Path:

@@ -25,12 +25,11 @@ from hyquant.export.folder import (
     check_target,
     clear_leftovers,
     fsync,
-    held,
-    is_held,
     settle,
     swap_in,
 )
 from hyquant.file_modes import make_folder
+from hyquant.holding import held, is_held
 from hyquant.json_text import parse_json
 
 logger = logging.getLogger(__name__)
