@@ -71,12 +71,17 @@ def check_target(path: Path, *, mark: str, overwrite: bool, is_ours: Callable[[P
         is_ours: Tells of a file name in an existing folder whether we wrote it.
 
     Raises:
-        ExportError: If it exists and may not be replaced, or holds things that we did not write.
+        ExportError: If it exists and may not be replaced, is the current folder, or holds things that we did not write.
     """
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir() or path.is_symlink():
         raise ExportError(f"an export must be a folder, but {path} is something else; give another path")
+    if path.samefile(os.curdir):
+        raise ExportError(
+            f"an export takes the place of its folder as a whole, but {path} is the current folder; give another path, "
+            "such as export in it"
+        )
     names = sorted(file.name for file in path.iterdir())
     if not names:
         return
@@ -117,7 +122,7 @@ def clear_leftovers(path: Path) -> None:
 
 
 def _moved_away(path: Path) -> Path:
-    return path.with_name(f".{path.name}.hyq-old")
+    return path.parent / f".{path.name}.hyq-old"
 
 
 def check_space(folder: Path, size_bytes: int) -> None:

@@ -78,7 +78,7 @@ class Attempt:
 
 def attempt_place(path: Path) -> Path:
     """Return where a folder is prepared."""
-    return path.with_name(f".{path.name}.hyq-resume")
+    return path.parent / f".{path.name}.hyq-resume"
 
 
 @contextmanager
