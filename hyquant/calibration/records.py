@@ -8,10 +8,12 @@ there once, and a step adds its latents and its timestep. Neither writing nor re
 are memory-mapped, and nothing is ever unpickled.
 """
 
+import glob
 import hashlib
 import json
 import logging
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -26,6 +28,7 @@ from torch import Tensor
 from hyquant.config import digest
 from hyquant.errors import CalibrationError
 from hyquant.file_modes import FILE_MODE, make_folder
+from hyquant.holding import held, is_held
 from hyquant.json_text import parse_json
 from hyquant.models.base import Record, RecordSink
 
@@ -33,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "records.json"
 _TENSOR = "tensor"
+_PARTIAL = ".partial"
 
 
 class StoredRecords(Sequence[Record]):
@@ -92,10 +96,15 @@ def write_records(folder: Path, capture: Callable[[RecordSink], None]) -> None:
     """Make a folder of the records that `capture` hands to the sink it is given; replaces a damaged folder.
 
     The files are written beside the folder and renamed when the last record is there: an interrupted capture leaves no
-    records. Whatever a crash of the machine leaves undone, the digests show.
+    records. What a killed one left is removed by the next one of the same folder. Whatever a crash of the machine
+    leaves undone, the digests show.
     """
     make_folder(folder.parent)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    _clear_leftovers(folder)
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=_PARTIAL) as temporary,
+        held(Path(temporary)),
+    ):
         new = Path(temporary) / "new"
         make_folder(new)
         writer = _Writer(new)
@@ -208,6 +217,12 @@ def _file_digest(path: Path) -> str | None:
 def _write(path: Path, payload: bytes) -> None:
     path.write_bytes(payload)
     path.chmod(FILE_MODE)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    for partial in folder.parent.glob(f".{glob.escape(folder.name)}.*{_PARTIAL}"):
+        if not is_held(partial):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _put_in_place(new: Path, folder: Path, *, aside: Path) -> None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from hyquant.errors import ExportError
 from hyquant.file_modes import FILE_MODE, FOLDER_MODE, make_folder
+from hyquant.holding import held, is_held
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -71,12 +71,17 @@ def check_target(path: Path, *, mark: str, overwrite: bool, is_ours: Callable[[P
         is_ours: Tells of a file name in an existing folder whether we wrote it.
 
     Raises:
-        ExportError: If it exists and may not be replaced, or holds things that we did not write.
+        ExportError: If it exists and may not be replaced, is the current folder, or holds things that we did not write.
     """
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir() or path.is_symlink():
         raise ExportError(f"an export must be a folder, but {path} is something else; give another path")
+    if path.samefile(os.curdir):
+        raise ExportError(
+            f"an export takes the place of its folder as a whole, but {path} is the current folder; give another path, "
+            "such as export in it"
+        )
     names = sorted(file.name for file in path.iterdir())
     if not names:
         return
@@ -101,17 +106,6 @@ def sha256_of(path: Path) -> str:
     return state.hexdigest()
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Show other writers that a temporary folder is in use, as long as this process lives."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def clear_leftovers(path: Path) -> None:
     """Remove what killed writers of the same folder left, and put back an old folder that one had moved away."""
     if not path.parent.is_dir():
@@ -127,20 +121,8 @@ def clear_leftovers(path: Path) -> None:
             old.rename(path)
 
 
-def is_held(folder: Path) -> bool:
-    """Tell whether a process that lives shows that a folder is in use."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
 def _moved_away(path: Path) -> Path:
-    return path.with_name(f".{path.name}.hyq-old")
+    return path.parent / f".{path.name}.hyq-old"
 
 
 def check_space(folder: Path, size_bytes: int) -> None:

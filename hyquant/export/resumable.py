@@ -25,12 +25,11 @@ from hyquant.export.folder import (
     check_target,
     clear_leftovers,
     fsync,
-    held,
-    is_held,
     settle,
     swap_in,
 )
 from hyquant.file_modes import make_folder
+from hyquant.holding import held, is_held
 from hyquant.json_text import parse_json
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ class Attempt:
 
 def attempt_place(path: Path) -> Path:
     """Return where a folder is prepared."""
-    return path.with_name(f".{path.name}.hyq-resume")
+    return path.parent / f".{path.name}.hyq-resume"
 
 
 @contextmanager

@@ -132,7 +132,9 @@ class FusedLinear(nn.Module):
         return mine
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply all members: x [..., K] in any float dtype -> [..., N] in the same.
+        """Apply all members: x [..., K] in any float dtype -> [..., N] in the same, or in that of autocast.
+
+        As a Linear's, the output has autocast's dtype where autocast is enabled and x is not float64.
 
         Raises:
             CalibrationError: If a `w8a8_timestep` group does not know the denoising step.
@@ -149,6 +151,16 @@ class FusedLinear(nn.Module):
             )
         if self.operand is None:
             self.prepare()
+        device = x.device.type
+        is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not is_cast or x.dtype == torch.float64:
+            return self._integer_product(x)
+        with torch.autocast(device, enabled=False):  # it would round the sums of a product that is exact in float32
+            y = self._integer_product(x)
+        return y.to(torch.get_autocast_dtype(device))
+
+    def _integer_product(self, x: Tensor) -> Tensor:
+        """Return what the kernel makes of x, in the dtype of x."""
         assert self.operand is not None
         if self.is_static_step:
             assert self.input_scale is not None
@@ -215,7 +227,8 @@ class FusedLinear(nn.Module):
 class QuantLinear(nn.Module):
     """A quantized Linear in place of a float one: one member of a `FusedLinear`; built by `quant_linears`.
 
-    Inputs are [..., K] in any float dtype, outputs [..., N] in the same; see `hyquant.kernels.base` for the arithmetic.
+    Inputs are [..., K] in any float dtype, outputs [..., N] in the same, or in that of autocast; see
+    `hyquant.kernels.base` for the arithmetic.
 
     Attributes:
         fused: The group it belongs to.
@@ -254,7 +267,7 @@ class QuantLinear(nn.Module):
             x: [..., K], any float dtype, any number of rows.
 
         Returns:
-            [..., N] in x's dtype; for a member of several, columns of their common product.
+            [..., N] in x's dtype, or in that of autocast; for a member of several, columns of their common product.
 
         Raises:
             ConfigError: If x is not float: modules that cast their input to the dtype of this weight get int8.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +86,18 @@ def test_a_file_in_the_way_is_refused(tmp_path):
         write(tmp_path / "out", "one", overwrite=True)
 
     assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.mark.parametrize("path", [".", "", "../here"])
+def test_the_current_folder_is_refused(tmp_path, monkeypatch, path):
+    """Who stands in it would stand in a folder that is gone."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ExportError, match="is the current folder; give another path"):
+        write(Path(path), "one")
+    write(Path("export"), "one")
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "export", MARK]
 
 
 def test_too_little_space_is_seen_beforehand(tmp_path, monkeypatch):

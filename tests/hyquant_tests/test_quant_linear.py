@@ -4,6 +4,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from hyquant.errors import CalibrationError, ConfigError
+from hyquant.kernels import KERNELS
 from hyquant.modules.linear import FusedLinear, QuantLinear, quant_linears
 from hyquant.numerics.qparams import choose_qparams
 from hyquant.schemes import SCHEMES
@@ -153,6 +154,41 @@ def test_under_compile_a_group_is_one_graph_per_mode_whatever_the_step():
         assert torch.equal(compiled(x), block(x))
 
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", [None, "reference"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_under_autocast_the_dtype_is_that_of_a_linear_and_integers_stay_exact(scheme, kernel, dtype):
+    """Integer kernels give what they give without, rounded once; the product of weight-only schemes is torch's own."""
+    layer, _ = group(scheme)
+    layer.set_step(3)
+    if kernel is not None:
+        layer.fused.use_kernel(KERNELS[kernel])
+    x = normal(3, 5, 8).to(dtype)
+    plain = layer(x)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = nn.Linear(8, 6)(x).dtype
+        y = layer(x)
+
+    assert y.dtype == expected == torch.bfloat16
+    if not layer.fused.is_weight_only:
+        assert torch.equal(y, plain.bfloat16())
+
+
+def test_under_compile_autocast_is_seen():
+    block = Block(group("w8a8_dynamic"))
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    x = normal(2, 5, 8)
+    block.members[0].fused.prepare()
+
+    plain = compiled(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = compiled(x)
+
+    assert torch.equal(y, plain.bfloat16())
+    assert plain.dtype == compiled(x).dtype == torch.float32
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

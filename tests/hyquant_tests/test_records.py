@@ -1,6 +1,7 @@
 """Records on disk: streamed while a model runs, constants once, read back one at a time."""
 
 import json
+import os
 import stat
 import weakref
 from pathlib import Path
@@ -196,6 +197,32 @@ def test_an_interrupted_capture_leaves_nothing(tmp_path):
         write_records(tmp_path / "prompt", capture)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.multiproc
+def test_what_a_killed_capture_left_is_removed_by_the_next_of_the_same_folder(tmp_path):
+    for name in ("prompt", "prompt", "prompt 2"):
+        if os.fork() == 0:
+            write_records(tmp_path / name, lambda sink: os._exit(9))
+        os.wait()
+
+    write(tmp_path / "prompt", random_records())
+
+    others = [path.name for path in tmp_path.iterdir() if path.name != "prompt"]
+    assert [name.startswith(".prompt 2.") for name in others] == [True]
+
+
+def test_what_a_living_capture_has_written_is_not_removed(folder):
+    def capture(sink):
+        sink(random_records()[0])
+        write(folder, random_records())
+        for record in random_records()[1:]:
+            sink(record)
+
+    write_records(folder, capture)
+
+    assert are_intact(folder)
+    assert_same_records(StoredRecords([folder]), random_records())
 
 
 @pytest.mark.parametrize("which", ["records.json", "*.safetensors"])
