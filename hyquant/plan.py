@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from hyquant.config import FA3Int8, FrozenModel, LayerSelection, QuantConfig, Target
+from hyquant.attention.rotation import rotation_problem
+from hyquant.config import FA3Fp8, FA3Int8, FrozenModel, LayerSelection, QuantConfig, Target
 from hyquant.errors import ConfigError
 from hyquant.layers import first_match, require_matches, select_layers
 from hyquant.models.attentions import AttentionBlock
@@ -154,8 +155,12 @@ def build_plan(
 
 
 def shape_problem(plan: QuantPlan) -> str | None:
-    """Return why a scheme cannot hold the weights of a layer, None if it can hold all."""
-    linear = plan.config.linear
+    """Return why a scheme cannot hold a layer's weights or rotate an attention's heads, None if it can all of them."""
+    linear, attention = plan.config.linear, plan.config.attention
+    if isinstance(attention, FA3Fp8) and attention.rotate:
+        for block in plan.quantized_attentions:
+            if (problem := rotation_problem(block.head_dim)) is not None:
+                return problem
     if linear is None:
         return None
     multiple = scheme_of(linear).input_multiple

@@ -30,10 +30,8 @@ def rotation(head_dim: int, *, seed: int = SEED) -> Tensor:
     Raises:
         ConfigError: If `head_dim` is not a power of two, or is 2.
     """
-    if head_dim < 1 or head_dim & (head_dim - 1) or head_dim == 2:
-        raise ConfigError(
-            f"a rotated head must have 4, 8, 16, ... channels (a power of two), but got {head_dim}; use rotate=False."
-        )
+    if (problem := rotation_problem(head_dim)) is not None:
+        raise ConfigError(problem)
     signs = 2.0 * torch.randint(0, 2, (head_dim, 1), generator=torch.Generator().manual_seed(seed)) - 1.0
     log2 = head_dim.bit_length() - 1
     if log2 % 2 == 0:
@@ -41,6 +39,13 @@ def rotation(head_dim: int, *, seed: int = SEED) -> Tensor:
     identity = torch.eye(8)
     nearly_flat = (identity + 3 * (_hadamard(8) - identity)) / 8
     return signs * torch.kron(nearly_flat, _hadamard(head_dim // 8) * 2.0 ** -((log2 - 3) // 2))
+
+
+def rotation_problem(head_dim: int) -> str | None:
+    """Return why heads of D channels cannot be rotated, None if they can."""
+    if head_dim > 0 and not head_dim & (head_dim - 1) and head_dim != 2:
+        return None
+    return f"a rotated head must have 4, 8, 16, ... channels (a power of two), but got {head_dim}; use rotate=False."
 
 
 def _hadamard(size: int) -> Tensor:

@@ -190,7 +190,8 @@ def search_scales(
     """Search the smoothing scales of a plan; for `quantize_(..., scales=...)`.
 
     Args:
-        denoiser: The float denoiser; it runs over the records once per question of the search (twice for m3 and m6).
+        denoiser: The float denoiser; without `inputs` it runs over the records once per question of the search (twice
+            for m3 and m6).
         plan: A plan for which `needs_search` holds.
         stats: Statistics of plain inputs of all ranks by group name.
         records: This rank's records. Where the configuration looks at the first record only, ranks that do not have it

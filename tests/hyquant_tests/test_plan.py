@@ -1,7 +1,8 @@
 import pytest
 
-from hyquant.config import M4, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Timestep
+from hyquant.config import M4, FA3Fp8, LayerSelection, QuantConfig, W8A8Dynamic, W8A8Timestep
 from hyquant.errors import ConfigError, LayerMatchError
+from hyquant.models.attentions import AttentionBlock
 from hyquant.models.names import LayerGroup
 from hyquant.plan import QuantPlan, build_plan
 
@@ -91,3 +92,12 @@ def test_a_deployment_in_float32_is_for_this_library_alone(target):
 
     with pytest.raises(ConfigError, match=r"runs in bfloat16 or float16 .* but deploy_dtype is float32; deploy to"):
         build_plan(GROUPS, config, num_steps=4, target=target)
+
+
+def test_heads_that_cannot_be_rotated_are_refused_before_calibration():
+    blocks = [AttentionBlock(f"{kind}_blocks.0", f"{kind}.0", 2, 96) for kind in ("double", "single")]
+
+    build_plan(GROUPS, QuantConfig(linear=None, attention=FA3Fp8(rotate=False)), num_steps=4, attentions=blocks)
+
+    with pytest.raises(ConfigError, match=r"a power of two.*, but got 96; use rotate=False"):
+        build_plan(GROUPS, QuantConfig(linear=None, attention=FA3Fp8()), num_steps=4, attentions=blocks)
