@@ -174,8 +174,8 @@ def is_simulated(trial: FrozenTrial) -> bool:
 
 def is_float(trial: FrozenTrial) -> bool:
     """Say whether a trial is one of the float model itself, which has no kernels to be native or simulated."""
-    config = trial.user_attrs.get("config")
-    return isinstance(config, dict) and config.get("linear") is None and config.get("attention") is None
+    config = trial_config(trial)
+    return config is not None and config.linear is None and config.attention is None
 
 
 def is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
