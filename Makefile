@@ -35,7 +35,7 @@ study: $(STAMP) ## Probe and search the shipped mini model, export the winner to
 	@echo "Render the winner:    $(BIN)/hyq-search render exports/mini --prompt 'a red circle moving left on a black background'"
 
 test: $(STAMP) ## Run the tests, two files at a time, because tests of many processes mostly wait.
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP) ## Format check, lint, types and import contracts.
 	$(BIN)/ruff format --check .

@@ -58,7 +58,7 @@ def test_an_unknown_dtype_lists_the_known_ones():
 
 
 def test_a_source_that_is_no_seed_is_refused():
-    with pytest.raises(ConfigError, match="seed of its weights, but got 'mini'"):
+    with pytest.raises(ConfigError, match=r"seed of its weights, .* but got 'mini'"):
         load_model("tiny", "mini", device="cpu")
 
 
