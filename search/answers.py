@@ -65,8 +65,8 @@ def devices_note(overview: Overview) -> str | None:
         return None
     found: dict[str, list[str]] = {}
     for row in overview.front:
-        if row.result is not None and row.result.latency is not None:
-            found.setdefault(row.result.latency.timed_on, []).append(str(row.number))
+        if row.result is not None and row.result.timed_on is not None:
+            found.setdefault(row.result.timed_on, []).append(str(row.number))
     if len(found) < 2:
         return None
     listed = "; ".join(f"{device}: trials {', '.join(numbers)}" for device, numbers in found.items())

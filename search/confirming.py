@@ -7,13 +7,11 @@ import optuna
 
 from hyquant.config import QuantConfig
 from search.confirmation import Confirmation, confirmations
-from search.control import control_values
 from search.errors import DiskTrouble, TrialFailed
 from search.floor_measuring import Agree, own_floor
 from search.noise_floor import NoiseFloor
 from search.objective import run_trial
-from search.overview import Overview, read_overview
-from search.picks import choose_picks
+from search.overview import offered, read_overview
 from search.stages import Stages
 from search.study import StudyConfig
 from search.workbench import Workbench
@@ -33,7 +31,9 @@ def pending(study: optuna.Study, config: StudyConfig) -> list[int]:
     overview = read_overview(study)
     front, measured = [row.number for row in overview.front], confirmations(study)
     known = [number for number in front if number in measured]
-    order = spread(front, first=dict.fromkeys((*known, *_offered_at_first(overview))), count=config.confirm.members)
+    points = [row.point for row in overview.front]
+    at_first = offered(overview.config, points, overview.float_scores, overview.floor).values()
+    order = spread(front, first=dict.fromkeys((*known, *at_first)), count=config.confirm.members)
     return order[len(known) :]
 
 
@@ -55,13 +55,6 @@ def spread(front: Sequence[int], *, first: Iterable[int], count: int) -> list[in
         rest = [number for number in front if number not in order]
         order.append(max(rest, key=lambda number: min(abs(place[number] - place[other]) for other in order)))
     return order
-
-
-def _offered_at_first(overview: Overview) -> Iterable[int]:
-    objectives = overview.config.objectives
-    metrics, directions = [o.metric for o in objectives], [o.direction for o in objectives]
-    control = control_values(metrics, overview.float_scores, overview.floor)
-    return choose_picks([row.point for row in overview.front], metrics, directions, control).values()
 
 
 def bench_for_again(bench: Workbench) -> Workbench:

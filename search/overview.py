@@ -29,7 +29,7 @@ from search.trials import (
     trial_result,
     trial_state,
 )
-from spaces.strategy import strategy_of
+from spaces.strategy import FLOAT, strategy_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TrialRow:
     @property
     def latency_kind(self) -> LatencyKind | None:
         """Return what kind of latency it has, as latencies of two kinds are not compared; None if none, or in float."""
-        return None if self.result is None or self.strategy == "float" else self.result.latency_kind
+        return None if self.result is None or self.strategy == FLOAT else self.result.latency_kind
 
     @property
     def point(self) -> Point:
@@ -152,12 +152,11 @@ def read_overview(study: optuna.Study) -> Overview:
     """
     config = stored_config(study)
     metrics = tuple(objective.metric for objective in config.objectives)
-    directions = tuple(objective.direction for objective in config.objectives)
     winners = front(study)
     scores, floor = float_scores(study), stored_floor(study)
     again = confirmations(study)
     candidates, float_means = _candidates(winners, again, scores)
-    picks = choose_picks(candidates, metrics, directions, control_values(metrics, float_means, floor))
+    picks = offered(config, candidates, float_means, floor)
     on_front = {trial.number for trial in winners}
     trials = study.get_trials(deepcopy=False)
     rows = tuple(
@@ -165,6 +164,15 @@ def read_overview(study: optuna.Study) -> Overview:
         for trial in trials
     )
     return Overview(config=config, rows=rows, counts=count_states(trials), float_scores=scores, floor=floor)
+
+
+def offered(
+    config: StudyConfig, points: Sequence[Point], float_scores: Mapping[str, float], floor: NoiseFloor | None
+) -> dict[str, int]:
+    """Return which of a study's non-dominated points are offered, by name: see `search.picks.choose_picks`."""
+    metrics = [objective.metric for objective in config.objectives]
+    directions = [objective.direction for objective in config.objectives]
+    return choose_picks(points, metrics, directions, control_values(metrics, float_scores, floor))
 
 
 def _candidates(

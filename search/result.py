@@ -62,6 +62,11 @@ class TrialResult(FrozenModel):
         return None if self.latency is None else self.latency.kind
 
     @property
+    def timed_on(self) -> str | None:
+        """Return in words which device timed it; None if nothing was timed."""
+        return None if self.latency is None else self.latency.timed_on
+
+    @property
     def float_latency_s(self) -> float | None:
         """Return the seconds of the float loop that was timed in turns with the config's; None if nothing was."""
         return None if self.latency is None else self.latency.control_loop_latency_s

@@ -23,6 +23,7 @@ from search.retry import may_retry
 from search.rungs import Scored
 from search.scoring import measured_figures
 from search.stored import read_stored
+from spaces.strategy import FLOAT, strategy_of
 
 Stored = TypeVar("Stored", bound=FrozenModel)
 State = Literal["complete", "infeasible", "stopped", "failed", "running", "waiting", "reused"]
@@ -159,8 +160,7 @@ def scored_front(study: optuna.Study) -> list[Scored]:
         result = trial_result(trial)
         if result is not None:
             figures = measured_figures(result.latency, result.weight_bytes, result.peak_memory_bytes or 0)
-            timed_on = None if result.latency is None else result.latency.timed_on
-            found.append(Scored(trial.number, result.metrics, figures, result.latency_kind, timed_on))
+            found.append(Scored(trial.number, result.metrics, figures, result.latency_kind, result.timed_on))
     return found
 
 
@@ -175,7 +175,7 @@ def is_simulated(trial: FrozenTrial) -> bool:
 def is_float(trial: FrozenTrial) -> bool:
     """Say whether a trial is one of the float model itself, which has no kernels to be native or simulated."""
     config = trial_config(trial)
-    return config is not None and config.linear is None and config.attention is None
+    return config is not None and strategy_of(config) == FLOAT
 
 
 def is_dominated(own: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:

@@ -23,6 +23,9 @@ SchemeName = Literal["timestep", "dynamic", "static", "w8a16", "w4a16", "w4a8", 
 SmoothingName = Literal["m3", "m4", "m6"]
 AttentionName = Literal["fa3", "fp8"]
 
+FLOAT = "float"
+"""What the config that quantizes nothing is called."""
+
 LINEAR_KINDS: Mapping[SchemeName, LinearKind] = MappingProxyType(
     {
         "timestep": "w8a8_timestep",
@@ -91,7 +94,7 @@ def strategy_of(config: QuantConfig) -> str:
     """Return the strategy a config belongs to; "float" for the control, "fa3_only" if only attention is quantized."""
     attention = None if config.attention is None else _ATTENTION_KINDS[config.attention.kind]
     if config.linear is None:
-        return "float" if attention is None else f"{attention}_only"
+        return FLOAT if attention is None else f"{attention}_only"
     names = {kind: name for name, kind in LINEAR_KINDS.items()}
     smoothing = None if config.smoothing is None else config.smoothing.kind
     return spelled(StrategyParts(smoothing, names[config.linear.kind], attention))
