@@ -35,12 +35,15 @@ WITHOUT_MULTIPLIER = ("w8a16", "w4a16", "w4a4_dynamic")
 
 def target_problem(plan: "QuantPlan", target: Target) -> str | None:
     """Return why a target cannot execute a plan, None if it can."""
-    return (
-        dtype_problem(plan, target)
-        or fold_problem(plan, target)
-        or linear_problem(plan, target)
-        or attention_problem(plan, target)
-    )
+    return misread_problem(plan, target) or ignored_problem(plan, target) or attention_problem(plan, target)
+
+
+def misread_problem(plan: "QuantPlan", target: Target) -> str | None:
+    """Return why a target would compute something else than a plan says, None if it would not.
+
+    What it leaves in float without a message is told by `ignored_problem` and `attention_problem`.
+    """
+    return dtype_problem(plan, target) or fold_problem(plan, target) or tensor_problem(plan, target)
 
 
 def is_engine(target: Target) -> bool:
@@ -72,16 +75,22 @@ def fold_problem(plan: "QuantPlan", target: Target) -> str | None:
     )
 
 
-def linear_problem(plan: "QuantPlan", target: Target) -> str | None:
-    """Return why a target cannot execute the Linears of a plan, None if it can."""
-    if plan.config.linear is None or not plan.quantized or not is_engine(target):
+def ignored_problem(plan: "QuantPlan", target: Target) -> str | None:
+    """Return why a target leaves the Linears of a plan in float, None if it does not."""
+    if plan.config.linear is None or not plan.quantized or target in LINEAR_TARGETS[plan.config.linear.kind]:
+        return None
+    kind = plan.config.linear.kind
+    return (
+        f"{target} leaves {kind} layers in float without a message, but the plan has {len(plan.quantized)} of "
+        f"them; use target {' or '.join(LINEAR_TARGETS[kind])}, or another scheme"
+    )
+
+
+def tensor_problem(plan: "QuantPlan", target: Target) -> str | None:
+    """Return which tensors of a plan's Linears a target does not use, None if it uses all."""
+    if plan.config.linear is None or not is_engine(target):
         return None
     linear, kind = plan.config.linear, plan.config.linear.kind
-    if target not in LINEAR_TARGETS[kind]:
-        return (
-            f"{target} leaves {kind} layers in float without a message, but the plan has {len(plan.quantized)} of "
-            f"them; use target {' or '.join(LINEAR_TARGETS[kind])}, or another scheme"
-        )
     multiplied = [layer.name for layer in plan.quantized if layer.has_multiplier]
     if kind in WITHOUT_MULTIPLIER and multiplied:
         return (
@@ -94,7 +103,7 @@ def linear_problem(plan: "QuantPlan", target: Target) -> str | None:
             f"{target} wants the bias of a w4a4_dynamic layer but does not add it, and {biased[0]} has one "
             f"({len(biased)} such layers); exclude them, or use target hyquant"
         )
-    if linear.kind == "w4a16" and linear.group_size:
+    if linear.kind == "w4a16" and linear.group_size and plan.quantized:
         return (
             f"{target} loads one scale per output channel of a w4a16 layer, but group_size is {linear.group_size}; use "
             "group_size 0, or target hyquant"

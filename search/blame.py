@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.order import read_state, write_state
 from search.poison import note_crash
-from search.processes import ProcessId, WorkerId, is_alive
+from search.processes import ProcessId, WorkerId, is_alive, is_local
 from search.resume import Blame, local_worker, was_taken_back, worker_of
 from search.watchdog import read_hang
 
@@ -77,11 +77,10 @@ def blame_still_workers(study: optuna.Study, taken: Iterable[FrozenTrial], blame
             blame.forgive(trial, tries)
 
 
-def end_still_workers(lost: Iterable[FrozenTrial], runner: ProcessId) -> None:
-    """Kill workers of this runner whose trial was taken from them: torchrun starts their group anew."""
-    for trial in lost:
-        worker = _worker_under(runner, trial)
-        if worker is not None and is_alive(worker):
+def end_still_workers(workers: Iterable[WorkerId | None], runner: ProcessId) -> None:
+    """Kill those of these workers that are this runner's and live: torchrun starts their group anew."""
+    for worker in workers:
+        if worker is not None and is_local(worker) and worker.runner == runner and is_alive(worker):
             os.kill(worker.pid, signal.SIGKILL)
 
 

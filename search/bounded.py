@@ -89,14 +89,23 @@ def _front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) 
         return []
     signs = [1.0 if direction == StudyDirection.MINIMIZE else -1.0 for direction in directions]
     losses: Array = np.array([trial.values for trial in feasible]) * signs
-    left, members = np.arange(len(feasible)), []
+    points, point_of = np.unique(losses, axis=0, return_inverse=True)
+    is_member = _not_dominated(points)[point_of.reshape(-1)]
+    return [trial.number for trial, is_on_front in zip(feasible, is_member, strict=True) if is_on_front]
+
+
+def _not_dominated(points: Array) -> Array:
+    """Return which of different points, sorted by their first loss, then the second and so on, no other dominates."""
+    if points.shape[1] == 2:  # a front of thousands of points takes seconds below
+        before = np.minimum.accumulate(points[:, 1])
+        return np.concatenate([[True], points[1:, 1] < before[:-1]])
+    is_member = np.zeros(len(points), dtype=bool)
+    left = np.arange(len(points))
     while left.size:
-        # Nothing dominates the point of the smallest sum; what it dominates, itself included, goes.
-        best = left[np.argmin(losses[left].sum(axis=1))]
-        is_equal = (losses[left] == losses[best]).all(axis=1)
-        members += left[is_equal].tolist()
-        left = left[(losses[left] < losses[best]).any(axis=1)]
-    return sorted(feasible[index].number for index in members)
+        first = left[0]  # only what comes before a point could dominate it
+        is_member[first] = True
+        left = left[(points[left] < points[first]).any(axis=1)]
+    return is_member
 
 
 class _Part(optuna.Study):

@@ -24,7 +24,8 @@ def pending(study: optuna.Study, config: StudyConfig) -> list[int]:
     """Return the members of the front that are still to be measured again, in their order.
 
     First come those that the first values of all members would offer, then those farthest along the front from what is
-    measured. No more than `confirm.members` members are measured; those that have since left the front do not count.
+    measured, until `confirm.members` members are measured; those that have since left the front do not count. What a
+    raised budget has put on the front and would offer is measured even if as many members are.
     """
     if config.confirm is None:
         return []
@@ -33,8 +34,8 @@ def pending(study: optuna.Study, config: StudyConfig) -> list[int]:
     known = [number for number in front if number in measured]
     points = [row.point for row in overview.front]
     at_first = offered(overview.config, points, overview.float_scores, overview.floor).values()
-    order = spread(front, first=dict.fromkeys((*known, *at_first)), count=config.confirm.members)
-    return order[len(known) :]
+    first = dict.fromkeys((*known, *list(dict.fromkeys(at_first))[: config.confirm.members]))
+    return spread(front, first=first, count=max(config.confirm.members, len(first)))[len(known) :]
 
 
 def spread(front: Sequence[int], *, first: Iterable[int], count: int) -> list[int]:

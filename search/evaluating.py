@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig, digest
 from hyquant.distributed import Group
+from hyquant.latency import describe_device
 from search.errors import OutOfMemory
 from search.followers import Followers
 from search.lean import CONFIG, WORKER
@@ -21,6 +22,7 @@ from search.objective import Evidence, out_of_memory_result, run_trial
 from search.order import WorkOrder
 from search.poison import POISONED, poisoned_by
 from search.proposal import choose_config, claim
+from search.provenance import Provenance
 from search.recorder import Recorder
 from search.result import TrialResult
 from search.stages import Stages
@@ -130,11 +132,21 @@ class Evaluator:
         return unfit.model_copy(update={"stage_seconds": self._close_cycle()})
 
     def _learn(self, result: TrialResult) -> None:
-        """Let limits follow the stage times of a result; one that ran out of memory says how long nothing takes."""
+        """Let limits follow the stage times of a result of slots like this one.
+
+        One that ran out of memory says how long nothing takes.
+        """
         ranks, num_pairs = self._bench.group.world_size, len(self._bench.pairs)
-        if result.metrics:
+        if result.metrics and self._is_of_alike_slot(result.provenance):
             num_done = num_pairs if result.num_prompts is None else result.num_prompts
             self._limits.learn(result.stage_seconds, share=ceil(num_done / ranks) / ceil(num_pairs / ranks))
+
+    def _is_of_alike_slot(self, found: Provenance | None) -> bool:
+        """Say whether a result comes from as many ranks on such a device; who does not say so is believed to."""
+        bench = self._bench
+        if found is None:
+            return True
+        return found.device == describe_device(bench.model.device) and found.ranks in (None, bench.group.world_size)
 
     def _close_cycle(self) -> dict[str, float]:
         """Return the stage times since the end of the previous measurement, and as overhead what no stage took."""

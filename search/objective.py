@@ -163,7 +163,8 @@ def _provenance(bench: Workbench, config: QuantConfig) -> Provenance:
         "config": digest(config),
         "calibration": stats_key(bench),
     }
-    return provenance_here(bench.model.device, seed=bench.config.workload.seed, digests=digests)
+    seed, ranks = bench.config.workload.seed, bench.group.world_size
+    return provenance_here(bench.model.device, seed=seed, ranks=ranks, digests=digests)
 
 
 def ended_early(

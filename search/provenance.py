@@ -45,6 +45,7 @@ class Provenance(FrozenModel):
         drivers: First line of what each driver says of itself, by name; those that are not there are left out.
         environment: Variables that devices and collectives listen to, as they were set.
         seed: Seed of the workload.
+        ranks: How many processes shared the work; None in results of old.
         digests: Of the model ("model"), the prompts, the config, and the key of the calibration statistics.
     """
 
@@ -54,16 +55,18 @@ class Provenance(FrozenModel):
     drivers: dict[str, str]
     environment: dict[str, str]
     seed: int
+    ranks: int | None = None
     digests: dict[str, str]
 
     def flat(self) -> dict[str, str]:
         """Return all of it as texts by name."""
         digests = {f"{name} digest": value for name, value in self.digests.items()}
         own = {"code": self.code or "unknown", "device": self.device, "seed": str(self.seed)}
-        return {**own, **self.packages, **self.drivers, **self.environment, **digests}
+        ranks = {} if self.ranks is None else {"ranks": str(self.ranks)}
+        return {**own, **ranks, **self.packages, **self.drivers, **self.environment, **digests}
 
 
-def provenance_here(device: "torch.device", *, seed: int, digests: Mapping[str, str]) -> Provenance:
+def provenance_here(device: "torch.device", *, seed: int, ranks: int, digests: Mapping[str, str]) -> Provenance:
     """Describe a result of this process."""
     from hyquant.devices.runtime import runtime_versions  # loads torch, which reading a stored value does not need
     from hyquant.latency import describe_device
@@ -75,6 +78,7 @@ def provenance_here(device: "torch.device", *, seed: int, digests: Mapping[str, 
         drivers=driver_versions(DRIVER_FILES),
         environment=chosen_environment(os.environ),
         seed=seed,
+        ranks=ranks,
         digests=dict(digests),
     )
 

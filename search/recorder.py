@@ -15,6 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import DiskTrouble, StoreError, TrialFailed
+from search.floor_agreement import agreed_floor
 from search.locks import FileLock
 from search.logged import floor_metrics
 from search.media import written_trial_files
@@ -23,7 +24,6 @@ from search.objective import Evidence
 from search.order import SlotState, WorkOrder, mlflow_lock_path, write_state
 from search.redaction import redacted
 from search.retry import DISK_TROUBLE
-from search.storage import stored_floor
 from search.tracking import Tracker
 from search.trials import trial_reason, trial_result, trial_state
 from search.workbench import Workbench
@@ -56,12 +56,13 @@ class Recorder:
             self._tracker.start_trial(number)
 
     def tell_of_float(self, bench: Workbench) -> None:
-        """Write into the study what the float videos score, and the noise floor, once; the floor into MLflow too."""
+        """Write what float videos score and the noise floor into the study, if nobody has; the floor into MLflow."""
         if self._has_told_of_float:
             return
         self._has_told_of_float = True
-        scores = {name: result.model_dump(mode="json") for name, result in bench.float_results.items()}
-        self._study.set_user_attr("float_scores", scores)
+        if "float_scores" not in self._study.user_attrs:
+            scores = {name: result.model_dump(mode="json") for name, result in bench.float_results.items()}
+            self._study.set_user_attr("float_scores", scores)
         if bench.floor is not None:
             self.agree_on_floor(bench.floor)
             self._may_track(wait=True)
@@ -69,10 +70,7 @@ class Recorder:
 
     def agree_on_floor(self, own: NoiseFloor | None) -> NoiseFloor | None:
         """Return the noise floor of the study; this slot's own becomes it, if the study has none yet."""
-        known = stored_floor(self._study)
-        if known is None and own is not None:
-            self._study.set_user_attr("noise_floor", own.model_dump(mode="json"))
-        return known or own
+        return agreed_floor(self._study, own, self._order.worker)
 
     @contextmanager
     def failures_recorded(self, trial: optuna.Trial, stage: Callable[[], str]) -> Iterator[None]:

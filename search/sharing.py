@@ -1,21 +1,30 @@
 """Which slot measures which member of the front again: claims between hosts, through the study's own attributes.
 
-    confirming:12:HOST/DIGEST    the lease of one slot on member 12, a counter that moves while it measures, then None
+    confirming:12:HOST/DIGEST    the claim of one slot on member 12: its worker and a lease, which moves while it
+                                 measures; then None
 
 A slot writes its claim and reads all claims after that, so of two that claim the same member the later sees the other;
-whoever sees another lets go and comes again after a moment. A claim whose counter stands still is that of a dead slot.
+whoever sees another lets go and comes again after a moment. A claim whose lease stands still is that of a dead slot, or
+of one that its runner ends (`search.watching`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import optuna
 
-from hyquant.config import digest
+from hyquant.config import FrozenModel, digest
 from search.lease import LeaseWatch, renewing
 from search.processes import WorkerId
 
 _PREFIX = "confirming"
+
+
+class MemberClaim(FrozenModel):
+    """One slot's claim: who measures, and a counter that it renews."""
+
+    worker: WorkerId
+    lease: int
 
 
 class MemberClaims:
@@ -29,6 +38,7 @@ class MemberClaims:
 
     def __init__(self, study: optuna.Study, worker: WorkerId, watch: LeaseWatch | None = None) -> None:
         self._study = study
+        self._worker = worker
         self._me = f"{worker.host}/{digest(worker)}"
         self._watch = watch or LeaseWatch()
 
@@ -50,19 +60,23 @@ class MemberClaims:
         self._write(number, None)
 
     def _others(self, number: int) -> list[str]:
-        claims = {
-            key: lease
-            for key, lease in self._study.user_attrs.items()
-            if key.startswith(f"{_PREFIX}:") and lease is not None
-        }
+        claims = member_claims(self._study)
         dead = self._watch.stopped(claims)
         return [
             key for key in claims if key.startswith(self._key(number, "")) and key not in dead and self._me not in key
         ]
 
     def _write(self, number: int, lease: int | None) -> None:
-        self._study.set_user_attr(self._key(number, self._me), lease)
+        claim = None if lease is None else MemberClaim(worker=self._worker, lease=lease).model_dump()
+        self._study.set_user_attr(self._key(number, self._me), claim)
 
     @staticmethod
     def _key(number: int, who: str) -> str:
         return f"{_PREFIX}:{number}:{who}"
+
+
+def member_claims(study: optuna.Study) -> Mapping[str, MemberClaim]:
+    """Return the claims there are by key."""
+    attributes = study.user_attrs.items()
+    held = {key: value for key, value in attributes if key.startswith(f"{_PREFIX}:") and value is not None}
+    return {key: MemberClaim.model_validate(value) for key, value in held.items()}

@@ -5,7 +5,8 @@ The runner alone creates studies. Workers and readers open what exists.
     study.user_attrs    study_config, prompts    what the study is; workers read it from here
                         content_digests          digests of both, so that who joins from elsewhere can check them
                         float_scores             metrics of the float videos, by name, once measured
-                        noise_floor              how far float itself moves under neutral changes, once measured
+                        noise_floor              how far float itself moves under neutral changes, once measured and
+                                                 agreed upon (`search.floor_agreement`)
                         presets_enqueued         True once the space's presets are in the queue
                         model_fingerprint        which model it is about; earlier_presets: what of others was queued
                         confirmed:NUMBER         a member of the front measured again
@@ -33,6 +34,7 @@ from search.stored import read_stored
 from search.study import StudyConfig
 from spaces.space import did_you_mean
 
+FLOOR = "noise_floor"
 MIN_FREE_BYTES = 200 * 2**20
 _RESULTS = TypeAdapter(dict[str, MetricResult])
 
@@ -151,7 +153,7 @@ def float_scores(study: optuna.Study) -> dict[str, float]:
 
 def stored_floor(study: optuna.Study) -> NoiseFloor | None:
     """Return a study's noise floor; None until a worker has measured it."""
-    found = study.user_attrs.get("noise_floor")
+    found = study.user_attrs.get(FLOOR)
     return None if found is None else NoiseFloor.model_validate(found)
 
 

@@ -4,6 +4,8 @@
     all other stages          factor * the longest stage of any kind so far, as only the first static trial calibrates
     nothing seen yet          first_s
 
+Only slots of as many ranks on such a device say how long a stage takes in this one (`search.evaluating`).
+
 A trial that ended before all prompts counts as if it had gone on as before: what it took for its renderings and scores
 is scaled to all. A member of the front that is measured again on several seeds has as many times the limits.
 

@@ -16,9 +16,10 @@ from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
 from search.processes import this_process
-from search.resume import reclaim_lost_trials
+from search.resume import reclaim_lost_trials, worker_of
 from search.room import fullness, trial_shortage
 from search.run_sentences import lost_in_words, study_notes, trial_sentence
+from search.sharing import member_claims
 from search.slots import RunningSlot
 from search.stall import why_over
 from search.study import StudyConfig
@@ -94,7 +95,7 @@ def watch(
     num_kept_to = len(seen)
     ended: set[int] = set()
     was_short = False
-    leases = LeaseWatch()
+    leases, claims = LeaseWatch(), LeaseWatch()
     told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
     while len(ended) < len(slots):
         for sentence in study_notes(study, config):
@@ -107,6 +108,7 @@ def watch(
                 if failure := slot.failure():
                     on_event(event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
         _take_back(study, slots, leases)
+        _end_still_claimants(study, claims)
         trials = study.get_trials(deepcopy=False)
         counts = count_states(trials)
         shortage = _shortage(config, counts)
@@ -145,7 +147,13 @@ def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseW
     trials = study.get_trials(deepcopy=False)
     by_others = taken_from_still_workers(trials, doubtful - {*numbers}, runner)
     blame_still_workers(study, by_others, blame)
-    end_still_workers([*(trials[number] for number in numbers), *by_others], runner)
+    end_still_workers(map(worker_of, [*(trials[number] for number in numbers), *by_others]), runner)
+
+
+def _end_still_claimants(study: optuna.Study, watch: LeaseWatch) -> None:
+    """End workers of this process that stand still while they measure a member of the front again: it stays pending."""
+    claims = member_claims(study)
+    end_still_workers([claims[key].worker for key in watch.stopped(claims)], this_process())
 
 
 def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnEvent) -> None:

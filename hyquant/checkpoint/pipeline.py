@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-import torch
-
 Item = TypeVar("Item")
 
 _WAIT_S = 0.1
@@ -50,20 +48,6 @@ class _Channel(Generic[Item]):
                 raise item.error
             yield item
             del item  # or the last item would live until the next one comes
-
-
-@contextmanager
-def one_thread_of_arithmetic() -> Iterator[None]:
-    """Let torch compute in one thread while the context lasts.
-
-    Torch's threads wait for one another by spinning, which takes the processor from those that read and write.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

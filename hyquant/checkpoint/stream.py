@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hyquant.calibration.calibrate import Calibrated
 from hyquant.calibration.file import SavedCalibration, open_calibrated, require_usable
-from hyquant.checkpoint.pipeline import one_thread_of_arithmetic, read_ahead, write_behind
+from hyquant.checkpoint.pipeline import read_ahead, write_behind
 from hyquant.checkpoint.recipe import Recipe, build_recipe, plan_checkpoint, require_statistics
 from hyquant.checkpoint.source import FloatCheckpoint, open_checkpoint
 from hyquant.config import QuantConfig, Target, digest
@@ -29,6 +29,7 @@ from hyquant.export.tensor_file import TensorFile, size_of
 from hyquant.export.writer import is_export_file, require_writable, write_descriptions
 from hyquant.models.fingerprint import TensorsDigest, plain_config
 from hyquant.software import software_versions
+from hyquant.threads import one_thread_of_arithmetic
 
 logger = logging.getLogger(__name__)
 

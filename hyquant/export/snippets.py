@@ -24,19 +24,21 @@ def hyquant_snippet(folder: Path, manifest: ExportManifest) -> str:
 
 
 def mindie_snippet(folder: Path, manifest: ExportManifest) -> str | None:
-    """Return the lines that load an export in MindIE-SD from where it lies; None for diffusers names."""
+    """Return the lines that load an export in MindIE-SD from where it lies; None if that cannot load it."""
     return None if manifest.loader is None else f"export_dir = {str(folder)!r}\n{manifest.loader}"
 
 
 def mindie_loader(
     names: FileNames, config: QuantConfig, *, layout: Layout, quant_type: str, static_steps: tuple[int, int] | None
 ) -> str | None:
-    """Return the lines that load an export into the transformer of the original code; None for diffusers names.
+    """Return the lines that load an export into the transformer of the original code; None if that cannot load it.
+
+    It has other names than an export in those of diffusers, and MindIE-SD runs in bfloat16 or float16 alone.
 
     MindIE-SD is dynamic at every step unless it is told which steps use the stored ranges, so the lines say so. They
     leave the folder open: `export_dir`.
     """
-    if layout == "diffusers":
+    if layout == "diffusers" or config.deploy_dtype == "float32":
         return None
     description = f'f"{{export_dir}}/{names.description}"'
     dtype = "torch.float16" if config.deploy_dtype == "float16" else "torch.bfloat16"

@@ -37,6 +37,7 @@ from hyquant.models.fingerprint import are_same_weights
 from hyquant.modules.swap import swapped
 from hyquant.numerics.error import cosine
 from hyquant.quantize import restore_
+from hyquant.targets import misread_problem
 
 __all__ = ["ForwardCheck", "Ignored", "LayerCheck", "VerifyReport", "verify_export"]
 
@@ -138,6 +139,7 @@ def verify_export(
         except HyquantError as error:
             problems.append(str(error))
     problems.extend((*forward_problems(forward), *layer_problems(layers)))
+    problems.extend(filter(None, [misread_problem(manifest.plan, target)]))
     logger.info("verify folder=%s problems=%d ignored=%d", folder, len(problems), len(view.ignored))
     return VerifyReport(
         ok=not problems,

@@ -9,6 +9,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import optuna
 import pytest
@@ -19,7 +20,9 @@ from hyquant.config import QuantConfig, W8A8Dynamic
 from search.confirmation import confirmations
 from search.databases import open_database, open_storage
 from search.errors import StoreError
+from search.floor_agreement import agreed_floor
 from search.lease import GRACE_S, LEASE, LeaseWatch
+from search.noise_floor import noise_floor
 from search.patience import Patience
 from search.poison import poisoned_by
 from search.processes import this_worker
@@ -28,7 +31,7 @@ from search.proposal import claim
 from search.proxy import serve
 from search.resume import HANDED_BACK, hand_back_trials, queue_forgotten_trials, reclaim_lost_trials
 from search.sharing import MemberClaims
-from search.storage import create_study, open_study, require_intact, stored_config, stored_prompts
+from search.storage import create_study, open_study, require_intact, stored_config, stored_floor, stored_prompts
 from search.trials import count_states, trial_reason, trial_result
 from tests.toys.servers import free_port, mariadb, postgres
 
@@ -159,6 +162,19 @@ def test_a_member_of_the_front_is_claimed_by_one_slot(open_again):
         assert sum(claimed) <= 1
 
     assert confirmations(open_again()) == {}
+
+
+def test_slots_that_measure_the_noise_floor_at_once_have_one_in_the_end(open_again):
+    """Each had looked for one and found none."""
+    floors = [noise_floor({"ssim": [1.0]}, {"a": {"ssim": [1.0 - slot / 10]}}) for slot in range(4)]
+    studies = [open_again() for _ in floors]
+
+    calls = [partial(agreed_floor, studies[slot], floors[slot], this_worker(slot)) for slot in range(4)]
+    agreed = at_once(*calls)
+
+    assert agreed == [stored_floor(open_again())] * 4
+    assert agreed[0] in floors
+    assert [agreed_floor(open_again(), floor, this_worker(4)) for floor in (None, *floors)] == [agreed[0]] * 5
 
 
 def test_a_claim_is_free_again_when_its_slot_gave_it_up_or_died(open_again):

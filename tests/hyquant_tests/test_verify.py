@@ -15,6 +15,7 @@ from hyquant.calibration.calibrate import calibrate, quantize_calibrated_
 from hyquant.calibration.capture import capture_in_memory
 from hyquant.config import (
     M4,
+    W4A16,
     W8A16,
     FA3Fp8,
     FA3Int8,
@@ -154,6 +155,30 @@ def test_attention_that_a_target_ignores_is_told_apart_from_problems(model, expo
     assert all("does not execute FAQuant" in entry.reason for entry in report.ignored)
     assert verify_export(exports / "fa3", target="mindie-sd-3.1/910b").ignored == report.ignored
     assert verify_export(exports / "fa3", model).ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "target", "sentence"),
+    [
+        (CONFIGS["dynamic"].model_copy(update={"deploy_dtype": "float32"}), "mindie-sd-3.1/910b", "float32"),
+        (QuantConfig(linear=W4A16(group_size=32), layers=SELECTION), "mindie-sd-2.3/910b", "group_size is 32"),
+    ],
+    ids=["dtype", "groups"],
+)
+def test_what_a_target_would_read_otherwise_is_a_problem(model, tmp_path, config, target, sentence):
+    """Such an export is not made for the target; one of an older version, or one for this library, may be asked of."""
+    plan = build_plan(model.groups(), config, num_steps=4)
+    quantize_calibrated_(model.denoiser, plan, calibrate(model.denoiser, plan, [], model.clock), model.clock)
+    manifest = save_quantized(model.denoiser, plan, tmp_path / "x", model=model_info(model))
+    restore_(model.denoiser)
+
+    assert verify_export(tmp_path / "x", model).ok
+    report = verify_export(tmp_path / "x", model, target=target)
+
+    assert len(report.problems) == 1
+    assert sentence in report.problems[0]
+    assert report.replaced == report.layers
+    assert (manifest.loader is None) == (config.deploy_dtype == "float32")
 
 
 def test_an_export_in_diffusers_names_is_all_float_to_mindie(model, tmp_path):

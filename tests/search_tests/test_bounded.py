@@ -1,3 +1,4 @@
+import random
 import time
 import warnings
 
@@ -37,7 +38,7 @@ def drawn(num_points, sampler, study=None, space="mini"):
     return study
 
 
-def long_study(num_trials):
+def long_study(num_trials, shape):
     """A study on the largest space with many trials, whose parameters are those of 300 random points."""
     drafts = drawn(300, RandomSampler(0), space="hunyuan_video").get_trials(deepcopy=False)
     study = optuna.create_study(directions=["minimize", "maximize"])
@@ -45,7 +46,7 @@ def long_study(num_trials):
         draft = drafts[index % 300]
         study.add_trial(
             optuna.create_trial(
-                values=[float(index * 7919 % 10007), float(index * 104729 % 10009)],
+                values=[float(index * 7919 % 10007), float(index * (104729 if shape == "cloud" else 7919) % 10007)],
                 params=draft.params,
                 distributions=draft.distributions,
             )
@@ -85,12 +86,35 @@ def test_a_study_within_the_bound_is_searched_as_without_one():
     assert [t.params for t in drawn(40, BoundedSampler(tight, most=10)).trials] != [t.params for t in expected]
 
 
+@pytest.mark.parametrize("num_objectives", [1, 2, 3])
+def test_the_front_is_what_no_trial_dominates(num_objectives):
+    """Whole numbers from 0 to 5, so that many trials are equal in some objectives, or in all."""
+    drawn_from = random.Random(num_objectives)
+    directions = [drawn_from.choice(list(StudyDirection)[1:]) for _ in range(num_objectives)]
+    signs = [1 if direction == StudyDirection.MINIMIZE else -1 for direction in directions]
+    study = optuna.create_study(directions=[direction.name.lower() for direction in directions])
+    for _ in range(150):
+        values = [float(drawn_from.randrange(6)) for _ in range(num_objectives)]
+        study.add_trial(optuna.create_trial(values=values))
+    trials = study.get_trials(deepcopy=False)
+    losses = [tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)) for trial in trials]
+    front = [trial.number for trial, own in zip(trials, losses, strict=True) if not is_dominated(own, losses)]
+
+    seen = [trial.number for trial in within_bound(trials, directions, 2 * len(front))]
+
+    assert 0 < len(front) < 75
+    assert set(front) < set(seen)
+    assert seen == sorted({*front, *[number for number in range(150) if number not in front][-len(front) :]})
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("shape", ["cloud", "front"])
 @pytest.mark.parametrize("kind", ["tpe", "gp", "nsga2", "random"])
-def test_a_point_is_chosen_within_two_seconds_of_one_core_after_ten_thousand_trials(kind):
+def test_a_point_is_chosen_within_two_seconds_of_one_core_after_ten_thousand_trials(kind, shape):
+    """Whether few of them are on the front, or all."""
     config, here = SamplerConfig(kind=kind), load_space("hunyuan_video")
     sampler = sampler_for(config, here, seed=1, num_steps=NUM_STEPS, num_trials=20_000)
-    study = drawn(1, sampler, long_study(10_000), space="hunyuan_video")  # the first loads libraries
+    study = drawn(1, sampler, long_study(10_000, shape), space="hunyuan_video")  # the first loads libraries
 
     used_s = []
     for _ in range(3):

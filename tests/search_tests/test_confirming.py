@@ -314,9 +314,9 @@ def test_what_is_offered_is_measured_again_first_and_no_more_than_asked_for(meas
     one = config.model_copy(update={"confirm": ConfirmConfig(members=1)})
 
     assert set(pending(measured, config)) == {0, 1, 2}
-    assert len(pending(measured, one)) == 1
+    (chosen,) = pending(measured, one)
     assert pending(measured, config.model_copy(update={"confirm": None})) == []
-    store_confirmation(measured, 1, again(make_result, 0.75, 0.7))
+    store_confirmation(measured, chosen, again(make_result, 0.75, 0.7))
     assert pending(measured, one) == []
 
 
@@ -339,6 +339,13 @@ def test_both_ends_of_a_front_larger_than_its_members_are_measured_again(measure
     assert done[:3] == [0, 3, 7]
     assert done[3:] == [5]
     assert {name: read_overview(measured).picked(name).number for name in offered} == offered
+
+    add_trial(measured, make_result("dynamic", 0.2, 0.05))  # after the budget was raised: a new end, and so a new knee
+    assert pending(measured, config) == [4, 8]
+    store_confirmation(measured, 4, again(make_result, 0.5, 0.3))
+    store_confirmation(measured, 8, again(make_result, 0.2, 0.05))
+    assert pending(measured, config) == []
+    assert read_overview(measured).picked("fast").number == 8
 
 
 def test_the_record_in_mlflow_has_both_measurements(measured, make_result, mlflow_store):

@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 
 from search.evaluating import Evaluator
 from search.locks import HostLock
 from search.order import WorkOrder
+from search.provenance import provenance_here
 from search.study import ConfirmConfig
 from search.trials import store_result
 
@@ -31,6 +33,7 @@ def make_evaluator(study_config, tmp_path, monkeypatch):
         config=study_config.model_copy(update={"confirm": ConfirmConfig(seeds=11)}),
         lock=HostLock(tmp_path / "locks"),
         group=SimpleNamespace(world_size=1),
+        model=SimpleNamespace(device=torch.device("cpu")),
         pairs=[("prompt", seed) for seed in range(64)],
     )
 
@@ -56,6 +59,19 @@ def test_limits_are_those_of_whole_trials_and_of_all_seeds(make_evaluator, make_
     assert again("render") == 11 * usual("render")
     assert usual("latency") == 600.0
     assert usual("score") == 14_400.0
+
+
+def test_limits_follow_slots_of_as_many_ranks_on_such_a_device(make_evaluator, make_result):
+    """Eight ranks, or an accelerator, are done with a stage sooner than one rank on a CPU may be."""
+    own = provenance_here(torch.device("cpu"), seed=1, ranks=1, digests={})
+    others = [own.model_copy(update={"ranks": 8}), own.model_copy(update={"device": "npu"})]
+    alike = [None, own, own.model_copy(update={"ranks": None})]
+
+    make_evaluator(*(make_result(stage_seconds={"render": 100.0}, provenance=one) for one in others))
+    for one in alike:
+        make_evaluator(make_result(stage_seconds={"render": 100.0}, provenance=one))
+
+    assert [dog.limit_s("render") for dog in Dog.made] == [14_400.0, 1000.0, 1000.0, 1000.0]
 
 
 def test_a_hang_is_written_against_the_trial_in_hand_and_not_against_a_finished_one(make_evaluator, monkeypatch):

@@ -41,15 +41,20 @@ def test_only_variables_of_devices_and_collectives_are_kept():
 
 
 def test_differences_are_named_and_ports_are_none():
-    one = provenance_here(torch.device("cpu"), seed=1, digests={"model": "a"})
+    one = provenance_here(torch.device("cpu"), seed=1, ranks=8, digests={"model": "a"})
     other = one.model_copy(
         update={
             "packages": {**one.packages, "torch": "0.0.1"},
             "environment": {**one.environment, "HCCL_IF_BASE_PORT": "61000"},
+            "ranks": 1,
             "digests": {"model": "b"},
         }
     )
 
     assert one.packages["optuna"].startswith(("4", "5"))
     assert differences(one, one) == ()
-    assert differences(one, other) == (f"torch {one.packages['torch']} -> 0.0.1", "model digest a -> b")
+    assert set(differences(one, other)) == {
+        f"torch {one.packages['torch']} -> 0.0.1",
+        "ranks 8 -> 1",
+        "model digest a -> b",
+    }

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from itertools import count
 
 import optuna
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from search.lease import GRACE_S, LEASE, LeaseWatch
 from search.processes import ProcessId, WorkerId, is_alive, process_id, this_process, this_worker
 from search.resume import reclaim_lost_trials
+from search.sharing import MemberClaims
 from search.slots import RunningSlot
-from search.watching import _take_back
+from search.watching import _end_still_claimants, _take_back
 
 
 @pytest.fixture
@@ -73,6 +75,38 @@ def test_a_worker_that_stands_still_is_ended_by_its_runner_whoever_takes_its_tri
     assert child.wait(timeout=10) == -signal.SIGKILL
     assert not is_alive(worker)
     assert crashes(study) == ["crash:0"]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_worker_that_stands_still_while_it_measures_a_member_again_is_ended_by_its_runner(study, child, is_own):
+    """It has no trial in hand whose lease would tell."""
+    another = this_process().model_copy(update={"started": "1"})
+    clock = count()
+    watch = LeaseWatch(clock=lambda: next(clock))
+    assert MemberClaims(study, identity(child, runner=None if is_own else another)).claim(3)
+
+    for _ in range(int(GRACE_S)):
+        _end_still_claimants(study, watch)
+    assert child.poll() is None
+    _end_still_claimants(study, watch)
+
+    assert (child.wait(timeout=10) if is_own else child.poll()) == (-signal.SIGKILL if is_own else None)
+
+
+def test_a_worker_that_renews_its_claim_is_left_alone(study, child):
+    clock = count(step=6)
+    watch = LeaseWatch(clock=lambda: next(clock))
+    claims = MemberClaims(study, identity(child))
+    assert claims.claim(3)
+
+    for lease in range(int(GRACE_S)):
+        claims._write(3, lease)
+        _end_still_claimants(study, watch)
+    claims._write(3, None)
+    for _ in range(int(GRACE_S)):
+        _end_still_claimants(study, watch)
+
+    assert child.poll() is None
 
 
 def test_a_worker_that_was_cut_off_together_with_its_runner_lives_and_is_not_blamed(study, child, tmp_path):

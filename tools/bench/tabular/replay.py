@@ -21,9 +21,10 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, digest
+from search.grid import GridSampler, tried_out
 from search.order import WorkOrder
 from search.outlook import lost_constraints
-from search.pace import next_draw
+from search.pace import MAX_DUPLICATES_IN_A_ROW, next_draw
 from search.result import MetricResult
 from search.retry import known_experiments
 from search.rungs import Scored, beaten_by
@@ -81,6 +82,7 @@ def replay(way: Way, table: Table, *, seed: int, num_trials: int) -> Replay:
     rows_by_digest = {row.digest: row for row in table.rows}
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=_sampler(way, seed, num_trials))
     sampler = study.sampler
+    grid = sampler if isinstance(sampler, GridSampler) else None
     if way.has_presets:
         for preset in way.space.presets:
             study.enqueue_trial(preset_params(way.space, preset.name), skip_if_exists=True)
@@ -89,9 +91,12 @@ def replay(way: Way, table: Table, *, seed: int, num_trials: int) -> Replay:
     seconds: list[float] = []
     ended: list[bool] = []
     num_free = in_a_row = 0
-    while len(paid) < num_trials and in_a_row < 50:
+    while len(paid) < num_trials and (grid is not None or in_a_row < MAX_DUPLICATES_IN_A_ROW):
+        trials = study.get_trials(deepcopy=False)
+        if tried_out(grid, trials):
+            break
         if way.kind is not None:
-            drawn = next_draw(study.get_trials(deepcopy=False), ORDER)
+            drawn = next_draw(trials, ORDER, is_grid=grid is not None)
             study.sampler = sampler if drawn == "sampler" else RandomSampler(seed * 1000 + len(study.trials))
         trial = study.ask()
         config: QuantConfig = suggest(trial, way.space, num_steps=NUM_STEPS)
