@@ -26,7 +26,7 @@ def _tpe(seed: int, num_startup_trials: int) -> BaseSampler:
 
 
 class _GPInOneThread(GPSampler):
-    """Chooses a point in one thread: the matrices are small, and on busy cores torch's threads made it ten times slower."""
+    """Chooses in one thread: the matrices are small, and on busy cores torch's threads made it ten times slower."""
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
