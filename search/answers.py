@@ -56,20 +56,27 @@ def status_json(overview: Overview) -> dict[str, Any]:
         "median_trial_s": overview.time_per_trial_s,
         "measurement_errors": [row.number for row in overview.rows if row.measurement_error is not None],
         "noise_floor": None if overview.floor is None else plain(overview.floor),
+        "front_timed_on": timed_on(overview),
     }
+
+
+def timed_on(overview: Overview) -> dict[str, list[int]]:
+    """Return by device which members of the front were timed on it; latencies of two are two quantities."""
+    found: dict[str, list[int]] = {}
+    for row in overview.front:
+        if row.result is not None and row.result.timed_on is not None:
+            found.setdefault(row.result.timed_on, []).append(row.number)
+    return found
 
 
 def devices_note(overview: Overview) -> str | None:
     """Return in words that members of the front were timed on different devices, and on which; None if on one."""
     if not any(objective.metric.startswith("latency") for objective in overview.config.objectives):
         return None
-    found: dict[str, list[str]] = {}
-    for row in overview.front:
-        if row.result is not None and row.result.timed_on is not None:
-            found.setdefault(row.result.timed_on, []).append(str(row.number))
+    found = timed_on(overview)
     if len(found) < 2:
         return None
-    listed = "; ".join(f"{device}: trials {', '.join(numbers)}" for device, numbers in found.items())
+    listed = "; ".join(f"{device}: trials {', '.join(map(str, numbers))}" for device, numbers in found.items())
     return f"the front holds trials timed on different devices, whose latencies are not the same quantity: {listed}"
 
 

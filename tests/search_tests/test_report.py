@@ -56,6 +56,10 @@ def test_a_front_of_two_devices_says_so_in_status_front_and_report(
 
     elsewhere, here = f"cpu (another processor): trials {first}; ", f"cpu: trials {', '.join(map(str, others))}"
     assert all(elsewhere + here in " ".join(text.split()) for text in told)
+    assert status_json(read_overview(filled_study))["front_timed_on"] == {
+        "cpu (another processor)": [first],
+        "cpu": others,
+    }
 
 
 def test_a_study_without_a_trial_has_a_report_too(filled_study, small_study, tmp_path):
