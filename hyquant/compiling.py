@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import reset_code
 
+from hyquant.compiler_records import forget_compilations
 from hyquant.values import map_tensors
 
 _CPU_COMPILERS = ("g++", "clang++")
@@ -53,7 +54,7 @@ def compile_blocks_(denoiser: nn.Module) -> None:
 
 
 def _forget_compiled(codes: Sequence[types.CodeType]) -> None:
-    """Free the graphs of code objects that nobody will run again, and what checks their guards.
+    """Free the graphs of code objects that nobody will run again, what checks their guards, and records of both.
 
     For every guarded object the compiler registers a finalizer that would invalidate the graph. It holds the guards,
     and so megabytes, until that object dies; without a graph it would do nothing, and is taken off.
@@ -66,6 +67,7 @@ def _forget_compiled(codes: Sequence[types.CodeType]) -> None:
     for finalizer in list(registry):
         if (alive := finalizer.peek()) is not None and _guards_nothing(alive[1]):
             finalizer.detach()
+    forget_compilations()
 
 
 def _guards_nothing(called: object) -> bool:
