@@ -18,14 +18,20 @@ from torch import Tensor, nn
 from torch._C._dynamo.eval_frame import reset_code
 
 from hyquant.compiler_records import forget_compilations
+from hyquant.kernels.cuda import row_kernels
 from hyquant.values import map_tensors
 
 _CPU_COMPILERS = ("g++", "clang++")
 
 
 def can_compile(device: torch.device) -> bool:
-    """Return whether `torch.compile` has what it needs here; on the CPU that is a C++ compiler in PATH."""
-    return device.type != "cpu" or any(shutil.which(name) for name in _CPU_COMPILERS)
+    """Return whether `torch.compile` has what it needs here.
+
+    On the CPU that is a C++ compiler in PATH, on CUDA triton and a C compiler; for other devices it has no backend.
+    """
+    if device.type == "cuda":
+        return row_kernels() is not None
+    return device.type == "cpu" and any(shutil.which(name) for name in _CPU_COMPILERS)
 
 
 def blocks_of(denoiser: nn.Module) -> Iterator[nn.Module]:

@@ -85,6 +85,8 @@ def stored_ranges(
     group = _stats_of(layer, stats)
     if layer.smoothed and smoothed_stats is not None and needs_smoothed_stats(plan):
         group, mul = _stats_of(layer, smoothed_stats), None
+    if mul is not None:  # it is where the weights are; merged and stored statistics are on the CPU
+        mul = mul.to(group.lo.device)
     try:
         bounds = [
             act_range(group, linear.act_method, steps, mul, percentile=linear.percentile)

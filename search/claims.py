@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from hyquant.devices import resolve_device
+from search.errors import SearchError
 from search.locks import FileLock
 from search.order import WorkOrder
 from search.ports import claim_block
@@ -58,9 +59,14 @@ def claimed(slots: Sequence[Slot], order: WorkOrder, *, device: str) -> list[Cla
     """Claim what slots need: all of it, or nothing.
 
     Raises:
-        SearchError: If devices or ports are not there, or held by another slot.
+        SearchError: If devices or ports are not there, or held by another slot, or several ranks would share a device.
         DeviceUnavailable: If slots name devices of a kind that does not work here.
     """
+    if ":" in device and any(slot.ranks > 1 for slot in slots):
+        raise SearchError(
+            f"each rank of a slot needs a device of its own, but model.device is {device!r} and a slot has "
+            f"{max(slot.ranks for slot in slots)} ranks; leave the index out"
+        )
     if all(slot.devices is None for slot in slots) and not device.startswith(("npu", "auto")):
         return [Claim(slot) for slot in slots]
     kind = resolve_device(device)

@@ -67,7 +67,7 @@ class Climb:
 
     def figures(self, bench: Workbench) -> dict[str, float]:
         """Return what is measured and not scored; the memory peak is the one so far, latents those of all prompts."""
-        peak = bench.device.memory_peak_bytes(bench.group.local_rank)
+        peak = bench.device.memory_peak_bytes(bench.device_index)
         latents = latent_figure(self.latent_l2) if len(self.latent_l2) == len(bench.pairs) else {}
         return measured_figures(self.latency, self.report.weight_bytes, peak) | latents
 

@@ -145,7 +145,7 @@ def default_lock_folder() -> Path:
     Raises:
         StoreError: If it cannot be made, or is somebody else's: whoever may write there could hold up every study.
     """
-    folder = Path(tempfile.gettempdir()) / f"hyq-search-{getpass.getuser()}"
+    folder = Path(tempfile.gettempdir()) / f"hyq-search-{_user()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -155,6 +155,14 @@ def default_lock_folder() -> Path:
     except OSError as error:
         raise StoreError(f"the lock folder {folder} must be usable, but is not: {error.strerror}; free it") from error
     raise StoreError(f"the lock folder {folder} must be a folder of this user, but is not; remove it or set TMPDIR")
+
+
+def _user() -> str:
+    """Return this user's name, or number: in a container it may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.geteuid())
 
 
 def _open(path: Path) -> IO[str]:

@@ -70,7 +70,7 @@ def run_trial(
     prepare_floor(bench, stages, agree)
     plan = stages.run("quantize", lambda: _plan(bench, config))
     found = calibrate_for(bench, plan, stages)
-    bench.device.reset_memory_peak(bench.group.local_rank)
+    bench.device.reset_memory_peak(bench.device_index)
     try:
         report = stages.run("quantize", lambda: quantize_calibrated_(denoiser, plan, found, bench.model.clock))
         trial = climb(bench, plan, report, stages, front)
@@ -152,7 +152,7 @@ def out_of_memory_result(config: QuantConfig, failure: OutOfMemory) -> TrialResu
 
 def release_memory(bench: Workbench) -> None:
     """Let the next trial start from a clean allocator."""
-    bench.device.release_memory(bench.group.local_rank)
+    bench.device.release_memory(bench.device_index)
 
 
 def _provenance(bench: Workbench, config: QuantConfig) -> Provenance:

@@ -142,6 +142,11 @@ class Workbench:
         first = (self.prompts.calibration[0], calibration_seeds(self.config.workload.seed, 1)[0])
         return self.calibration[:1] == [first]
 
+    @property
+    def device_index(self) -> int:
+        """Return which device of its kind the model is on."""
+        return self.model.device.index or 0
+
     def has_stats(self, *, histograms: bool) -> bool:
         """Say whether there are statistics, and histograms among them if those are asked for."""
         return bool(self.stats) and not (histograms and any(group.histogram is None for group in self.stats.values()))

@@ -9,7 +9,7 @@ from hyquant.devices.base import Device
 from hyquant.devices.cpu import CpuDevice
 from hyquant.devices.cuda import CudaDevice
 from hyquant.devices.npu import NpuDevice
-from hyquant.errors import ConfigError
+from hyquant.errors import ConfigError, DeviceUnavailable
 from hyquant.plugins import find_entry
 
 ENTRY_POINT_GROUP = "hyq.devices"
@@ -40,9 +40,16 @@ def resolve_torch_device(name: str | torch.device) -> torch.device:
 
     Raises:
         ConfigError: If the name or its index are malformed.
-        DeviceUnavailable: If the device is not usable on this machine.
+        DeviceUnavailable: If the device is not usable on this machine, or there are fewer of its kind.
     """
     index = str(name).partition(":")[2] or os.environ.get("LOCAL_RANK", "0")
     if not index.isdecimal():
         raise ConfigError(f"a device is a name and perhaps an index, such as npu:1, but got {str(name)!r}")
-    return resolve_device(name).torch_device(int(index))
+    device = resolve_device(name)
+    found = device.torch_device(int(index))
+    if found.index is not None and found.index >= (count := device.num_devices()):
+        raise DeviceUnavailable(
+            f"a device's index must be below the number of visible devices, but {found} is asked for and {count} "
+            f"{'is' if count == 1 else 'are'} visible; start fewer ranks, or name another"
+        )
+    return found

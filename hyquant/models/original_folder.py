@@ -139,13 +139,14 @@ def load_components(found: OriginalFolder, *, dtype: torch.dtype, load_key: str 
     from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
 
     local = {"local_files_only": True}
+    no_code = {"trust_remote_code": False}  # else transformers asks whether to run what lies in the folder
     return {
         "transformer": load_denoiser(found.transformer, dtype=dtype, load_key=load_key),
         "vae": load_vae(found.vae, dtype=dtype),
         "text_encoder": LlamaModel.from_pretrained(found.text_encoder, dtype=dtype, **local),
-        "tokenizer": AutoTokenizer.from_pretrained(found.tokenizer, padding_side="right", **local),
+        "tokenizer": AutoTokenizer.from_pretrained(found.tokenizer, padding_side="right", **no_code, **local),
         "text_encoder_2": CLIPTextModel.from_pretrained(found.text_encoder_2, dtype=dtype, **local),
-        "tokenizer_2": AutoTokenizer.from_pretrained(found.tokenizer_2, **local),
+        "tokenizer_2": AutoTokenizer.from_pretrained(found.tokenizer_2, **no_code, **local),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=7.0)
         if found.scheduler is None
         else FlowMatchEulerDiscreteScheduler.from_pretrained(found.scheduler, **local),

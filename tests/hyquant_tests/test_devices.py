@@ -1,8 +1,11 @@
 """Kinds of devices: names, discovery, and what is said when one is not there."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -77,7 +80,8 @@ def test_a_malformed_index_is_refused():
 
 def test_the_index_is_that_of_the_local_rank_unless_given(monkeypatch):
     seen = []
-    monkeypatch.setattr(type(DEVICES["cpu"]), "torch_device", lambda self, index=0: seen.append(index))
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(type(DEVICES["cpu"]), "torch_device", lambda self, index=0: seen.append(index) or cpu)
     monkeypatch.setenv("LOCAL_RANK", "3")
     resolve_torch_device("cpu")
     resolve_torch_device("cpu:1")
@@ -85,6 +89,31 @@ def test_the_index_is_that_of_the_local_rank_unless_given(monkeypatch):
     resolve_torch_device("cpu")
 
     assert seen == [3, 1, 0]
+
+
+@pytest.mark.parametrize(("name", "local_rank"), [("cuda:2", "0"), ("cuda", "2")])
+def test_a_device_beyond_those_that_are_there_is_refused(monkeypatch, name, local_rank):
+    monkeypatch.setattr(type(DEVICES["cuda"]), "require", lambda self: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+
+    with pytest.raises(DeviceUnavailable, match="cuda:2 is asked for and 2 are visible; start fewer ranks"):
+        resolve_torch_device(name)
+    assert resolve_torch_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.slow
+def test_whatever_is_quantized_stays_on_its_device():
+    """On a stand-in that refuses operations between two devices, in a process of its own."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.hyquant_tests.on_stand_in"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
+
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(lines) == 11
+    assert [line for line in lines if not line.endswith(": ok")] == []
 
 
 def test_cpu_time_and_memory_are_seconds_and_bytes():

@@ -54,6 +54,16 @@ def test_the_fastest_of_the_kept_times_is_chosen(cache, two_kernels):
         assert kernel_for(CPU, SHAPE) is KERNELS[fastest]
 
 
+def test_without_a_home_times_are_measured_and_not_kept(cache, two_kernels, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+
+    assert kernel_times(CPU, SHAPE).keys() == {"reference", "int_mm"}
+
+
 def test_a_damaged_cache_is_measured_again(cache, two_kernels):
     kernel_times(CPU, SHAPE)
     times_file(cache).write_text("{")

@@ -154,6 +154,17 @@ def test_what_was_compiled_goes_with_its_denoiser(model):
         assert torch.equal(kept(**model.deployment_inputs(SHAPE))[0], expected)
 
 
+def test_what_cannot_be_compiled_is_timed_eagerly(monkeypatch):
+    """torch.compile has no backend for an NPU, and on CUDA needs triton and a C compiler."""
+    assert not can_compile(torch.device("meta"))
+    monkeypatch.setattr("hyquant.compiling.row_kernels", lambda: None)
+    assert not can_compile(torch.device("cuda"))
+    monkeypatch.setattr("hyquant.compiling.row_kernels", object)
+    assert can_compile(torch.device("cuda"))
+    monkeypatch.setenv("PATH", "")
+    assert not can_compile(torch.device("cpu"))
+
+
 def test_the_records_of_compilations_are_those_of_this_torch():
     """What another version does not have is passed over, so that only this would tell."""
     tables = [attrgetter(path)(import_module(module)) for module, path in compiler_records._RECORDS]

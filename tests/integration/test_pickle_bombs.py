@@ -51,6 +51,7 @@ from search.study_file import load_study
 from search.trials import trial_result
 from spaces.space import load_space
 from tests.toys.published_weights import put_random_weights
+from tools.export_original_layout import export_original
 from tools.fuzz import seeds
 
 
@@ -365,9 +366,15 @@ def code(target):
     return f"import os\nos.mkdir({str(target)!r})\n".encode()
 
 
-def test_code_beside_a_tokenizer_is_not_imported(tmp_path, target):
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_code_beside_a_tokenizer_is_not_imported(tmp_path, target, layout, monkeypatch):
+    """Nor is anybody asked whether it should be: answers that wait in a pipe would do."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 10))
     model = tmp_path / "model"
-    shutil.copytree(mini.WEIGHTS, model)
+    if layout == "diffusers":
+        shutil.copytree(mini.WEIGHTS, model)
+    else:
+        export_original("mini", model)
     path = model / "tokenizer" / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {
         "tokenizer_class": "Odd",

@@ -174,6 +174,24 @@ def test_the_lock_folder_is_this_users_alone(tmp_path):
         default_lock_folder()
 
 
+def test_a_user_without_a_name_has_a_lock_folder(monkeypatch):
+    """A container may run as a number that is in no list of users."""
+
+    def nameless():
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    folder = default_lock_folder()
+
+    assert folder.name == f"hyq-search-{os.geteuid()}"
+    assert folder.is_dir()
+
+
+def test_ranks_of_a_slot_do_not_share_the_device_that_an_index_names():
+    with pytest.raises(SearchError, match=r"model\.device is 'cuda:1' and a slot has 2 ranks; leave the index out"):
+        claimed([Slot(ranks=2)], ORDER, device="cuda:1")
+
+
 def test_a_long_log_is_put_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(search.slots, "MAX_LOG_BYTES", 10)
     log = tmp_path / "log.txt"
