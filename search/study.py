@@ -40,7 +40,7 @@ class Workload(FrozenModel):
     num_calibration_prompts: Annotated[int, Field(ge=1)] = 4
     num_search_prompts: Annotated[int, Field(ge=1)] = 8
     settings: RenderSettings
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
 
 class JudgeConfig(FrozenModel):
@@ -79,6 +79,14 @@ class Constraint(FrozenModel):
     def _has_a_bound(self) -> "Constraint":
         if self.min is None and self.max is None:
             raise ValueError(f"constraint on {self.metric} must give min, max or both, but got neither; add one")
+        return self
+
+    @model_validator(mode="after")
+    def _has_values_within(self) -> "Constraint":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(
+                f"constraint on {self.metric} must have min <= max, but got {self.min:g} and {self.max:g}; swap them"
+            )
         return self
 
 

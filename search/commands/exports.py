@@ -106,7 +106,9 @@ def verify(
 def render(
     export: Export,
     prompt: Annotated[list[str], typer.Option(help="What to show; may be given several times.")],
-    seed: Annotated[int, typer.Option(help="Seed of the first clip; each further clip adds one.", min=0)] = 42,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first clip; each further clip adds one.", min=0, max=2**32 - 1)
+    ] = 42,
     out: Annotated[Path | None, typer.Option(help="Folder to write into [default: EXPORT-render].")] = None,
     model: Source = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,

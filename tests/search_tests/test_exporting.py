@@ -132,6 +132,11 @@ def test_a_size_that_is_none_is_refused(export):
             clip_settings(export[0], size=size, num_frames=None)
 
 
+def test_a_seed_that_generators_refuse_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    assert exit_code_of(["render", str(tmp_path), "--prompt", "x", "--seed", str(2**32)]) != 0
+    assert "4294967295" in capsys.readouterr().err
+
+
 def test_settings_of_a_folder_that_is_no_export_are_refused(tmp_path):
     with pytest.raises(ExportError):
         clip_settings(tmp_path, size=None, num_frames=None)

@@ -109,6 +109,20 @@ def test_a_violation_is_the_distance_outside_the_bounds(bound, value, violation)
     assert bound.violation(value) == violation
 
 
+def test_bounds_that_no_value_keeps_are_refused(write):
+    path = write(constraints=[{"metric": "motion_energy_ratio", "min": 2, "max": 0.5}])
+
+    with pytest.raises(ConfigError, match=r"motion_energy_ratio must have min <= max, but got 2 and 0\.5; swap them"):
+        load_study(path)
+
+
+def test_a_seed_that_generators_refuse_is_refused_in_the_file(write):
+    path = write(workload={**FILE["workload"], "seed": 2**32})
+
+    with pytest.raises(ConfigError, match=r"workload\.seed: input should be less than 4294967296, but got 4294967296"):
+        load_study(path)
+
+
 def test_prompts_are_read_relative_to_the_study_file_and_must_be_disjoint(write, tmp_path):
     config = load_study(write())
     (tmp_path / "calibration.txt").write_text("a cat\n\n a dog \n")
