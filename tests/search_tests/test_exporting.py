@@ -1,5 +1,7 @@
 import json
+import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +132,25 @@ def test_a_size_that_is_none_is_refused(export):
     for size in ("large", "64", "60x64", "64x"):
         with pytest.raises(ConfigError, match="--size must be WIDTHxHEIGHT"):
             clip_settings(export[0], size=size, num_frames=None)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/clips"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(export, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+
+    code = exit_code_of(["render", str(export[0]), "--prompt", "x", "--model", "no such seed", "--out", out])
+
+    assert code == 1
+    assert f"--out must be a folder, but {out} cannot be made" in capsys.readouterr().err
+    assert Path("file").read_text() == "mine"
+
+
+def test_a_folder_without_rights_is_refused_before_anything_is_loaded(export, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, rights: not rights & os.W_OK)  # root may write anywhere
+
+    assert exit_code_of(["render", str(export[0]), "--prompt", "x", "--out", str(tmp_path)]) == 1
+    assert f"--out must be writable, but {tmp_path} is not" in capsys.readouterr().err
 
 
 def test_a_seed_that_generators_refuse_is_refused_before_anything_is_loaded(tmp_path, capsys):
