@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hyquant.errors import ConfigError
 from hyquant.export import load_quantized, read_manifest
-from hyquant.models import load_model
+from hyquant.models import load_model, require_frames
 from hyquant.models.base import RenderSettings, VideoModel
 from hyquant.quantize import restore_
 from metrics.base import Sample
@@ -53,6 +53,7 @@ def clip_settings(export: Path, *, size: str | None, num_frames: int | None) -> 
             f"--size must be WIDTHxHEIGHT in multiples of 16 pixels, but got {text!r}; 832x480, for example"
         )
     frames = num_frames or (13 if is_small else 33)
+    require_frames(manifest.model.kind, frames)
     return RenderSettings(height=int(height), width=int(width), num_frames=frames, num_steps=manifest.num_steps)
 
 

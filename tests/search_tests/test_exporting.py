@@ -132,6 +132,8 @@ def test_a_size_that_is_none_is_refused(export):
     for size in ("large", "64", "60x64", "64x"):
         with pytest.raises(ConfigError, match="--size must be WIDTHxHEIGHT"):
             clip_settings(export[0], size=size, num_frames=None)
+    with pytest.raises(ConfigError, match="num_frames must be 1"):
+        clip_settings(export[0], size=None, num_frames=6)
 
 
 @pytest.mark.parametrize("out", ["file", "file/below", "/proc/clips"])

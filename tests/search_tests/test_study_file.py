@@ -2,6 +2,8 @@ import pytest
 import yaml
 
 from hyquant.errors import ConfigError
+from hyquant.models import require_frames
+from search.parts import require_parts
 from search.prompts import load_prompts
 from search.study import Constraint
 from search.study_file import load_study
@@ -121,6 +123,21 @@ def test_a_seed_that_generators_refuse_is_refused_in_the_file(write):
 
     with pytest.raises(ConfigError, match=r"workload\.seed: input should be less than 4294967296, but got 4294967296"):
         load_study(path)
+
+
+@pytest.mark.parametrize("where", ["workload.settings", "deployment", "certificate.settings"])
+def test_a_clip_that_the_model_cannot_render_is_refused_before_the_study_is_stored(write, where):
+    clip = {**FILE["deployment"], "num_frames": 6}
+    sections = {
+        "workload.settings": {"workload": {**FILE["workload"], "settings": clip}},
+        "deployment": {"deployment": clip},
+        "certificate.settings": {"certificate": {"prompts": "mini:heldout", "settings": clip}},
+    }
+    config = load_study(write(**sections[where]))
+
+    with pytest.raises(ConfigError, match=rf"^{where}: num_frames must be 1 \+ a multiple of 4, but got 6; give 5"):
+        require_parts(config)
+    require_frames("a kind of another package", 6)
 
 
 def test_prompts_are_read_relative_to_the_study_file_and_must_be_disjoint(write, tmp_path):
