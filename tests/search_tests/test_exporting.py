@@ -186,6 +186,16 @@ def test_the_ui_makes_no_database(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_ui_says_in_a_sentence_that_its_database_cannot_be_opened(mlflow_store):
+    """A folder in the place of SQLite's log stands for a read-only mount, which tests cannot make."""
+    for path in mlflow_store.glob("mlflow.db-*"):
+        path.unlink()
+    (mlflow_store / "mlflow.db-wal").mkdir()
+
+    with pytest.raises(StoreError, match="in a writable folder, but SQLite says 'unable to open database file'"):
+        server_command(mlflow_store, 5999)
+
+
 def test_the_ui_warns_before_it_serves_others(mlflow_store, monkeypatch, capsys):
     started = []
     monkeypatch.setattr("search.commands.service.os.execve", lambda path, command, _: started.append(command))
