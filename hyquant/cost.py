@@ -37,7 +37,7 @@ _IMAGE_KINDS = {"attn_qkv": "img qkv", "attn_proj": "img proj", "mlp.fc1": "img 
 _ONE_ROW = ("_mod.", "modulation", "time_in", "vector_in", "guidance_in", ".t_embedder", ".c_embedder")
 _FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Efficiency(FrozenModel):

@@ -62,6 +62,9 @@ _SERVER_ARGUMENTS: dict[str, dict[str, Any]] = {
 _NO_TABLES = ("no such table", "unable to open")
 """What SQLite says where there are no studies yet."""
 
+_NO_RIGHT = ("unable to open", "readonly database")
+"""What SQLite says of a database that is there in a folder that may not be written: to others, on read-only mounts."""
+
 _WIDE_COLUMNS = ("study_user_attributes", "trial_user_attributes")
 """Tables whose values may be longer than the 64 KiB of MySQL's TEXT: a space with a ladder, the result of a trial."""
 
@@ -144,6 +147,11 @@ def _open_tables(url: str, *, create: bool) -> Tables:
     except (sqlalchemy.exc.ProgrammingError, StorageInternalError) as error:
         if is_away(error):
             raise
+        if is_sqlite and _is_there(url) and any(word in first_line(error) for word in _NO_RIGHT):
+            raise StoreError(
+                f"storage {redacted(url)} must be writable to be read, because SQLite keeps two files beside it, but "
+                f"SQLite says '{first_line(error)}'; ask for rights to its folder, or copy all of that to one of yours"
+            ) from error
         if is_sqlite and not any(word in first_line(error) for word in _NO_TABLES):
             raise StoreError(
                 f"storage {redacted(url)} must be a whole database, but SQLite says '{first_line(error)}'; put a "
@@ -172,11 +180,10 @@ def _require_no_others(url: str) -> None:
     Raises:
         StoreError: If it has tables, and none is Optuna's.
     """
-    path = sqlalchemy.make_url(url).database
-    if not path or not Path(path).is_file():
+    if not _is_there(url):
         return
     try:
-        with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
+        with closing(sqlite3.connect(str(sqlalchemy.make_url(url).database), timeout=BUSY_TIMEOUT_S)) as connection:
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     except sqlite3.Error:
         return
@@ -185,6 +192,11 @@ def _require_no_others(url: str) -> None:
             f"storage {redacted(url)} must be a database of Optuna's or a new file, but it holds another program's "
             f"tables ({', '.join(tables[:3])}{', ...' if tables[3:] else ''}); give another file"
         )
+
+
+def _is_there(url: str) -> bool:
+    path = sqlalchemy.make_url(url).database
+    return bool(path) and Path(str(path)).is_file()
 
 
 def _widen(engine: sqlalchemy.Engine) -> None:

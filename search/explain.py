@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hyquant.config import QuantConfig
+from hyquant.config import LayerSelection, QuantConfig
 from hyquant.layers import first_match
 from hyquant.sensitivity.map import SensitivityMap, by_band
-from search.float_layers import in_words
+from search.float_layers import in_words, spelled_out
 from search.logged import flatten
 from search.overview import Overview, TrialRow
 
@@ -50,9 +50,11 @@ def differences(one: QuantConfig, other: QuantConfig) -> dict[str, tuple[str, st
             found[part] = kinds
         else:
             found |= _unequal(_fields(one, part), _fields(other, part), f"{part}.")
-    excludes = tuple(", ".join(layers["exclude"]) or "none" for layers in (own.pop("layers"), others.pop("layers")))
-    if set(excludes[0].split(", ")) != set(excludes[1].split(", ")):
-        found[FLOAT_LAYERS] = (excludes[0], excludes[1])
+    del own["layers"], others["layers"]
+    if set(one.layers.include) != set(other.layers.include):
+        found[FLOAT_LAYERS] = (spelled_out(one), spelled_out(other))
+    elif set(one.layers.exclude) != set(other.layers.exclude):
+        found[FLOAT_LAYERS] = (_excluded(one), _excluded(other))
     return found | _unequal(dict(flatten(own)), dict(flatten(others)), "")
 
 
@@ -92,7 +94,7 @@ def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | No
     quantized = {
         (band.block, band.kind)
         for band in found.subject.bands
-        if any(first_match(layer, config.layers.exclude) is None for layer in band.layers)
+        if any(_takes_part(layer, config.layers) for layer in band.layers)
     }
     total = sum(value**2 for value in values.values())
     if not quantized or not 0 < total < float("inf"):
@@ -122,3 +124,11 @@ def _fields(config: QuantConfig, part: str) -> dict[str, str]:
 def _unequal(own: Mapping[str, str], others: Mapping[str, str], prefix: str) -> dict[str, tuple[str, str]]:
     names = [name for name in own if own[name] != others.get(name, "none")]
     return {f"{prefix}{name}": (own[name], others.get(name, "none")) for name in names}
+
+
+def _excluded(config: QuantConfig) -> str:
+    return ", ".join(config.layers.exclude) or "none"
+
+
+def _takes_part(layer: str, selection: LayerSelection) -> bool:
+    return first_match(layer, selection.include) is not None and first_match(layer, selection.exclude) is None

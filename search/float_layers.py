@@ -13,7 +13,7 @@ BY_HAND = "written by hand"
 
 @dataclass(frozen=True)
 class FloatLayers:
-    """Layers that stay in float, as one pattern, and why."""
+    """Layers that stay in float, as one pattern or "all but" some patterns, and why."""
 
     pattern: str
     why: str
@@ -31,15 +31,17 @@ class LadderChoice:
 
 
 def float_layers(config: QuantConfig, space: SearchSpace) -> list[FloatLayers]:
-    """Return what a config leaves in float and why, one entry per pattern."""
+    """Return what a config leaves in float and why, one entry per pattern, and one for all that it does not include."""
     if config.linear is None:
         return [FloatLayers("*", "no Linear is quantized")]
     patterns = config.layers.exclude
+    left_out = [FloatLayers(_all_but(config), BY_HAND)] if _is_narrower(config, space) else []
     if space.exclusions != LADDER:
         name = _set_name(config, space)
-        return [FloatLayers(pattern, BY_HAND if name is None else f"exclusion set {name}") for pattern in patterns]
+        why = BY_HAND if name is None else f"exclusion set {name}"
+        return [*left_out, *(FloatLayers(pattern, why) for pattern in patterns)]
     choice = ladder_choice(config, space)
-    return [FloatLayers(pattern, _why(pattern, choice, space)) for pattern in patterns]
+    return [*left_out, *(FloatLayers(pattern, _why(pattern, choice, space)) for pattern in patterns)]
 
 
 def in_words(config: QuantConfig, space: SearchSpace) -> str:
@@ -47,7 +49,14 @@ def in_words(config: QuantConfig, space: SearchSpace) -> str:
     if config.linear is None:
         return "every Linear"
     chosen = ladder_choice(config, space) if space.exclusions == LADDER else _set_name(config, space)
-    return ", ".join(config.layers.exclude) if chosen is None else str(chosen)
+    if chosen is not None:
+        return str(chosen)
+    return spelled_out(config) if _is_narrower(config, space) else ", ".join(config.layers.exclude)
+
+
+def spelled_out(config: QuantConfig) -> str:
+    """Return in words what a config leaves in float by its own patterns, both kinds of them."""
+    return "; also ".join(filter(None, (_all_but(config), ", ".join(config.layers.exclude))))
 
 
 def ladder_choice(config: QuantConfig, space: SearchSpace) -> LadderChoice | None:
@@ -55,7 +64,7 @@ def ladder_choice(config: QuantConfig, space: SearchSpace) -> LadderChoice | Non
     ladder = space.ladder
     if ladder is None:
         return None
-    kept = _matched(ladder, config.layers.exclude)
+    kept = _matched(ladder, config.layers.exclude) | _left_out(ladder, config, space)
     for count in range(len(space.switches) + 1):
         for switches in combinations(space.switches, count):
             by_switch = _matched(ladder, tuple(pattern for name in switches for pattern in space.switches[name]))
@@ -65,9 +74,24 @@ def ladder_choice(config: QuantConfig, space: SearchSpace) -> LadderChoice | Non
     return None
 
 
+def _all_but(config: QuantConfig) -> str:
+    return f"all but {', '.join(config.layers.include)}"
+
+
 def _set_name(config: QuantConfig, space: SearchSpace) -> str | None:
-    sets = {} if space.exclusions == LADDER else space.exclusions
+    sets = {} if space.exclusions == LADDER or _is_narrower(config, space) else space.exclusions
     return next((name for name, patterns in sets.items() if set(patterns) == set(config.layers.exclude)), None)
+
+
+def _is_narrower(config: QuantConfig, space: SearchSpace) -> bool:
+    """Tell whether a config leaves out what its space includes: by layers if a ladder names them, else by pattern."""
+    if space.ladder is not None:
+        return bool(_left_out(space.ladder, config, space))
+    return "*" not in config.layers.include and not set(space.include) <= set(config.layers.include)
+
+
+def _left_out(ladder: Ladder, config: QuantConfig, space: SearchSpace) -> set[str]:
+    return _matched(ladder, space.include) - _matched(ladder, config.layers.include)
 
 
 def _why(pattern: str, choice: LadderChoice | None, space: SearchSpace) -> str:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from hyquant.devices import resolve_device
-from hyquant.models import require_model
+from hyquant.errors import ConfigError
+from hyquant.models import require_frames, require_model
+from hyquant.models.base import DeploymentShape, RenderSettings
 from metrics.embedders import find_weights
 from search.addresses import require_plain_address
 from search.errors import SearchError
@@ -28,14 +30,16 @@ def require_places(shared: str | Path | None, tracking: str | None) -> None:
 
 
 def require_parts(config: StudyConfig) -> None:
-    """Look for a study's kind of model, device and judge without loading them.
+    """Look for a study's kind of model, device and judge without loading them, and at the frames of its clips.
 
     Raises:
-        ConfigError: If nobody offers the model's kind or the device, or there are no such weights.
+        ConfigError: If nobody offers the model's kind or the device, there are no such weights, or the model renders no
+            such clip.
         DeviceUnavailable: If the device is not usable on this machine.
         MetricError: If the judge's weights are unknown or not on this machine.
     """
     require_model(config.model.kind, config.model.source)
+    _require_clips(config)
     resolve_device(config.model.device)
     require_judge(config)
 
@@ -48,3 +52,17 @@ def require_judge(config: StudyConfig) -> None:
     """
     if config.judge.model != "hashing":
         find_weights(config.judge.model, config.judge.pretrained)
+
+
+def _require_clips(config: StudyConfig) -> None:
+    clips: dict[str, RenderSettings | DeploymentShape] = {
+        "workload.settings": config.workload.settings,
+        "deployment": config.deployment,
+    }
+    if config.certificate is not None and config.certificate.settings is not None:
+        clips["certificate.settings"] = config.certificate.settings
+    for where, clip in clips.items():
+        try:
+            require_frames(config.model.kind, clip.num_frames)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error

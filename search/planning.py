@@ -35,6 +35,8 @@ from search.study import StudyConfig
 
 _SHORT, _LONG = 1, 3
 _NUM_VALUES = 256
+WIDEST_MARGIN = 4.0
+"""In standard deviations between prompts; a wider margin promises next to nothing."""
 _MODES = 3  # the control, and a dynamic and a static step
 
 
@@ -145,8 +147,10 @@ def half_width(num_prompts: int) -> float | None:
     return None if num_prompts < 2 else float(t.ppf(0.975, num_prompts - 1)) / math.sqrt(num_prompts)
 
 
-def shown_margin(num_prompts: int, *, alpha: float, power: float = POWER) -> float:
+def shown_margin(num_prompts: int, *, alpha: float, power: float = POWER) -> float | None:
     """Return the smallest margin, in standard deviations, that a model equal to float is shown to keep.
+
+    None if that is none up to `WIDEST_MARGIN`.
 
     Args:
         num_prompts: Prompts of the certificate.
@@ -154,11 +158,16 @@ def shown_margin(num_prompts: int, *, alpha: float, power: float = POWER) -> flo
         power: In what share of tries it must be shown.
     """
     values = np.array([NormalDist().inv_cdf((index + 0.5) / _NUM_VALUES) for index in range(_NUM_VALUES)])
-    low, high = 0.0, 4.0
+
+    def is_shown(margin: float) -> bool:
+        return power_below(values, margin, num_prompts, alpha=alpha) >= power
+
+    low, high = 0.0, WIDEST_MARGIN
+    if not is_shown(high):
+        return None
     while high - low > 0.01:
         middle = (low + high) / 2
-        is_shown = power_below(values, middle, num_prompts, alpha=alpha) >= power
-        low, high = (low, middle) if is_shown else (middle, high)
+        low, high = (low, middle) if is_shown(middle) else (middle, high)
     return high
 
 
@@ -179,9 +188,11 @@ def precision(config: StudyConfig, spreads: Mapping[str, float]) -> list[str]:
     if config.certificate is not None:
         certificate = config.certificate
         margin = shown_margin(certificate.num_prompts, alpha=certificate.alpha)
+        shown = f"no margin of up to {WIDEST_MARGIN:g}" if margin is None else f"a margin of {margin:.2f}"
+        tail = "; take more" if margin is None else _in(margin, spreads)
         lines.append(
-            f"{certificate.num_prompts} held-out prompts show a margin of {margin:.2f} deviations in {POWER:.0%} of "
-            f"tries for a model equal to float{_in(margin, spreads)}"
+            f"{certificate.num_prompts} held-out prompts show {shown} deviations in {POWER:.0%} of tries for a model "
+            f"equal to float{tail}"
         )
     return lines
 

@@ -1,14 +1,17 @@
 """Clips from an export, beside the float model's clips of the same prompts and seeds."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hyquant.errors import ConfigError
 from hyquant.export import load_quantized, read_manifest
-from hyquant.models import load_model
+from hyquant.models import load_model, require_frames
 from hyquant.models.base import RenderSettings, VideoModel
 from hyquant.quantize import restore_
 from metrics.base import Sample
+from search.clip_space import writing_to
+from search.errors import SearchError
 from search.media import write_videos
 
 _SMALL_MODELS = ("mini", "mini-outliers")
@@ -50,7 +53,22 @@ def clip_settings(export: Path, *, size: str | None, num_frames: int | None) -> 
             f"--size must be WIDTHxHEIGHT in multiples of 16 pixels, but got {text!r}; 832x480, for example"
         )
     frames = num_frames or (13 if is_small else 33)
+    require_frames(manifest.model.kind, frames)
     return RenderSettings(height=int(height), width=int(width), num_frames=frames, num_steps=manifest.num_steps)
+
+
+def make_out(out: Path) -> None:
+    """Make the folder to write into, before anything is loaded and rendered for it.
+
+    Raises:
+        SearchError: If it cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SearchError(f"--out must be a folder, but {out} cannot be made: {error}; give another --out") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise SearchError(f"--out must be writable, but {out} is not; change its rights or give another --out")
 
 
 def render_export(
@@ -64,13 +82,14 @@ def render_export(
         prompts: One clip each.
         settings: Clip and steps.
         seed: Seed of the first clip's noise; each further clip adds one.
-        out: Folder to write into; made if need be.
+        out: Folder to write into (`make_out`).
 
     Returns:
         The files written.
 
     Raises:
         ExportError: If the export cannot be loaded into this model.
+        SearchError: If the files cannot be written.
     """
     seeds = [seed + index for index in range(len(prompts))]
     load_quantized(model.denoiser, export, model.clock)
@@ -80,6 +99,6 @@ def render_export(
         restore_(model.denoiser)
     references = model.render(prompts, seeds, settings)
     samples = [Sample(*parts) for parts in zip(prompts, videos, references, strict=True)]
-    out.mkdir(parents=True, exist_ok=True)
-    write_videos(out, samples)
+    with writing_to(out):
+        write_videos(out, samples)
     return out / "videos.mp4", out / "strip.png"

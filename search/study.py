@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hyquant.config import FrozenModel, Target
-from hyquant.cost import DeviceProfile
+from hyquant.cost import DeviceProfile, Positive
 from hyquant.models.base import DeploymentShape, RenderSettings
 from search.margins import CertificateConfig
 from search.redaction import names_a_secret, redacted
@@ -40,7 +40,7 @@ class Workload(FrozenModel):
     num_calibration_prompts: Annotated[int, Field(ge=1)] = 4
     num_search_prompts: Annotated[int, Field(ge=1)] = 8
     settings: RenderSettings
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
 
 
 class JudgeConfig(FrozenModel):
@@ -81,6 +81,14 @@ class Constraint(FrozenModel):
             raise ValueError(f"constraint on {self.metric} must give min, max or both, but got neither; add one")
         return self
 
+    @model_validator(mode="after")
+    def _has_values_within(self) -> "Constraint":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(
+                f"constraint on {self.metric} must have min <= max, but got {self.min:g} and {self.max:g}; swap them"
+            )
+        return self
+
 
 class SamplerConfig(FrozenModel):
     """How points are chosen: multivariate TPE by default.
@@ -101,7 +109,7 @@ class Budget(FrozenModel):
     """
 
     trials: Annotated[int, Field(ge=1)] = 30
-    time_s: Annotated[float, Field(gt=0)] | None = None
+    time_s: Positive | None = None
     stall_trials: Annotated[int, Field(ge=2)] | None = None
     stall_gain: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
 
@@ -181,11 +189,11 @@ class TimeoutsConfig(FrozenModel):
     stops (`search.room`).
     """
 
-    factor: Annotated[float, Field(ge=2.0)] = 10.0
-    least_s: Annotated[float, Field(gt=0.0)] = 300.0
-    first_s: Annotated[float, Field(gt=0.0)] = 14_400.0
-    room_s: Annotated[float, Field(gt=0.0)] = 14_400.0
-    stages: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+    factor: Annotated[float, Field(ge=2.0, allow_inf_nan=False)] = 10.0
+    least_s: Positive = 300.0
+    first_s: Positive = 14_400.0
+    room_s: Positive = 14_400.0
+    stages: dict[str, Positive] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names_stages(self) -> "TimeoutsConfig":
@@ -203,7 +211,7 @@ class ArtifactsConfig(FrozenModel):
 
     keep: Literal["all", "front", "last"] = "all"
     last: Annotated[int, Field(ge=0)] = 20
-    quota_gb: Annotated[float, Field(gt=0.0)] | None = None
+    quota_gb: Positive | None = None
 
 
 class LatencyConfig(FrozenModel):

@@ -55,6 +55,18 @@ def require_model(kind: str, source: str) -> None:
         seed_of(source)
 
 
+def require_frames(kind: str, num_frames: int) -> None:
+    """Check how many frames a clip has, without loading a model; a kind that somebody else offers has its own rules.
+
+    Raises:
+        ConfigError: If a model of this kind renders no such clip; the message says which it does.
+    """
+    if kind in MODELS:
+        from hyquant.models.sampling import require_whole_latents
+
+        require_whole_latents(num_frames)
+
+
 def load_model(kind: str, source: str, *, device: str = "auto", dtype: str = "float32") -> "VideoModel":
     """Load a video model.
 

@@ -26,7 +26,7 @@ class RenderSettings(FrozenModel):
     width: Annotated[int, Field(ge=16, multiple_of=16)]
     num_frames: Annotated[int, Field(ge=1)]
     num_steps: Annotated[int, Field(ge=1)]
-    guidance_scale: float = 6.0
+    guidance_scale: Annotated[float, Field(allow_inf_nan=False)] = 6.0
     batch_size: Annotated[int, Field(ge=1)] = 4
     round_inputs: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
 
@@ -38,7 +38,7 @@ class GuidedSettings(RenderSettings):
     Source: Ho and Salimans, arXiv:2207.12598, eq. 6, with cfg_scale = 1 + w.
     """
 
-    cfg_scale: Annotated[float, Field(gt=1.0)]
+    cfg_scale: Annotated[float, Field(gt=1.0, allow_inf_nan=False)]
     negative_prompt: str = ""
 
 

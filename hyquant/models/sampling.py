@@ -11,12 +11,28 @@ from torch import Tensor
 
 from hyquant.errors import ConfigError
 
+TEMPORAL_RATIO = 4
+"""Frames per latent frame, after the first one, of HunyuanVideo's autoencoder and of all models here."""
+
 _ROUNDED = ("guidance", "timestep")
 
 
 def draw_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Draw one float32 Gaussian latent of `shape` per seed on the CPU: [len(seeds), *shape]."""
     return torch.stack([torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+
+
+def require_whole_latents(num_frames: int, *, temporal_ratio: int = TEMPORAL_RATIO) -> None:
+    """Check that a clip is the first frame and whole latent frames.
+
+    Raises:
+        ConfigError: If the frames are not 1 + a multiple of `temporal_ratio`.
+    """
+    if (num_frames - 1) % temporal_ratio:
+        near = max(1, num_frames - (num_frames - 1) % temporal_ratio)
+        raise ConfigError(
+            f"num_frames must be 1 + a multiple of {temporal_ratio}, but got {num_frames}; give {near}, for example"
+        )
 
 
 def latent_size(
@@ -27,11 +43,7 @@ def latent_size(
     Raises:
         ConfigError: If the frames are not 1 + a multiple of `temporal_ratio`.
     """
-    if (num_frames - 1) % temporal_ratio:
-        near = max(1, num_frames - (num_frames - 1) % temporal_ratio)
-        raise ConfigError(
-            f"num_frames must be 1 + a multiple of {temporal_ratio}, but got {num_frames}; give {near}, for example"
-        )
+    require_whole_latents(num_frames, temporal_ratio=temporal_ratio)
     return (num_frames - 1) // temporal_ratio + 1, height // spatial_ratio, width // spatial_ratio
 
 

@@ -18,10 +18,9 @@ from hyquant.models.base import DeploymentShape, OnLatents, Record, RecordSink, 
 from hyquant.models.embedding import TextEmbedding, pad_together
 from hyquant.models.fingerprint import denoiser_digest
 from hyquant.models.names import LayerGroup, layer_groups
-from hyquant.models.sampling import batches, draw_noise, guidance_input, latent_size, round_inputs
+from hyquant.models.sampling import TEMPORAL_RATIO, batches, draw_noise, guidance_input, latent_size, round_inputs
 
 SPATIAL_RATIO = 4
-TEMPORAL_RATIO = 4
 LATENT_CHANNELS = 4
 TEXT_WIDTH = 24
 POOLED_WIDTH = 16

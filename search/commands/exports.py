@@ -106,7 +106,9 @@ def verify(
 def render(
     export: Export,
     prompt: Annotated[list[str], typer.Option(help="What to show; may be given several times.")],
-    seed: Annotated[int, typer.Option(help="Seed of the first clip; each further clip adds one.", min=0)] = 42,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first clip; each further clip adds one.", min=0, max=2**32 - 1)
+    ] = 42,
     out: Annotated[Path | None, typer.Option(help="Folder to write into [default: EXPORT-render].")] = None,
     model: Source = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
@@ -116,11 +118,12 @@ def render(
 ) -> None:
     """Render clips with exported weights beside the float model's."""
     from search.kernels import force_kernel
-    from search.rendering import clip_settings, load_float_model, render_export
+    from search.rendering import clip_settings, load_float_model, make_out, render_export
 
     force_kernel(kernel, "auto")
     settings = clip_settings(export, size=size, num_frames=frames)
     folder = out or export.with_name(f"{export.name}-render")
+    make_out(folder)
     float_model = load_float_model(export, source=model)
     remark(f"rendering {len(prompt)} clips of {settings.width}x{settings.height}, {settings.num_frames} frames, twice")
     files = render_export(float_model, export, prompt, settings, seed=seed, out=folder)

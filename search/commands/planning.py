@@ -1,5 +1,6 @@
 """The command plan: how long a study will take on this machine, and how much its prompts can tell."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -32,9 +33,9 @@ def plan(
     from search.progress import in_words
     from search.slot_devices import count_devices
 
-    spreads = dict(map(_spread, spread or ()))
     ref = locate_study(study, store, storage)
     config = config_to_run(ref)[0]
+    spreads = dict(_spread(text, config.metrics) for text in spread or ())
     prompt = prompts_to_run(ref).search[0]
     about = config.model
     costs = measure_costs(load_model(about.kind, about.source, device=about.device, dtype=about.dtype), config, prompt)
@@ -82,12 +83,22 @@ def plan(
         print_line(line)
 
 
-def _spread(text: str) -> tuple[str, float]:
+def _spread(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
+    """Read one --spread: a metric of the study, and a deviation."""
+    from spaces.space import did_you_mean
+
     metric, _, number = text.partition("=")
     try:
         value = float(number)
     except ValueError:
         value = 0.0
-    if not metric or not value > 0:
-        raise SearchError(f"--spread must be METRIC=DEVIATION above 0, but got {text!r}; clip_prompt=0.02, for example")
+    if not metric or not 0 < value < math.inf:
+        raise SearchError(
+            f"--spread must be METRIC=DEVIATION with a number above 0, but got {text!r}; clip_prompt=0.02, for example"
+        )
+    if metric not in metrics:
+        raise SearchError(
+            f"--spread must name a metric of the study ({', '.join(metrics)}), but got {metric!r}"
+            f"{did_you_mean(metric, metrics) or '; give one of them'}"
+        )
     return metric, value

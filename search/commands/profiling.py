@@ -133,13 +133,16 @@ def _on_paper(path: Path, clip: str, steps: int, as_json: bool) -> None:
 def _shape_of(clip: str, steps: int) -> Any:
     from pydantic import ValidationError
 
+    from hyquant.errors import ConfigError
     from hyquant.models.base import DeploymentShape
+    from hyquant.models.sampling import require_whole_latents
 
     try:
         height, width, num_frames = (int(part) for part in clip.split("x"))
+        require_whole_latents(num_frames)
         return DeploymentShape(height=height, width=width, num_frames=num_frames, num_steps=steps)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, ConfigError) as error:
         raise SearchError(
-            f"--clip must be HEIGHTxWIDTHxFRAMES with sides that are multiples of 16, but got {clip!r}; for example "
-            "720x1280x129"
+            f"--clip must be HEIGHTxWIDTHxFRAMES with sides that are multiples of 16 and 1 + a multiple of 4 frames, "
+            f"but got {clip!r}; for example 720x1280x129"
         ) from error

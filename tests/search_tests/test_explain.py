@@ -11,7 +11,7 @@ from search.cli import exit_code_of
 from search.commands.explaining import _sentence
 from search.confirmation import Confirmation, store_confirmation
 from search.explain import FLOAT_LAYERS, differences, neighbours, sensitivity_sentence
-from search.float_layers import LadderChoice, float_layers, in_words, ladder_choice
+from search.float_layers import BY_HAND, FloatLayers, LadderChoice, float_layers, in_words, ladder_choice
 from search.overview import read_overview
 from search.picks import Point, choose_picks
 from search.result import MetricResult
@@ -62,6 +62,49 @@ def test_a_layer_is_in_float_for_its_rung_or_its_switch(small_study):
         )
     }
     assert named == "exclusion set seed"
+
+
+HALF = LayerSelection(include=("*double_blocks*",), exclude=("*fc2*",))
+
+
+def test_layers_that_only_one_of_two_configs_includes_are_a_difference():
+    one = QuantConfig(linear=W8A8Dynamic(), layers=HALF)
+    other = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(exclude=("*fc2*",)))
+    same = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(include=tuple(reversed(other.layers.include))))
+
+    assert differences(one, other) == {
+        FLOAT_LAYERS: ("all but *double_blocks*; also *fc2*", "all but *double_blocks*, *single_blocks*; also *fc2*")
+    }
+    assert differences(same, QuantConfig(linear=W8A8Dynamic())) == {}
+
+
+def test_what_the_space_includes_and_a_config_does_not_is_in_float_by_hand(small_study):
+    space = small_study.space
+    assert isinstance(space.exclusions, dict)
+    name, patterns = next(iter(space.exclusions.items()))
+    narrow, full, wide = (
+        QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(include=include, exclude=patterns))
+        for include in (("*double_blocks*",), space.include, ("*",))
+    )
+
+    assert float_layers(narrow, space)[0] == FloatLayers("all but *double_blocks*", BY_HAND)
+    assert in_words(narrow, space).startswith("all but *double_blocks*")
+    assert [in_words(full, space), in_words(wide, space)] == [name, name]
+    assert float_layers(wide, space) == float_layers(full, space)
+
+
+def test_a_ladder_counts_layers_that_a_config_does_not_include():
+    """A rung of all single blocks leaves the same layers in float as a config that includes double blocks alone."""
+    rung = LADDER.model_copy(update={"rungs": (("single_blocks.0.linear2",),)})
+    spaces = [
+        SearchSpace(name="s", strategies=("dynamic",), include=("*",), exclusions="ladder", ladder=ladder)
+        for ladder in (rung, LADDER)
+    ]
+    config = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(include=("*double_blocks*",)))
+
+    assert [in_words(config, space) for space in spaces] == ["rung 1", "all but *double_blocks*"]
+    for space in spaces:
+        assert float_layers(config, space) == [FloatLayers("all but *double_blocks*", BY_HAND)]
 
 
 def test_neighbours_differ_in_the_fewest_choices_and_say_what_they_gained(filled_study):
@@ -212,3 +255,6 @@ def test_the_quantized_share_of_sensitivity_is_that_of_the_squares():
     assert "holds 64% of" in sentence
     assert "single_blocks.0.linear2 alone 64%" in sentence
     assert "single_blocks.0.linear2" in sentence
+
+    narrow = QuantConfig(linear=W8A8Dynamic(), layers=LayerSelection(include=("*linear2",)))
+    assert sensitivity_sentence(narrow, found) == sentence

@@ -1,5 +1,7 @@
 import json
+import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,6 +132,32 @@ def test_a_size_that_is_none_is_refused(export):
     for size in ("large", "64", "60x64", "64x"):
         with pytest.raises(ConfigError, match="--size must be WIDTHxHEIGHT"):
             clip_settings(export[0], size=size, num_frames=None)
+    with pytest.raises(ConfigError, match="num_frames must be 1"):
+        clip_settings(export[0], size=None, num_frames=6)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/clips"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(export, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+
+    code = exit_code_of(["render", str(export[0]), "--prompt", "x", "--model", "no such seed", "--out", out])
+
+    assert code == 1
+    assert f"--out must be a folder, but {out} cannot be made" in capsys.readouterr().err
+    assert Path("file").read_text() == "mine"
+
+
+def test_a_folder_without_rights_is_refused_before_anything_is_loaded(export, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, rights: not rights & os.W_OK)  # root may write anywhere
+
+    assert exit_code_of(["render", str(export[0]), "--prompt", "x", "--out", str(tmp_path)]) == 1
+    assert f"--out must be writable, but {tmp_path} is not" in capsys.readouterr().err
+
+
+def test_a_seed_that_generators_refuse_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    assert exit_code_of(["render", str(tmp_path), "--prompt", "x", "--seed", str(2**32)]) != 0
+    assert "4294967295" in capsys.readouterr().err
 
 
 def test_settings_of_a_folder_that_is_no_export_are_refused(tmp_path):
@@ -156,6 +184,16 @@ def test_the_ui_makes_no_database(tmp_path):
     with pytest.raises(StoreError, match=r"must hold mlflow\.db"):
         server_command(tmp_path, 5999)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ui_says_in_a_sentence_that_its_database_cannot_be_opened(mlflow_store):
+    """A folder in the place of SQLite's log stands for a read-only mount, which tests cannot make."""
+    for path in mlflow_store.glob("mlflow.db-*"):
+        path.unlink()
+    (mlflow_store / "mlflow.db-wal").mkdir()
+
+    with pytest.raises(StoreError, match="in a writable folder, but SQLite says 'unable to open database file'"):
+        server_command(mlflow_store, 5999)
 
 
 def test_the_ui_warns_before_it_serves_others(mlflow_store, monkeypatch, capsys):

@@ -9,9 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hyquant.models import load_model
 from hyquant.models.base import DeploymentShape, RenderSettings
+from metrics.statistics.non_inferiority import p_below
 from search.cli import exit_code_of
 from search.margins import CertificateConfig
-from search.planning import StepCosts, certificate_step_s, half_width, phases, shown_margin
+from search.planning import WIDEST_MARGIN, StepCosts, certificate_step_s, half_width, phases, precision, shown_margin
 from search.study import ConfirmConfig, Slot
 
 COSTS = StepCosts(step_s=2.0, overhead_s=10.0, deployment_step_s=5.0)
@@ -102,6 +103,22 @@ def test_the_margin_shown_is_what_the_evaluation_page_says_of_normal_losses():
     assert of_clips * shown_margin(12, alpha=0.05) == pytest.approx(1.0, abs=0.1)
 
 
+def test_prompts_too_few_for_any_margin_are_told_to_be_so(small_study):
+    few, enough = (
+        small_study.model_copy(update={"certificate": CertificateConfig(prompts="mini:heldout", num_prompts=number)})
+        for number in (3, 24)
+    )
+
+    losses = np.random.default_rng(0).normal(size=(20_000, 3))
+
+    assert (p_below(losses, WIDEST_MARGIN) <= 0.05).mean() < 0.75
+    assert shown_margin(3, alpha=0.05) is None
+    assert precision(few, {"ssim": 0.1})[-1] == (
+        "3 held-out prompts show no margin of up to 4 deviations in 80% of tries for a model equal to float; take more"
+    )
+    assert "24 held-out prompts show a margin of 0." in precision(enough, {"ssim": 0.1})[-1]
+
+
 def test_the_command_measures_and_answers(stored_store, capsys):
     assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -111,3 +128,16 @@ def test_the_command_measures_and_answers(stored_store, capsys):
     assert answer["total_s"] == pytest.approx(sum(phase["total_s"] for phase in answer["phases"]))
     assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--spread", "ssim"]) == 1
     assert "METRIC=DEVIATION" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spread", "said"),
+    [
+        ("ssim=inf", "a number above 0, but got 'ssim=inf'"),
+        ("clip_promt=0.02", "a metric of the study (clip_prompt, clip_reference, psnr_db, ssim,"),
+        ("clip_promt=0.02", "but got 'clip_promt'; did you mean 'clip_prompt'?"),
+    ],
+)
+def test_a_spread_of_no_metric_of_the_study_or_without_end_is_refused(spread, said, stored_store, capsys):
+    assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--spread", spread]) == 1
+    assert said in capsys.readouterr().err

@@ -97,6 +97,7 @@ def test_the_shipped_device_profile_gives_a_readable_table(capsys):
         (["--device-profile", "nowhere.yaml"], "nowhere.yaml"),
         (["--device-profile", "studies/devices/ascend_910b.yaml", "--clip", "720x1280"], "--clip must be"),
         (["--device-profile", "studies/devices/ascend_910b.yaml", "--clip", "721x1280x129"], "--clip must be"),
+        (["--device-profile", "studies/devices/ascend_910b.yaml", "--clip", "720x1280x130"], "1 + a multiple of 4"),
         (["--device-profile", "studies/mini.yaml"], "see studies/devices"),
         (["studies/mini.yaml", "--device-profile", "x.yaml"], "give one of them"),
     ],

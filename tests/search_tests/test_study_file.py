@@ -1,9 +1,18 @@
+import math
+from typing import Annotated, Literal, get_args, get_origin
+
 import pytest
 import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
+from hyquant.config import QuantConfig
 from hyquant.errors import ConfigError
+from hyquant.models import require_frames
+from hyquant.models.base import GuidedSettings
+from search.parts import require_parts
 from search.prompts import load_prompts
-from search.study import Constraint
+from search.study import Constraint, StudyConfig
 from search.study_file import load_study
 
 FILE = {
@@ -107,6 +116,73 @@ def test_identity_leaves_out_what_may_change_between_runs(write):
 )
 def test_a_violation_is_the_distance_outside_the_bounds(bound, value, violation):
     assert bound.violation(value) == violation
+
+
+def test_bounds_that_no_value_keeps_are_refused(write):
+    path = write(constraints=[{"metric": "motion_energy_ratio", "min": 2, "max": 0.5}])
+
+    with pytest.raises(ConfigError, match=r"motion_energy_ratio must have min <= max, but got 2 and 0\.5; swap them"):
+        load_study(path)
+
+
+def test_a_seed_that_generators_refuse_is_refused_in_the_file(write):
+    path = write(workload={**FILE["workload"], "seed": 2**32})
+
+    with pytest.raises(ConfigError, match=r"workload\.seed: input should be less than 4294967296, but got 4294967296"):
+        load_study(path)
+
+
+@pytest.mark.parametrize("where", ["workload.settings", "deployment", "certificate.settings"])
+def test_a_clip_that_the_model_cannot_render_is_refused_before_the_study_is_stored(write, where):
+    clip = {**FILE["deployment"], "num_frames": 6}
+    sections = {
+        "workload.settings": {"workload": {**FILE["workload"], "settings": clip}},
+        "deployment": {"deployment": clip},
+        "certificate.settings": {"certificate": {"prompts": "mini:heldout", "settings": clip}},
+    }
+    config = load_study(write(**sections[where]))
+
+    with pytest.raises(ConfigError, match=rf"^{where}: num_frames must be 1 \+ a multiple of 4, but got 6; give 5"):
+        require_parts(config)
+    require_frames("a kind of another package", 6)
+
+
+def numbers_of(model, where=""):
+    """Yield every field of a model, and of the models in it, whose type is a float with its rules: name and type."""
+    for name, field in model.model_fields.items():
+        waiting = [Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation]
+        while waiting:
+            kind = waiting.pop()
+            inner = get_args(kind)
+            if kind is float or (get_origin(kind) is Annotated and inner[0] is float):
+                yield f"{where}{name}", kind
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from numbers_of(kind, f"{where}{name}.")
+            else:
+                waiting += [one for one in inner if get_origin(one) is not Literal and not isinstance(one, FieldInfo)]
+
+
+def takes(kind, value):
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("model", [StudyConfig, QuantConfig, GuidedSettings], ids=lambda model: model.__name__)
+def test_no_number_that_users_write_may_be_endless_or_none(model):
+    """They become JSON with a digest, which has no such numbers."""
+    numbers = dict(numbers_of(model))
+    taken = [(name, value) for name, kind in numbers.items() for value in (math.inf, math.nan) if takes(kind, value)]
+
+    assert len(numbers) >= {"StudyConfig": 20, "QuantConfig": 5, "GuidedSettings": 2}[model.__name__]
+    assert taken == []
+
+
+def test_an_endless_number_in_a_file_is_one_clear_sentence(write):
+    with pytest.raises(ConfigError, match=r"budget\.time_s: input should be a finite number, but got inf"):
+        load_study(write(budget={"time_s": math.inf}))
 
 
 def test_prompts_are_read_relative_to_the_study_file_and_must_be_disjoint(write, tmp_path):

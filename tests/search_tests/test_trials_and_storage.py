@@ -1,9 +1,12 @@
 import math
+import os
 import sqlite3
+import tempfile
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import optuna
 import pytest
@@ -11,6 +14,7 @@ from optuna.trial import TrialState
 
 from hyquant.config import QuantConfig, W8A8Dynamic, W8A8Static, digest
 from search.blame import blame_within
+from search.databases import _make_database
 from search.errors import StoreError, StudyMismatch
 from search.order import read_state
 from search.patience import Patience
@@ -120,6 +124,31 @@ def test_opening_to_read_creates_nothing(tmp_path):
         open_study(tmp_path / "none", "x")
 
     assert not (tmp_path / "none").exists()
+
+
+def test_a_database_that_sqlite_cannot_open_is_not_called_empty(tmp_path):
+    """A folder in the place of SQLite's log stands for a read-only mount, which tests cannot make."""
+    _make_database(tmp_path / "optuna.db")
+    (tmp_path / "optuna.db-wal").mkdir()
+
+    for look in (lambda: open_study(tmp_path, "tiny-study"), lambda: study_names(tmp_path)):
+        with pytest.raises(StoreError, match=r"must be writable to be read.* 'unable to open database file'; ask for"):
+            look()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, who alone can become others")
+def test_a_database_of_somebody_else_is_not_called_damaged():
+    with tempfile.TemporaryDirectory() as name:  # others may not look into pytest's own folders
+        store = Path(name) / "store"
+        _make_database(store / "optuna.db")
+        for path, mode in ((Path(name), 0o755), (store, 0o755), (store / "optuna.db", 0o644)):
+            path.chmod(mode)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(StoreError, match=r"must be writable to be read.* SQLite says 'attempt to write a read"):
+                study_names(store)
+        finally:
+            os.seteuid(0)
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones(tmp_path, study):
