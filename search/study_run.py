@@ -64,7 +64,7 @@ def find_or_make_study_run(client: "Client", study: str, store: Path, uri: str |
     if run_id is None:
         tags = {STUDY_TAG: study, "mlflow.note.content": _NOTE}
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=study).info.run_id)
-    client.set_experiment_tag(experiment_id, _RUN_TAG, run_id)
+        client.set_experiment_tag(experiment_id, _RUN_TAG, run_id)  # by its maker alone: MLflow refuses two at once
     return StudyIds(experiment_id, run_id)
 
 
