@@ -41,7 +41,7 @@ from search.storage import (
     study_names,
 )
 from search.study import Slot, StudyConfig
-from search.trials import count_states, num_evaluated
+from search.trials import count_states, num_evaluated, unfinished
 from search.watching import OnEvent, RunSummary, correct_mlflow, event, require_progress, summary_of, tidy_up, watch
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
@@ -165,6 +165,7 @@ def _run_slots(
 ) -> None:
     """Start slots, watch them to their end, and tidy up however it comes."""
     store = Path(config.store)
+    trials = study.get_trials(deepcopy=False)
     order = WorkOrder(
         store=store.resolve(),
         url=config.storage,
@@ -172,7 +173,8 @@ def _run_slots(
         shared=None if config.shared is None else Path(config.shared).resolve(),
         study=config.name,
         slot=0,
-        first_trial=len(study.get_trials(deepcopy=False)),
+        first_trial=len(trials),
+        unfinished=unfinished(trials),
         deadline=None if config.budget.time_s is None else time.monotonic() + config.budget.time_s,
         until_trial=until_trial,
     )

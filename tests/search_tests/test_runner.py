@@ -113,6 +113,24 @@ def test_changed_slots_and_budget_are_taken_over(prepared):
     assert stored_config(study) == changed.without_places()
 
 
+def test_slots_are_told_which_presets_were_queued_before_they_started(prepared, monkeypatch):
+    path, config, _ = prepared
+    orders = []
+
+    def start_slots(slots, order, *, device):
+        orders.append(order)
+        raise SearchError("no devices")
+
+    monkeypatch.setattr("search.runner.start_slots", start_slots)
+    with pytest.raises(SearchError, match="no devices"):
+        run(path, config.model_copy(update={"budget": Budget(trials=2)}))
+
+    (order,) = orders
+    num_presets = len(config.space.presets)
+    assert order.first_trial == 1 + num_presets
+    assert order.unfinished == tuple(range(1, 1 + num_presets))
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("search.storage.MIN_FREE_BYTES", 2**62)
 
