@@ -163,7 +163,7 @@ def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> Non
 def _run_slots(
     study: optuna.Study, config: StudyConfig, slots: Sequence[Slot], *, until_trial: int | None, on_event: OnEvent
 ) -> None:
-    """Start slots, watch them to their end, and tidy up however it comes."""
+    """Start slots, watch them to their end, and tidy up however it comes; if none could start, nothing has changed."""
     store = Path(config.store)
     trials = study.get_trials(deepcopy=False)
     order = WorkOrder(
@@ -179,11 +179,12 @@ def _run_slots(
         until_trial=until_trial,
     )
     running: list[RunningSlot] = []
-    status = "FAILED"
+    has_started, status = False, "FAILED"
     with counted_interrupts() as interrupts:
         try:
             with FileLock(mlflow_lock_path(store)).held():
                 running = start_slots(slots, order, device=config.model.device)
+                has_started = True
                 _open_tracking(study, config, on_event)
             watch(study, config, running, interrupts, on_event)
             status = "FINISHED"
@@ -195,7 +196,8 @@ def _run_slots(
             raise
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
-            tidy_up(study, config, status, on_event)
+            if has_started:
+                tidy_up(study, config, status, on_event)
     require_progress(study, config, running, until_trial)
 
 
