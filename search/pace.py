@@ -61,9 +61,12 @@ def _was_given_up(trial: FrozenTrial) -> bool:
 
 
 def must_wait(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder) -> bool:
-    """Say whether the trials in flight may use the budget up, so that one more might be one too many."""
+    """Say whether the trials in flight may use the budget up, so that one more might be one too many.
+
+    Who is to run one trial waits once another worker has it in hand.
+    """
     if order.until_trial is not None:
-        return False
+        return trials[order.until_trial].state != TrialState.WAITING
     in_flight = sum(trial.state == TrialState.RUNNING for trial in trials)
     return in_flight > 0 and sum(map(is_evaluated, trials)) + in_flight >= budget.trials
 

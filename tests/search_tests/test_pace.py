@@ -70,6 +70,13 @@ def test_a_single_point_runs_whatever_the_budget_and_then_stops():
     assert "trial 1" in stop_reason(trials_of("complete", "complete"), Budget(trials=9), order, now=0)
 
 
+def test_who_is_to_run_a_single_point_waits_while_another_worker_has_it():
+    order = ORDER.model_copy(update={"until_trial": 1})
+
+    assert not must_wait(trials_of("running", "waiting"), Budget(trials=1), order)
+    assert must_wait(trials_of("complete", "running"), Budget(trials=1), order)
+
+
 @pytest.mark.parametrize(
     ("states", "waits"),
     [(("complete",), False), (("complete", "running"), True), (("running",), False), (("running", "running"), True)],
