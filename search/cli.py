@@ -1,7 +1,9 @@
 """The command line `hyq-search`: which commands there are, and what becomes of errors.
 
-    0    done                                  2    usage: unknown command, option or value
-    1    a known error, in one line on stderr  3    verify or doctor found problems, certify gave no PASS
+    0    done
+    1    a known error, in one line on stderr
+    2    usage: unknown command, option or value
+    3    export, verify or doctor found problems, certify gave no PASS, trial --from found other scores
     130  interrupted
 
 Commands import what they need when they run, so that `hyq-search --help` answers at once.

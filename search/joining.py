@@ -26,7 +26,7 @@ from search.slot_devices import read_layout
 from search.slots import RunningSlot, start_slots, stop_slots
 from search.storage import open_study, require_intact, require_space, store_errors, stored_config
 from search.study import Slot, StudyConfig
-from search.trials import count_states
+from search.trials import count_states, unfinished
 from search.watching import OnEvent, RunSummary, event, is_over, require_progress, summary_of, tidy_up, watch
 
 MAX_CREWS = 1000
@@ -84,6 +84,7 @@ def join_study(
         with _crew(store, name) as crew:
             if is_over(study, config):
                 return summary_of(study, "the study is over already")
+            trials = study.get_trials(deepcopy=False)
             order = WorkOrder(
                 store=store.resolve(),
                 url=url,
@@ -92,7 +93,8 @@ def join_study(
                 study=name,
                 crew=crew,
                 slot=0,
-                first_trial=len(study.get_trials(deepcopy=False)),
+                first_trial=len(trials),
+                unfinished=unfinished(trials),
                 deadline=None,
                 until_trial=None,
                 max_trials=max_trials,

@@ -31,6 +31,7 @@ from search.objective import release_memory
 from search.order import WorkOrder, is_asked_to_leave, slot_folder
 from search.pace import must_wait, next_draw, stop_reason, trouble
 from search.profiling import ceiling_sentence, stored_profile
+from search.proposal import take
 from search.recorder import Recorder
 from search.resume import local_worker, reclaim_lost_trials
 from search.retry import DISK_TROUBLE, queue_handed_back
@@ -120,7 +121,10 @@ class Leader:
 
     def _run_trial(self) -> None:
         """Run one trial and tell Optuna, unless the trial was taken away meanwhile."""
-        trial = self._study.ask()
+        wanted = self._order.until_trial
+        trial = self._study.ask() if wanted is None else take(self._study, wanted)
+        if trial is None:
+            return  # another worker was faster
         try:
             with leased(trial):
                 state, values = self._outcome(trial)

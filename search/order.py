@@ -29,6 +29,7 @@ class WorkOrder(FrozenModel):
         runner: The process that started the slot, and takes back what its workers lose.
         slot: Index of the slot, from 0.
         first_trial: Number of trials when the run began; rows of failures before it are not held against this run.
+        unfinished: Trials of before that had not finished then, such as queued presets; their failures are this run's.
         deadline: Monotonic time of this host (seconds) at which no further trial is begun; None for never.
         until_trial: Stop once this trial has finished, whatever the budget; None for a whole study.
         max_trials: Leave after so many trials of this slot; None for no limit.
@@ -45,6 +46,7 @@ class WorkOrder(FrozenModel):
     runner: ProcessId | None = None
     slot: int
     first_trial: int
+    unfinished: tuple[int, ...] = ()
     deadline: float | None
     until_trial: int | None
     max_trials: int | None = None

@@ -43,13 +43,14 @@ def trouble(trials: Sequence[FrozenTrial], order: WorkOrder, *, is_grid: bool = 
     """Return why a study cannot go on although its budget is not used, or None.
 
     Trials that a worker lost, handed back or could not write down say nothing about the study: they neither count nor
-    break a row.
+    break a row. What was queued before the run can fail in it, but its repeats are none of the sampler's.
     """
-    of_this_run = [t for t in trials if t.number >= order.first_trial and not _was_given_up(t)]
+    telling = [trial for trial in trials if not _was_given_up(trial)]
+    of_this_run = [t for t in telling if t.number >= order.first_trial or t.number in order.unfinished]
     if trailing(of_this_run, "failed") >= MAX_FAILURES_IN_A_ROW:
         last = next(trial for trial in reversed(of_this_run) if trial.state == TrialState.FAIL)
         return f"{MAX_FAILURES_IN_A_ROW} trials in a row failed, the last because {trial_reason(last)}"
-    if not is_grid and trailing(of_this_run, "reused") >= MAX_DUPLICATES_IN_A_ROW:
+    if not is_grid and trailing(_begun(telling, order), "reused") >= MAX_DUPLICATES_IN_A_ROW:
         return f"the space seems used up: {MAX_DUPLICATES_IN_A_ROW} points in a row had been evaluated before"
     return None
 
@@ -60,9 +61,12 @@ def _was_given_up(trial: FrozenTrial) -> bool:
 
 
 def must_wait(trials: Sequence[FrozenTrial], budget: Budget, order: WorkOrder) -> bool:
-    """Say whether the trials in flight may use the budget up, so that one more might be one too many."""
+    """Say whether the trials in flight may use the budget up, so that one more might be one too many.
+
+    Who is to run one trial waits once another worker has it in hand.
+    """
     if order.until_trial is not None:
-        return False
+        return trials[order.until_trial].state != TrialState.WAITING
     in_flight = sum(trial.state == TrialState.RUNNING for trial in trials)
     return in_flight > 0 and sum(map(is_evaluated, trials)) + in_flight >= budget.trials
 
@@ -73,5 +77,9 @@ def next_draw(
     """Say who draws the next point: the study's sampler, or, unless that is a grid, chance after several duplicates."""
     if is_grid:
         return "sampler"
-    of_this_run = [trial for trial in trials if trial.number >= order.first_trial]
-    return "random" if trailing(of_this_run, "reused") >= DUPLICATES_BEFORE_RANDOM else "sampler"
+    return "random" if trailing(_begun(trials, order), "reused") >= DUPLICATES_BEFORE_RANDOM else "sampler"
+
+
+def _begun(trials: Sequence[FrozenTrial], order: WorkOrder) -> list[FrozenTrial]:
+    """Return the trials that were made since the run began."""
+    return [trial for trial in trials if trial.number >= order.first_trial]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig, digest
@@ -41,6 +42,16 @@ def enqueue_point(study: optuna.Study, config: QuantConfig) -> int:
     study.add_trial(trial)
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     return next(t.number for t in waiting if t.user_attrs.get("token") == trial.user_attrs["token"])
+
+
+def take(study: optuna.Study, number: int) -> optuna.Trial | None:
+    """Begin one waiting trial, whatever waits before it, as `study.ask` begins the first; None if others have it."""
+    trial_id = study.get_trials(deepcopy=False)[number]._trial_id
+    try:
+        is_taken = study._storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+    except UpdateFinishedTrialError:
+        return None
+    return optuna.Trial(study, trial_id) if is_taken else None
 
 
 def choose_config(trial: optuna.Trial, config: StudyConfig) -> QuantConfig:

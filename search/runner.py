@@ -41,7 +41,7 @@ from search.storage import (
     study_names,
 )
 from search.study import Slot, StudyConfig
-from search.trials import count_states, num_evaluated
+from search.trials import count_states, num_evaluated, unfinished
 from search.watching import OnEvent, RunSummary, correct_mlflow, event, require_progress, summary_of, tidy_up, watch
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
@@ -163,8 +163,9 @@ def _take_up(study: optuna.Study, config: StudyConfig, on_event: OnEvent) -> Non
 def _run_slots(
     study: optuna.Study, config: StudyConfig, slots: Sequence[Slot], *, until_trial: int | None, on_event: OnEvent
 ) -> None:
-    """Start slots, watch them to their end, and tidy up however it comes."""
+    """Start slots, watch them to their end, and tidy up however it comes; if none could start, nothing has changed."""
     store = Path(config.store)
+    trials = study.get_trials(deepcopy=False)
     order = WorkOrder(
         store=store.resolve(),
         url=config.storage,
@@ -172,16 +173,18 @@ def _run_slots(
         shared=None if config.shared is None else Path(config.shared).resolve(),
         study=config.name,
         slot=0,
-        first_trial=len(study.get_trials(deepcopy=False)),
+        first_trial=len(trials),
+        unfinished=unfinished(trials),
         deadline=None if config.budget.time_s is None else time.monotonic() + config.budget.time_s,
         until_trial=until_trial,
     )
     running: list[RunningSlot] = []
-    status = "FAILED"
+    has_started, status = False, "FAILED"
     with counted_interrupts() as interrupts:
         try:
             with FileLock(mlflow_lock_path(store)).held():
                 running = start_slots(slots, order, device=config.model.device)
+                has_started = True
                 _open_tracking(study, config, on_event)
             watch(study, config, running, interrupts, on_event)
             status = "FINISHED"
@@ -193,7 +196,8 @@ def _run_slots(
             raise
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
-            tidy_up(study, config, status, on_event)
+            if has_started:
+                tidy_up(study, config, status, on_event)
     require_progress(study, config, running, until_trial)
 
 

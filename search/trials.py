@@ -117,6 +117,11 @@ def count_states(trials: optuna.Study | Iterable[FrozenTrial]) -> dict[str, int]
     return {state: states.count(state) for state in STATES}
 
 
+def unfinished(trials: Iterable[FrozenTrial]) -> tuple[int, ...]:
+    """Return the numbers of the trials that wait or run."""
+    return tuple(trial.number for trial in trials if not trial.state.is_finished())
+
+
 def num_evaluated(counts: dict[str, int]) -> int:
     """Return how many trials count towards the budget."""
     return sum(counts[state] for state in EVALUATED)

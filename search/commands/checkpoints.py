@@ -1,5 +1,6 @@
 """Commands about checkpoints that are too large to load: calibrate (writes statistics) and quantize-checkpoint."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,7 +40,8 @@ def calibrate(
         print_json({"study": study_config.name, "out": str(out), "size_bytes": size_bytes, **about})
         return
     print_line(f"wrote {out}: {size_bytes / 1e6:.1f} MB, {info.num_steps} steps, denoiser {info.denoiser}")
-    print_line(f"next: hyq-search quantize-checkpoint --in DIR --out DIR --config {config} --stats {out}")
+    files = shlex.join(["--config", str(config), "--stats", str(out)])
+    print_line(f"next: hyq-search quantize-checkpoint --in DIR --out DIR {files}")
 
 
 def quantize_checkpoint(

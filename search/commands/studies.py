@@ -1,5 +1,6 @@
 """Commands that run a study or answer questions about it: run, trial, status, front, show."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from search.commands.options import AsJson, Kernel, SharedFolder, Storage, Store
 from search.console import print_json, print_line, print_table, remark
 from search.errors import SearchError
 from search.progress import RunProgress, in_words
+from search.redaction import redacted
 
 
 def run(
@@ -39,9 +41,26 @@ def run(
         return
     counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
     print_line(f"{summary.study}: {summary.message}; {counts}; {summary.front_size} on the front")
-    print_line(
-        f"next: hyq-search front {study}; hyq-search ui {study}; hyq-search export {study} --pick balanced --out DIR"
-    )
+    print_line(f"next: {next_commands(study, store, storage, has_pages=config.tracking is None)}")
+
+
+def next_commands(study: str, store: Path | None, storage: str | None, *, has_pages: bool) -> str:
+    """Return what to type after a run that had these options; a password in the address is three stars.
+
+    Args:
+        study: As the user wrote it.
+        store: As given.
+        storage: As given.
+        has_pages: Whether the store has MLflow's database, which `ui` shows.
+    """
+    in_store = [study] if store is None else [study, "--store", str(store)]
+    found = in_store if storage is None else [*in_store, "--storage", redacted(storage)]
+    commands = [
+        ["front", *found],
+        *([["ui", *in_store]] if has_pages else []),
+        ["export", *found, "--pick", "balanced", "--out", "DIR"],
+    ]
+    return "; ".join(shlex.join(["hyq-search", *command]) for command in commands)
 
 
 def trial(

@@ -27,7 +27,7 @@ from search.patience import Patience
 from search.poison import poisoned_by
 from search.processes import this_worker
 from search.prompts import StudyPrompts
-from search.proposal import claim
+from search.proposal import claim, take
 from search.proxy import serve
 from search.resume import HANDED_BACK, hand_back_trials, queue_forgotten_trials, reclaim_lost_trials
 from search.sharing import MemberClaims
@@ -122,6 +122,21 @@ def test_every_waiting_trial_is_popped_exactly_once(open_again):
     )
 
     assert sorted(itertools.chain(*popped)) == list(range(12))
+
+
+def test_a_waiting_trial_that_is_asked_for_by_number_is_taken_once_and_leaves_those_before_it(open_again):
+    study = open_again()
+    for x in range(3):
+        study.enqueue_trial({"x": x})
+    workers = [open_again() for _ in range(4)]
+
+    taken = at_once(*[lambda worker=worker: take(worker, 1) for worker in workers])
+
+    (trial,) = [trial for trial in taken if trial is not None]
+    assert trial.suggest_int("x", 0, 99) == 1
+    assert [trial.state.name for trial in study.trials] == ["WAITING", "RUNNING", "WAITING"]
+    study.tell(1, state=TrialState.FAIL)
+    assert take(open_again(), 1) is None
 
 
 def test_trials_made_at_once_have_numbers_without_a_gap(open_again):

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -9,12 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import typer.main
 import yaml
 
 from metrics.registry import METRICS
-from search.cli import exit_code_of
+from search.cli import app, exit_code_of
+from search.commands.studies import next_commands
 from search.console import one_line
 from search.patience import Patience
+
+GROUP = typer.main.get_command(app)
 
 
 @pytest.fixture
@@ -139,6 +144,28 @@ def broken_file(study_file: Path, **changes: object) -> Path:
     content.update(changes)
     study_file.write_text(yaml.safe_dump(content))
     return study_file
+
+
+def test_what_to_type_after_a_run_finds_the_study_as_the_run_did_and_holds_no_password():
+    address = "postgresql://hyq:secret@db/hyq"
+    told = next_commands("my studies/x.yaml", Path("/a b/store"), address, has_pages=True)
+    front, ui, export = map(shlex.split, told.split("; "))
+    place = ["my studies/x.yaml", "--store", "/a b/store"]
+
+    assert front == ["hyq-search", "front", *place, "--storage", "postgresql://hyq:***@db/hyq"]
+    assert ui == ["hyq-search", "ui", *place]
+    assert export[:3] == ["hyq-search", "export", "my studies/x.yaml"]
+    assert export[3:7] == front[3:]
+    for command in (front, ui, export):
+        options = {option for one in GROUP.commands[command[1]].params for option in one.opts}
+        assert {word for word in command if word.startswith("--")} <= options
+
+
+def test_what_to_type_after_a_plain_run_is_short():
+    short = "hyq-search front demo; hyq-search ui demo; hyq-search export demo --pick balanced --out DIR"
+
+    assert next_commands("demo", None, None, has_pages=True) == short
+    assert "hyq-search ui" not in next_commands("demo", None, None, has_pages=False)
 
 
 def test_an_unknown_study_lists_the_known_ones(call, stored_store):

@@ -153,6 +153,12 @@ def test_the_certificate_of_the_document_has_the_fields_of_one():
     assert Certificate.model_validate(shown).new_prompts == 56
 
 
+def test_the_fields_that_may_change_are_those_that_are_no_part_of_a_studys_identity(small_study):
+    (listed,) = re.findall(r"A study file may be changed in (.*?);", section("run"), flags=re.DOTALL)
+
+    assert set(re.findall(r"`(\w+)`", listed)) == set(small_study.model_dump()) - set(small_study.identity())
+
+
 def test_the_hand_written_quantization_is_one():
     (block,) = re.findall(r"```yaml\n(.*?)```", section("trial"), flags=re.DOTALL)
 

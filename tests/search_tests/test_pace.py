@@ -18,6 +18,7 @@ from search.processes import this_worker
 from search.resume import hand_back_trials, reclaim_lost_trials
 from search.retry import DISK_TROUBLE
 from search.study import Budget
+from search.trials import unfinished
 
 ORDER = WorkOrder(store=Path("s"), url=None, study="x", slot=0, first_trial=0, deadline=None, until_trial=None)
 
@@ -69,6 +70,13 @@ def test_a_single_point_runs_whatever_the_budget_and_then_stops():
     assert "trial 1" in stop_reason(trials_of("complete", "complete"), Budget(trials=9), order, now=0)
 
 
+def test_who_is_to_run_a_single_point_waits_while_another_worker_has_it():
+    order = ORDER.model_copy(update={"until_trial": 1})
+
+    assert not must_wait(trials_of("running", "waiting"), Budget(trials=1), order)
+    assert must_wait(trials_of("complete", "running"), Budget(trials=1), order)
+
+
 @pytest.mark.parametrize(
     ("states", "waits"),
     [(("complete",), False), (("complete", "running"), True), (("running",), False), (("running", "running"), True)],
@@ -84,6 +92,27 @@ def test_failures_in_a_row_end_a_run_but_are_not_held_against_the_next():
     assert "trials in a row failed" in trouble(trials, ORDER)
     assert trouble(trials, ORDER.model_copy(update={"first_trial": len(trials)})) is None
     assert trouble([*trials, *trials_of("complete")], ORDER) is None
+
+
+def test_failures_of_presets_that_were_queued_before_the_run_count_and_earlier_ones_do_not():
+    """In a new study everything is queued; in an old one others were tried after what still waits."""
+    of_before = trials_of("complete", *["failed"] * MAX_FAILURES_IN_A_ROW, "waiting", "failed", "waiting")
+    order = ORDER.model_copy(update={"first_trial": len(of_before), "unfinished": unfinished(of_before)})
+    now = trials_of("complete", *["failed"] * (MAX_FAILURES_IN_A_ROW + 3), *["failed"] * (MAX_FAILURES_IN_A_ROW - 2))
+
+    assert order.unfinished == (11, 13)
+    assert trouble(of_before, order) is None
+    assert trouble(now[:-1], order) is None
+    assert "10 trials in a row failed" in trouble(now, order)
+
+
+def test_presets_that_repeat_each_other_say_nothing_about_the_sampler():
+    queued = trials_of("complete", *["waiting"] * MAX_DUPLICATES_IN_A_ROW)
+    order = ORDER.model_copy(update={"first_trial": len(queued), "unfinished": unfinished(queued)})
+    repeated = trials_of("complete", *["reused"] * MAX_DUPLICATES_IN_A_ROW)
+
+    assert next_draw(repeated, order) == "sampler"
+    assert trouble(repeated, order) is None
 
 
 def test_after_some_duplicates_points_are_drawn_at_random_and_after_many_the_space_is_used_up():

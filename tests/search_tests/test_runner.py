@@ -113,6 +113,37 @@ def test_changed_slots_and_budget_are_taken_over(prepared):
     assert stored_config(study) == changed.without_places()
 
 
+def test_slots_are_told_which_presets_were_queued_before_they_started(prepared, monkeypatch):
+    path, config, _ = prepared
+    orders = []
+
+    def start_slots(slots, order, *, device):
+        orders.append(order)
+        raise SearchError("no devices")
+
+    monkeypatch.setattr("search.runner.start_slots", start_slots)
+    with pytest.raises(SearchError, match="no devices"):
+        run(path, config.model_copy(update={"budget": Budget(trials=2)}))
+
+    (order,) = orders
+    num_presets = len(config.space.presets)
+    assert order.first_trial == 1 + num_presets
+    assert order.unfinished == tuple(range(1, 1 + num_presets))
+
+
+def test_slots_that_cannot_start_are_the_only_trouble_that_a_new_study_tells_of(study_config, tmp_path):
+    for name in ("calibration.txt", "search.txt"):
+        (tmp_path / name).write_text(f"{name} a\n{name} b\n")
+    slots = (Slot(ranks=10_000, devices="auto"),)
+    config = study_config.model_copy(update={"store": str(tmp_path / "mlruns"), "slots": slots})
+    events = []
+
+    with pytest.raises(SearchError, match="slots need 10000 devices"):
+        run_study(config, study_file=tmp_path / "study.yaml", on_event=events.append)
+
+    assert not [event.message for event in events if "mlflow" in event.message.lower()]
+
+
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("search.storage.MIN_FREE_BYTES", 2**62)
 

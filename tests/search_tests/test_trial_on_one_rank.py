@@ -298,12 +298,18 @@ def test_histograms_are_wanted_where_the_space_or_the_plan_can_need_them(bench, 
 def make_leader(bench, mlflow_store):
     """A leader of a fresh study; keyword arguments change the study's config."""
 
-    def make(embedder=bench.embedder, **changes):
+    def make(embedder=bench.embedder, until_trial=None, **changes):
         config = bench.config.model_copy(update={"store": str(mlflow_store), **changes})
         study, _ = create_study(mlflow_store, config, PROMPTS)
         Tracker(mlflow_store, config.name).open_study(config)
         order = WorkOrder(
-            store=mlflow_store, url=None, study=config.name, slot=0, first_trial=0, deadline=None, until_trial=None
+            store=mlflow_store,
+            url=None,
+            study=config.name,
+            slot=0,
+            first_trial=0,
+            deadline=None,
+            until_trial=until_trial,
         )
         own_bench = dataclasses.replace(bench, config=config, embedder=embedder)
         leader = Leader(own_bench, study, order, restart_count=4)
@@ -339,6 +345,17 @@ def test_a_leader_runs_the_budget_answers_duplicates_and_logs_all_to_mlflow(make
     assert trial_reason(again) == "the same config as trial 0"
     assert agreement(order.store, study) == ()
     assert read_state(slot_folder(order.store, order.study, 0)).restarts_at_last_finish == 4
+
+
+def test_a_hand_written_config_is_run_before_what_waits_and_nothing_after_it(make_leader):
+    leader, study, _ = make_leader(until_trial=1)
+    study.enqueue_trial({"strategy": "static", "exclusion": "none", "act_method": "minmax"})
+    enqueue_point(study, QuantConfig(linear=W8A8Dynamic()))
+
+    reason = leader.run()
+
+    assert reason == "trial 1 has finished"
+    assert [trial_state(trial) for trial in study.trials] == ["waiting", "complete"]
 
 
 def test_the_stage_times_of_a_run_add_up_to_its_wall_time(make_leader):

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from search.cli import app
+from search.locate import STORAGE_VARIABLE
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 SBATCH, JOB = EXAMPLES / "worker.sbatch", EXAMPLES / "worker-job.yaml"
@@ -56,7 +57,6 @@ class Mount(Strict):
 class Container(Strict):
     name: str
     image: str
-    command: list[str]
     args: list[str]
     env: list[Variable]
     resources: Resources
@@ -129,11 +129,27 @@ def test_a_misspelt_field_is_refused():
 @pytest.mark.parametrize("path", [SBATCH, JOB], ids=lambda path: path.name)
 def test_every_option_is_one_of_the_worker_command(path):
     text = "\n".join(line for line in path.read_text().splitlines() if not line.strip().startswith("#"))
-    used = set(re.findall(r"(--[a-z-]+)", text[text.index("hyq-search worker") :]))
+    used = set(re.findall(r"--[a-z-]+", text))
     worker = typer.main.get_command(app).commands["worker"]
 
-    assert {"--storage", "--shared", "--store", "--slots"} <= used
+    assert {"--shared", "--store", "--slots"} <= used
     assert used <= {option for parameter in worker.params for option in parameter.opts}
+
+
+def test_the_job_gives_the_entry_point_of_the_images_a_command_of_ours():
+    """A `command:` would replace the entry point, and with it the environment that an Ascend image sets up."""
+    (container,) = Job.model_validate(yaml.safe_load(JOB.read_text())).spec.template.spec.containers
+
+    assert container.args[0] in typer.main.get_command(app).commands
+
+
+def test_the_address_of_the_database_reaches_the_worker_by_its_variable_and_is_on_no_command_line():
+    (container,) = Job.model_validate(yaml.safe_load(JOB.read_text())).spec.template.spec.containers
+    commands = [*container.args, *SBATCH.read_text().split("hyq-search worker")[-1].split()]
+
+    assert [variable.name for variable in container.env] == [STORAGE_VARIABLE]
+    assert f"export {STORAGE_VARIABLE}" in SBATCH.read_text()
+    assert not [word for word in commands if "storage" in word.lower()]
 
 
 def test_the_batch_script_parses():
@@ -145,7 +161,7 @@ def test_the_batch_script_hands_the_signal_on_and_waits_for_the_trial_in_hand(tm
     fake = tmp_path / "hyq-search"
     fake.write_text(
         '#!/bin/bash\ntrap \'echo asked >> "$LOG"; sleep 0.5; echo finished >> "$LOG"; exit 0\' TERM\n'
-        'echo "$@" > "$LOG"\nwhile true; do sleep 0.05; done\n'
+        'echo "$HYQ_STORAGE" "$@" > "$LOG"\nwhile true; do sleep 0.05; done\n'
     )
     fake.chmod(0o755)
     log = tmp_path / "log"
@@ -160,5 +176,5 @@ def test_the_batch_script_hands_the_signal_on_and_waits_for_the_trial_in_hand(tm
         assert script.wait(timeout=60) == 0
 
     first, *later = log.read_text().splitlines()
-    assert first.startswith("worker video --storage postgresql://h/s --shared /shared")
+    assert first.startswith("postgresql://h/s worker video --shared /shared")
     assert later == ["asked", "finished"]
