@@ -59,7 +59,7 @@ class MetricVerdict(FrozenModel):
         p_adjusted: The same after Holm's correction; at most alpha passes.
         p_beyond_adjusted: Corrected p value of "it is at or within its margin"; at most alpha fails.
         new_prompts: How many prompts a new certificate, on prompts of its own, needs to pass in 80 % of cases if they
-            are like these; None unless inconclusive, or if no number would do.
+            are like these, at least as many as there are; None unless inconclusive, or if no number would do.
         reason: The verdict in a sentence.
         values: [P], the candidate's scores in the order of the pairs.
         float_values: [P], the float clips'.
@@ -215,10 +215,14 @@ def _num_flawed(scored: PairedScores, prompts: Sequence[Hashable]) -> int:
 
 
 def _new_prompts(scored: PairedScores, prompts: Sequence[Hashable], alpha: float) -> int | None:
+    """Return how many new prompts should do: never fewer than were not enough."""
+    at_hand = len(set(prompts))
     if scored.spec.unit == FLAG_UNIT:
-        share = _num_flawed(scored, prompts) / len(set(prompts))
-        return clusters_to_pass_share(share, _share(scored), alpha=alpha)
-    return most_of(clusters_to_pass(means_K, limit, alpha=alpha) for means_K, limit in _sides(scored, prompts))
+        share = _num_flawed(scored, prompts) / at_hand
+        return clusters_to_pass_share(share, _share(scored), at_least=at_hand, alpha=alpha)
+    return most_of(
+        clusters_to_pass(means_K, limit, at_least=at_hand, alpha=alpha) for means_K, limit in _sides(scored, prompts)
+    )
 
 
 def most_of(sizes: Iterable[int | None]) -> int | None:

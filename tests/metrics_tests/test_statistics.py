@@ -190,6 +190,20 @@ def test_more_prompts_are_needed_the_closer_the_limit_is():
     assert clusters_to_pass(losses + 1.0, 0.5) is None
 
 
+def test_one_outlier_of_many_asks_for_no_fewer_prompts_than_were_not_enough():
+    """Three of 32 mostly lack the outlier and pass; fresh draws of the stated number pass in 80 of 100 cases.
+
+    76 % is 80 % less two standard errors of 2,000 draws, twice: the number is found by as many draws.
+    """
+    losses = np.append(0.001 * np.random.default_rng(0).standard_normal(31), 0.6)
+    stated = clusters_to_pass(losses, 0.05, at_least=32)
+    drawn = np.random.default_rng(1).choice(losses, (2000, stated))
+
+    assert stated >= 32
+    assert (p_below(drawn, 0.05) <= 0.05).mean() >= 0.76
+    assert clusters_to_pass_share(0.0, 0.1, at_least=40) == 40
+
+
 def test_a_verdict_needs_evidence_for_either_side():
     assert verdict_of(0.05, 0.9, 0.05) == "PASS"
     assert verdict_of(0.9, 0.01, 0.05) == "FAIL"

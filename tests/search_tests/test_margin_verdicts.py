@@ -126,6 +126,15 @@ def test_an_open_question_says_how_many_prompts_would_settle_it():
     assert 0.8 * num_prompts < found.new_prompts < 1.4 * num_prompts
 
 
+def test_one_prompt_of_another_scene_never_asks_for_fewer_prompts_than_there_are():
+    values = 0.999 + noise(0.0003)
+    values[:2] = 0.35, 0.4
+    found = verdict(Margin(metric="clip_reference", min=0.95), values)
+
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.new_prompts > 32
+
+
 def test_a_mean_beyond_the_margin_is_not_helped_by_more_prompts():
     values = 0.84 + noise(0.5, seed=1) - noise(0.5, seed=1).mean()
     found = verdict(Margin(metric="clip_prompt", loss=0.15), values)
