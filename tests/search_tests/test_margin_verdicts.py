@@ -66,6 +66,20 @@ def test_identical_renders_pass_every_margin():
     assert {found.verdict for found in margin_verdicts(same, PROMPTS, alpha=0.05)} == {"PASS"}
 
 
+@pytest.mark.parametrize(("num_prompts", "expected"), [(3, "INCONCLUSIVE"), (28, "INCONCLUSIVE"), (29, "PASS")])
+def test_prompts_that_all_score_the_same_pass_once_they_rule_out_one_bad_prompt_in_ten(num_prompts, expected):
+    margins = (Margin(metric="flicker", max=0.2), Margin(metric="clip_prompt", loss=0.01))
+    same = [
+        PairedScores(find_metric(margin.metric), margin, (0.0,) * num_prompts, (0.0,) * num_prompts)
+        for margin in margins
+    ]
+    verdicts = margin_verdicts(same, range(num_prompts), alpha=0.05)
+
+    assert {found.verdict for found in verdicts} == {expected}
+    assert [found.p for found in verdicts] == pytest.approx([0.9**num_prompts] * 2)
+    assert {found.new_prompts for found in verdicts} == {None if expected == "PASS" else 29}
+
+
 def test_the_p_value_of_symmetric_losses_is_close_to_students():
     """The correction for skewness makes it larger, never smaller."""
     values = 0.95 + noise(0.2, seed=3)
