@@ -31,6 +31,8 @@ class Neighbour:
         is_feasible: Whether the neighbour keeps the study's bounds.
         latency_kinds: The kinds of the explained trial's latency and of the neighbour's if they differ; then gains say
             nothing of latency. None if both are alike.
+        timed_on: The devices that timed the explained trial and the neighbour if they differ; gains say nothing of
+            latency then either. None if both are alike, or one was not timed.
     """
 
     number: int
@@ -38,6 +40,7 @@ class Neighbour:
     gains: dict[str, float]
     is_feasible: bool
     latency_kinds: tuple[str, str] | None = None
+    timed_on: tuple[str, str] | None = None
 
 
 def differences(one: QuantConfig, other: QuantConfig) -> dict[str, tuple[str, str]]:
@@ -70,11 +73,13 @@ def neighbours(row: TrialRow, overview: Overview) -> list[Neighbour]:
         if FLOAT_LAYERS in choices:
             space = overview.config.space
             choices[FLOAT_LAYERS] = (in_words(row.config, space), in_words(other.config, space))
-        kinds = _unequal_kinds(row, other)
-        compared = [name for name in row.values if kinds is None or not name.startswith("latency")]
+        kinds = _unequal_pair(row.latency_kind, other.latency_kind)
+        devices = _unequal_pair(_timed_on(row), _timed_on(other))
+        are_timed_alike = kinds is None and devices is None
+        compared = [name for name in row.values if are_timed_alike or not name.startswith("latency")]
         gains = {name: row.values[name] - other.values[name] for name in compared if name in other.values}
         if choices:
-            found.append(Neighbour(other.number, choices, gains, other.state == "complete", kinds))
+            found.append(Neighbour(other.number, choices, gains, other.state == "complete", kinds, devices))
     fewest = min((len(neighbour.choices) for neighbour in found), default=0)
     nearest = [neighbour for neighbour in found if len(neighbour.choices) == fewest]
     return sorted(nearest, key=lambda neighbour: (sorted(neighbour.choices), neighbour.number))
@@ -105,9 +110,12 @@ def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | No
     )
 
 
-def _unequal_kinds(row: TrialRow, other: TrialRow) -> tuple[str, str] | None:
-    own, others = row.latency_kind, other.latency_kind
-    return None if own is None or others is None or own == others else (own, others)
+def _unequal_pair(own: str | None, other: str | None) -> tuple[str, str] | None:
+    return None if own is None or other is None or own == other else (own, other)
+
+
+def _timed_on(row: TrialRow) -> str | None:
+    return None if row.result is None else row.result.timed_on
 
 
 def _kind(part: Mapping[str, Any] | None) -> str:

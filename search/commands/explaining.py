@@ -111,6 +111,8 @@ def _sentence(neighbour: "Neighbour") -> str:
     choices = " and ".join(f"{name} {own}, not {other}" for name, (own, other) in neighbour.choices.items())
     gains = ", ".join(f"{name} {value:+.3g}" for name, value in neighbour.gains.items())
     outside = "" if neighbour.is_feasible else ", which breaks a bound"
-    kinds = neighbour.latency_kinds
-    apart = "" if kinds is None else f"; its latency is {kinds[1]} and not {kinds[0]}, so latencies are not compared"
+    kinds, devices = neighbour.latency_kinds, neighbour.timed_on
+    reasons = [] if kinds is None else [f"its latency is {kinds[1]} and not {kinds[0]}"]
+    reasons += [] if devices is None else [f"it was timed on {devices[1]} and not on {devices[0]}"]
+    apart = f"; {' and '.join(reasons)}, so latencies are not compared" if reasons else ""
     return f"{choices} (trial {neighbour.number}{outside}): {gains}{apart}"

@@ -100,6 +100,24 @@ def test_latencies_of_two_kinds_are_not_subtracted_and_it_is_said(filled_study):
     assert "latency_ratio" not in _sentence(found)
 
 
+def test_latencies_of_two_devices_are_not_subtracted_and_the_devices_are_named(filled_study):
+    overview = read_overview(filled_study)
+    row, near = overview.row(1), neighbours(overview.row(1), overview)[0]
+    other = overview.row(near.number)
+    elsewhere = other.result.latency.model_copy(update={"device": "cuda", "hardware": "a fast one"})
+    changed = dataclasses.replace(other, result=other.result.model_copy(update={"latency": elsewhere}))
+    rows = tuple(changed if one.number == other.number else one for one in overview.rows)
+
+    found = next(one for one in neighbours(row, dataclasses.replace(overview, rows=rows)) if one.number == other.number)
+
+    assert near.timed_on is None
+    assert found.timed_on == ("cpu", "cuda (a fast one)")
+    assert set(near.gains) - set(found.gains) == {"latency_ratio"}
+    assert _sentence(found).endswith(
+        "; it was timed on cuda (a fast one) and not on cpu, so latencies are not compared"
+    )
+
+
 def test_stability_equals_the_share_of_all_resamples_of_two_prompts(filled_study, make_result):
     """Two prompts have four resamples, which are enumerated; 4,000 draws come within 5 % of their shares."""
     study = filled_study
