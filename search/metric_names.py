@@ -82,6 +82,7 @@ def _margin_problems(margin: Margin) -> Iterator[str]:
         )
         return
     if spec.unit != FLAG_UNIT:
+        yield from _bounds_that_float_breaks(margin, spec)
         return
     share = allowed_share(margin, spec)
     if share is None or not 0.0 < share < 1.0:
@@ -90,6 +91,21 @@ def _margin_problems(margin: Margin) -> Iterator[str]:
             f"certificate.margins: the margin of {margin.metric} must be a loss or a {side} that allows a share of "
             f"flawed prompts between 0 and 1, but got {margin.in_words()}; no number of prompts shows that none ever "
             "fails, so give a share such as 0.1"
+        )
+
+
+def _bounds_that_float_breaks(margin: Margin, spec: MetricSpec) -> Iterator[str]:
+    """Say of each bound whether it leaves the float clips themselves no room, as one on the wrong side does."""
+    own = spec.of_itself
+    if own is None:
+        return
+    if (margin.min is not None and margin.min >= own) or (margin.max is not None and margin.max <= own):
+        side = {spec.range[0]: "a max above it", spec.range[1]: "a min below it"}.get(
+            own, "a min below it, a max above"
+        )
+        yield (
+            f"certificate.margins: the margin of {margin.metric} must leave room for the float clips themselves, which "
+            f"score {own:g}, but got {margin.in_words()}; give {side}"
         )
 
 

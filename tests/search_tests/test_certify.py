@@ -260,10 +260,15 @@ def test_no_two_pairs_share_prompt_and_noise():
         ({"metric": "collapsed", "max": 0.0}, "no number of prompts shows that none ever fails"),
         ({"metric": "collapsed", "min": 0.5}, "must be a loss or a max"),
         ({"metric": "psnr_db", "loss": 0.5}, "psnr_db compares with the float video, so its margin must be min, max"),
+        ({"metric": "clip_reference", "max": 0.95}, "which score 1, but got at most 0.95; give a min below it"),
+        ({"metric": "flicker", "min": 0.5}, "which score 0, but got at least 0.5; give a max above it"),
+        ({"metric": "motion_energy_ratio", "min": 1.1, "max": 1.5}, "at most 1.5; give a min below it, a max above"),
     ],
 )
 def test_a_margin_that_nothing_can_keep_is_refused_with_the_study_file(study, margin, sentence):
-    study.write_text(yaml.safe_dump({**STUDY, "certificate": {"prompts": "mini:heldout", "margins": [margin]}}))
+    names = ["clip_prompt", "clip_reference", "psnr_db", "ssim", "motion_energy_ratio", "flicker", "collapsed"]
+    section = {"prompts": "mini:heldout", "margins": [margin]}
+    study.write_text(yaml.safe_dump({**STUDY, "metrics": names, "certificate": section}))
 
     with pytest.raises(ValueError, match=sentence):
         load_study(study)
