@@ -274,6 +274,23 @@ def test_a_margin_that_nothing_can_keep_is_refused_with_the_study_file(study, ma
         load_study(study)
 
 
+def test_frames_too_small_for_a_metric_are_refused_with_the_study_file(study):
+    small, large = ({**STUDY["workload"]["settings"], "height": height, "width": 208} for height in (160, 176))
+    names = ["clip_prompt", "clip_reference", "motion_energy_ratio", "collapsed", "ms_ssim"]
+
+    def read(settings, own):
+        section = {**STUDY["certificate"], "margins": [{"metric": "ms_ssim", "min": 0.5}], "settings": own}
+        workload = {**STUDY["workload"], "settings": settings}
+        study.write_text(yaml.safe_dump({**STUDY, "workload": workload, "metrics": names, "certificate": section}))
+        return load_study(study)
+
+    assert read(large, large).metrics == tuple(names)
+    with pytest.raises(ValueError, match=r"metrics: ms_ssim needs .* 176 pixels .*, but workload\.settings .* 208x160"):
+        read(small, large)
+    with pytest.raises(ValueError, match=r"margins: ms_ssim needs .* 176 .*, but certificate\.settings .* 208x160"):
+        read(large, small)
+
+
 def test_margins_may_be_added_to_a_study_that_was_run(study):
     config = load_study(study)
 
