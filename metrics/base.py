@@ -75,6 +75,7 @@ class MetricSpec:
         function: From a sample and an embedder to a number.
         of_itself: Value of the float video against itself; None if it reads no reference, or has no such value.
         find_weights: Returns the files with published weights it reads, without reading them.
+        smallest_side: Pixels that the shorter side of a frame must have; it raises `MetricError` for less.
         judges_ruins: Whether it has a value for videos that are not whole; the others are not asked there.
     """
 
@@ -89,4 +90,5 @@ class MetricSpec:
     function: MetricFunction
     of_itself: float | None = None
     find_weights: Callable[[], tuple[Path, ...]] = no_weights
+    smallest_side: int = 1
     judges_ruins: bool = False

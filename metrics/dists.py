@@ -70,6 +70,7 @@ DISTS = MetricSpec(
     blind_to="Time between frames, where in a frame something is, and a texture swapped for another sample of it.",
     cost="high",
     function=dists,
+    smallest_side=SMALLEST_SIDE,
     of_itself=0.0,
     find_weights=find_weights,
 )

@@ -65,6 +65,7 @@ LPIPS = MetricSpec(
     blind_to="Time between frames, and whether a different video is also good: it only says how different it is.",
     cost="medium",
     function=lpips,
+    smallest_side=SMALLEST_SIDE,
     of_itself=0.0,
     find_weights=find_weights,
 )

@@ -49,5 +49,6 @@ MS_SSIM = MetricSpec(
     blind_to="Colour shifts that keep local contrast, and time between frames; frames below 176 pixels a side.",
     cost="medium",
     function=ms_ssim,
+    smallest_side=SMALLEST_SIDE,
     of_itself=1.0,
 )

@@ -11,6 +11,7 @@ from metrics.base import MetricSpec, Sample
 from metrics.embedders import Embedder
 from metrics.errors import MetricError
 
+SMALLEST_SIDE = 3  # pixels; a window needs a neighbour on either side
 _RADIUS = 5  # pixels from the centre of the published window to its border
 _SIGMA = 1.5  # pixels
 _CHUNK = 8  # frames at once; bounds memory at 720p
@@ -30,9 +31,11 @@ def ssim(sample: Sample, embedder: Embedder) -> float:
 
 
 def _window_sigma(side: int) -> float:
+    if side < SMALLEST_SIDE:
+        raise MetricError(
+            f"ssim needs frames of at least {SMALLEST_SIDE} pixels a side, but got {side}; render larger frames"
+        )
     radius = min(_RADIUS, (side - 1) // 2)
-    if radius < 1:
-        raise MetricError(f"ssim needs frames of at least 3 pixels a side, but got {side}; render larger frames")
     return _SIGMA * radius / _RADIUS
 
 
@@ -56,5 +59,6 @@ SSIM = MetricSpec(
     blind_to="Colour shifts that keep local contrast, time between frames, and whether a different video is also good.",
     cost="medium",
     function=ssim,
+    smallest_side=SMALLEST_SIDE,
     of_itself=1.0,
 )

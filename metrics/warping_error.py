@@ -104,5 +104,6 @@ WARPING_ERROR = MetricSpec(
     blind_to="Whatever stays the same from frame to frame, blur above all, and pixels that nothing follows.",
     cost="low",
     function=warping_error,
+    smallest_side=SMALLEST_SIDE,
     of_itself=0.0,
 )

@@ -6,6 +6,7 @@ Videos come in as float32 [T, C, H, W] in [0, 1]; images go out as uint8 [H, W, 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,14 +46,17 @@ def comparison_frames(samples: Sequence["Sample"], *, cell_height: int = 192) ->
     """Return the frames of one video that plays every float clip beside its quantized one.
 
     Args:
-        samples: Clips of one length and size; each gets a panel "float | quantized" with its prompt above. From three
-            samples on, panels stand in two columns.
+        samples: Clips of one size; each gets a panel "float | quantized" with its prompt above, or the prompt's number
+            where the font lacks a character of it. From three samples on, panels stand in two columns. Both clips of a
+            sample are cut to the shorter one, and a panel that ends before others keeps its last frame.
         cell_height: About how many pixels high one clip is; small clips are enlarged a whole number of times.
 
     Returns:
         uint8 [T, H, W, 3] with even H and W, as 4:2:0 video needs.
     """
-    panels = [_panel(sample, cell_height) for sample in samples]
+    panels = [_panel(sample, label, cell_height) for sample, label in zip(samples, _labels(samples), strict=True)]
+    longest = max(len(panel) for panel in panels)
+    panels = [np.pad(panel, [(0, longest - len(panel)), (0, 0), (0, 0), (0, 0)], mode="edge") for panel in panels]
     columns = 1 if len(panels) < 3 else 2
     while len(panels) % columns:
         panels.append(np.full_like(panels[0], 255))
@@ -65,9 +69,11 @@ def comparison_frames(samples: Sequence["Sample"], *, cell_height: int = 192) ->
 def strip_image(samples: Sequence["Sample"], *, num_columns: int = 8, cell_height: int = 96) -> Pixels:
     """Return one picture: for every sample a row of float frames above a row of quantized ones, labelled.
 
-    Frames are taken evenly over the clip, first and last included.
+    Frames are taken evenly over the clip, first and last included; of clips of two lengths, up to the end of the
+    shorter one. A prompt of which the font lacks a character is shown as its number.
     """
-    return np.concatenate([_strip_of(sample, num_columns, cell_height) for sample in samples], axis=0)
+    labelled = zip(samples, _labels(samples), strict=True)
+    return np.concatenate([_strip_of(sample, label, num_columns, cell_height) for sample, label in labelled], axis=0)
 
 
 def frame_indices(num_frames: int, num_columns: int) -> list[int]:
@@ -75,34 +81,56 @@ def frame_indices(num_frames: int, num_columns: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, num_frames - 1, min(num_columns, num_frames))})
 
 
-def _panel(sample: "Sample", cell_height: int) -> Pixels:
-    left, right = (resized(to_pixels(video), cell_height) for video in (sample.reference, sample.video))
+def _labels(samples: Sequence["Sample"]) -> list[str]:
+    """Return each prompt as it can be written: itself, or its number, from 1, if the font lacks a character of it."""
+    return [
+        sample.prompt if all(map(_has_glyph, sample.prompt)) else f"prompt {number}"
+        for number, sample in enumerate(samples, start=1)
+    ]
+
+
+@cache
+def _has_glyph(character: str) -> bool:
+    """Say whether the font draws a character otherwise than one that no font has."""
+    font = ImageFont.load_default(_FONT_PX)
+    nobodys = "\U0010ffff"
+    drawn, missing = font.getmask(character), font.getmask(nobodys)
+    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+
+
+def _both(sample: "Sample") -> tuple[Pixels, Pixels]:
+    """Return the float and the quantized clip, both cut to the shorter one: a damaged video may have other frames."""
+    num_frames = min(len(sample.reference), len(sample.video))
+    return to_pixels(sample.reference[:num_frames]), to_pixels(sample.video[:num_frames])
+
+
+def _panel(sample: "Sample", label: str, cell_height: int) -> Pixels:
+    left, right = (resized(video, cell_height) for video in _both(sample))
     num_frames, height, width = left.shape[:3]
     gap = np.full((num_frames, height, _GAP_PX, 3), 255, dtype=np.uint8)
     picture = np.concatenate([left, gap, right, gap], axis=2)
     header = Image.new("RGB", (picture.shape[2], 2 * _LABEL_PX), _BACKGROUND)
     draw = ImageDraw.Draw(header)
-    _write(draw, (2, 2), sample.prompt, _INK, header.width - 4)
+    _write(draw, (2, 2), label, _INK, header.width - 4)
     _write(draw, (2, 2 + _LABEL_PX), "float", _QUIET, width)
     _write(draw, (2 + width + _GAP_PX, 2 + _LABEL_PX), "quantized", _QUIET, width)
     top = np.broadcast_to(np.asarray(header), (num_frames, header.height, header.width, 3))
     return np.concatenate([top, picture], axis=1)
 
 
-def _strip_of(sample: "Sample", num_columns: int, cell_height: int) -> Pixels:
+def _strip_of(sample: "Sample", label: str, num_columns: int, cell_height: int) -> Pixels:
     rows = []
-    for video in (sample.reference, sample.video):
-        frames = to_pixels(video)
+    for frames in _both(sample):
         chosen = resized(frames[frame_indices(len(frames), num_columns)], cell_height)
         spaced = np.pad(chosen, [(0, 0), (0, _LINE_PX), (0, _LINE_PX), (0, 0)], constant_values=255)
         rows.append(np.concatenate(list(spaced), axis=1))
     row_height, row_width = rows[0].shape[:2]
     canvas = Image.new("RGB", (_ROW_LABEL_PX + row_width, _LABEL_PX + 2 * row_height + _GAP_PX), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    _write(draw, (2, 2), sample.prompt, _INK, canvas.width - 4)
-    for index, (label, row) in enumerate(zip(("float", "quantized"), rows, strict=True)):
+    _write(draw, (2, 2), label, _INK, canvas.width - 4)
+    for index, (side, row) in enumerate(zip(("float", "quantized"), rows, strict=True)):
         top = _LABEL_PX + index * row_height
-        _write(draw, (2, top + row_height // 2 - _FONT_PX // 2), label, _QUIET, _ROW_LABEL_PX)
+        _write(draw, (2, top + row_height // 2 - _FONT_PX // 2), side, _QUIET, _ROW_LABEL_PX)
         canvas.paste(Image.fromarray(row), (_ROW_LABEL_PX, top))
     return np.asarray(canvas)
 

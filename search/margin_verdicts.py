@@ -3,7 +3,8 @@
 A margin holds for the mean over all prompts, of which the held-out ones are a sample. Two tests per metric ask
 whether that mean is shown to lie within the margin, or shown to lie beyond it; p values of all metrics are adjusted
 together by Holm's method, once for passing and once for failing. A metric of flags (0 or 1) is about the share of
-prompts with a flawed clip, and is counted exactly.
+prompts with a flawed clip, and is counted exactly. Where all prompts score the same, only their number speaks for the
+candidate: its p value has a floor, which says what they may all have missed and is not corrected.
 
     P pairs of prompt and seed   K prompts
 """
@@ -19,7 +20,7 @@ from metrics.base import Direction, MetricSpec
 from metrics.statistics.clusters import Floats, cluster_means
 from metrics.statistics.holm import holm_adjusted
 from metrics.statistics.intervals import mean_interval
-from metrics.statistics.non_inferiority import p_above, p_below, p_share_above, p_share_below
+from metrics.statistics.non_inferiority import is_steady, p_above, p_below, p_share_above, p_share_below, p_unseen
 from metrics.statistics.sample_sizes import clusters_to_pass, clusters_to_pass_share
 from metrics.statistics.verdict import Verdict, verdict_of
 from search.margins import Margin
@@ -56,10 +57,10 @@ class MetricVerdict(FrozenModel):
         high: Its upper end.
         level: What the interval covers.
         p: p value of "it is at or beyond its margin"; small values speak for the candidate.
-        p_adjusted: The same after Holm's correction; at most alpha passes.
+        p_adjusted: The same after Holm's correction, in which a p value at its floor counts as 0; at most alpha passes.
         p_beyond_adjusted: Corrected p value of "it is at or within its margin"; at most alpha fails.
         new_prompts: How many prompts a new certificate, on prompts of its own, needs to pass in 80 % of cases if they
-            are like these; None unless inconclusive, or if no number would do.
+            are like these, at least as many as there are; None unless inconclusive, or if no number would do.
         reason: The verdict in a sentence.
         values: [P], the candidate's scores in the order of the pairs.
         float_values: [P], the float clips'.
@@ -97,16 +98,18 @@ def margin_verdicts(
     """
     within = {scored.spec.name: _p_within(scored, prompts) for scored in scores}
     beyond = {scored.spec.name: _p_beyond(scored, prompts) for scored in scores}
-    passing, failing = holm_adjusted(within), holm_adjusted(beyond)
+    floors = {scored.spec.name: _floor(scored, prompts) for scored in scores}
+    tested = {name: 0.0 if p <= floors[name] else p for name, p in within.items()}
+    passing, failing = holm_adjusted(tested), holm_adjusted(beyond)
     return tuple(
         _verdict(
             scored,
             prompts,
             p=within[scored.spec.name],
-            p_adjusted=passing[scored.spec.name],
+            p_adjusted=max(passing[scored.spec.name], floors[scored.spec.name]),
             p_beyond_adjusted=failing[scored.spec.name],
             alpha=alpha,
-            own_alpha=alpha / _holm_factor(scored.spec.name, within),
+            own_alpha=alpha / _holm_factor(scored.spec.name, tested),
         )
         for scored in scores
     )
@@ -122,7 +125,9 @@ def allowed_share(margin: Margin, spec: MetricSpec) -> float | None:
 
 
 def _holm_factor(name: str, p_values: Mapping[str, float]) -> int:
-    """Return what Holm's method multiplies a p value by: the number of those that are not smaller."""
+    """Return what Holm's method multiplies a p value by: the number of those that are not smaller; 1 for certainty."""
+    if p_values[name] == 0.0:
+        return 1
     order = sorted(p_values, key=lambda other: p_values[other])
     return len(order) - order.index(name)
 
@@ -184,6 +189,13 @@ def _p_beyond(scored: PairedScores, prompts: Sequence[Hashable]) -> float:
     return min(1.0, len(sides) * min(float(p_above(means_K, limit)) for means_K, limit in sides))
 
 
+def _floor(scored: PairedScores, prompts: Sequence[Hashable]) -> float:
+    """Return below what p value no evidence goes: `p_unseen` where all prompts score the same, else 0."""
+    if not _is_finite(scored) or scored.spec.unit == FLAG_UNIT:
+        return 0.0
+    return p_unseen(len(set(prompts))) if is_steady(_sides(scored, prompts)[0][0]) else 0.0
+
+
 def _sides(scored: PairedScores, prompts: Sequence[Hashable]) -> list[tuple[Floats, float]]:
     """Return what must be shown: means per prompt, [K], and the limit below which their mean must lie."""
     margin = scored.margin
@@ -215,10 +227,14 @@ def _num_flawed(scored: PairedScores, prompts: Sequence[Hashable]) -> int:
 
 
 def _new_prompts(scored: PairedScores, prompts: Sequence[Hashable], alpha: float) -> int | None:
+    """Return how many new prompts should do: never fewer than were not enough."""
+    at_hand = len(set(prompts))
     if scored.spec.unit == FLAG_UNIT:
-        share = _num_flawed(scored, prompts) / len(set(prompts))
-        return clusters_to_pass_share(share, _share(scored), alpha=alpha)
-    return most_of(clusters_to_pass(means_K, limit, alpha=alpha) for means_K, limit in _sides(scored, prompts))
+        share = _num_flawed(scored, prompts) / at_hand
+        return clusters_to_pass_share(share, _share(scored), at_least=at_hand, alpha=alpha)
+    return most_of(
+        clusters_to_pass(means_K, limit, at_least=at_hand, alpha=alpha) for means_K, limit in _sides(scored, prompts)
+    )
 
 
 def most_of(sizes: Iterable[int | None]) -> int | None:

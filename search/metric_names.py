@@ -11,6 +11,7 @@ latent_l2                       relative L2 error of the final latents against f
 
 from collections.abc import Callable, Iterable, Iterator
 
+from hyquant.models.base import RenderSettings
 from metrics.base import MetricSpec
 from metrics.errors import MetricError, did_you_mean
 from metrics.registry import find_metric, known_metrics
@@ -36,7 +37,10 @@ def has_excess(spec: MetricSpec) -> bool:
 
 
 def unknown_metrics(config: StudyConfig) -> list[str]:
-    """Return one sentence per metric of a study that nobody computes, or that is judged but not listed in `metrics`."""
+    """Return one sentence per metric of a study that nobody computes, that is judged but not listed, or that cannot be.
+
+    The last are metrics of frames too small for them, and margins that nothing can keep.
+    """
     problems = []
     for name in config.metrics:
         try:
@@ -48,12 +52,24 @@ def unknown_metrics(config: StudyConfig) -> list[str]:
     figures = computed_figures(config.metrics)
     wanted = [("objectives", objective.metric) for objective in config.objectives]
     wanted += [("constraints", constraint.metric) for constraint in config.constraints]
-    margins = () if config.certificate is None else config.certificate.margins
+    section = config.certificate
+    margins = () if section is None else section.margins
     unscored = [margin.metric for margin in margins if margin.metric not in config.metrics]
     return [
         *(f"{where}: {_hint(name, figures)}" for where, name in wanted if name not in figures),
         *(f"certificate.margins: {_hint(name, config.metrics)}" for name in unscored),
         *(problem for margin in margins if margin.metric in config.metrics for problem in _margin_problems(margin)),
+        *_too_small("metrics", config.metrics, "workload.settings", config.workload.settings),
+        *(
+            _too_small(
+                "certificate.margins",
+                [margin.metric for margin in margins if margin.metric in config.metrics],
+                "certificate.settings",
+                section.settings,
+            )
+            if section is not None and section.settings is not None
+            else ()
+        ),
     ]
 
 
@@ -73,6 +89,17 @@ def worse(name: str) -> Callable[[Iterable[float]], float]:
     return max if name.endswith((DROP, EXCESS)) or find_metric(name).direction == "minimize" else min
 
 
+def _too_small(where: str, names: Iterable[str], whence: str, settings: RenderSettings) -> Iterator[str]:
+    """Say of each metric that cannot judge frames as small as the settings render."""
+    for name in names:
+        smallest = find_metric(name).smallest_side
+        if min(settings.height, settings.width) < smallest:
+            yield (
+                f"{where}: {name} needs frames of at least {smallest} pixels a side, but {whence} render "
+                f"{settings.width}x{settings.height}; take {name} out or render larger frames"
+            )
+
+
 def _margin_problems(margin: Margin) -> Iterator[str]:
     spec = find_metric(margin.metric)
     if margin.loss is not None and not has_drop(spec):
@@ -82,6 +109,7 @@ def _margin_problems(margin: Margin) -> Iterator[str]:
         )
         return
     if spec.unit != FLAG_UNIT:
+        yield from _bounds_that_float_breaks(margin, spec)
         return
     share = allowed_share(margin, spec)
     if share is None or not 0.0 < share < 1.0:
@@ -90,6 +118,21 @@ def _margin_problems(margin: Margin) -> Iterator[str]:
             f"certificate.margins: the margin of {margin.metric} must be a loss or a {side} that allows a share of "
             f"flawed prompts between 0 and 1, but got {margin.in_words()}; no number of prompts shows that none ever "
             "fails, so give a share such as 0.1"
+        )
+
+
+def _bounds_that_float_breaks(margin: Margin, spec: MetricSpec) -> Iterator[str]:
+    """Say of each bound whether it leaves the float clips themselves no room, as one on the wrong side does."""
+    own = spec.of_itself
+    if own is None:
+        return
+    if (margin.min is not None and margin.min >= own) or (margin.max is not None and margin.max <= own):
+        side = {spec.range[0]: "a max above it", spec.range[1]: "a min below it"}.get(
+            own, "a min below it, a max above"
+        )
+        yield (
+            f"certificate.margins: the margin of {margin.metric} must leave room for the float clips themselves, which "
+            f"score {own:g}, but got {margin.in_words()}; give {side}"
         )
 
 

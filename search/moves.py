@@ -26,7 +26,8 @@ class Move(FrozenModel):
         after: The same today.
         moved: Mean move of the candidate's clips; None if one has no finite score.
         floor: Mean move of the float clips; None if it is not known.
-        is_beyond_floor: Whether the candidate is shown to have moved by more than float.
+        is_beyond_floor: Whether the candidate is shown to have moved by more than float; None if it is shown to have
+            moved and its floor is not known.
     """
 
     metric: str
@@ -34,7 +35,13 @@ class Move(FrozenModel):
     after: float | None
     moved: float | None
     floor: float | None
-    is_beyond_floor: bool
+    is_beyond_floor: bool | None
+
+    def in_words(self) -> str:
+        """Return what is shown."""
+        if self.is_beyond_floor is None:
+            return "moved, floor unknown"
+        return "beyond its floor" if self.is_beyond_floor else "as before"
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,23 @@ def judged_moves(
             after=new.mean,
             moved=statistics.fmean(moves[old.metric].candidate) if moves[old.metric].is_finite else None,
             floor=_mean(moves[old.metric].floats),
-            is_beyond_floor=p_values[old.metric] <= alpha,
+            is_beyond_floor=_is_beyond_floor(moves[old.metric], p_values[old.metric] <= alpha),
         )
         for old, new in zip(before, after, strict=True)
     )
 
 
+def _is_beyond_floor(moves: PairMoves, has_moved: bool) -> bool | None:
+    """Return whether a move is beyond its floor; a lost clip is beyond any, one without a score that is not finite."""
+    is_unknown = has_moved and moves.is_finite and moves.floats is None
+    return None if is_unknown else has_moved
+
+
 def _p_no_farther(moves: PairMoves, prompts: Sequence[Hashable]) -> float:
-    """Return the p value of "the candidate moved no farther than float"; 0 if a clip has no finite score."""
+    """Return the p value of "the candidate moved no farther than float"; 0 if a clip has no finite score.
+
+    Where float's moves are not known they count as 0: then it is about whether the candidate moved at all.
+    """
     if not moves.is_finite:
         return 0.0
     floats = [0.0] * len(moves.candidate) if moves.floats is None else moves.floats

@@ -2,8 +2,9 @@
 
 The hypervolume is measured to a reference point a tenth of the front's extent beyond the worst values on the front, so
 that its ends count too, and one hopeless trial does not make every difference look small. An objective in which the
-front has no extent, as where it is a single point, is measured from the worst complete trial instead. The front of now
-and that of some trials ago are measured to the same point; scaling an objective changes nothing in their ratio.
+front has no extent, as where it is a single point, is measured from the worst complete trial instead; one that is the
+same for all complete trials counts as a factor of 1. The front of now and that of some trials ago are measured to the
+same point; scaling an objective changes nothing in their ratio.
 """
 
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def reference_point(points: Sequence[Losses]) -> Losses:
         best, worst = min(on_front), max(on_front)
         if worst == best:
             worst = max(everywhere)
-        found.append(worst + _BEYOND * (worst - best))
+        found.append(worst + _BEYOND * (worst - best) if worst > best else best + 1.0)
     return tuple(found)
 
 

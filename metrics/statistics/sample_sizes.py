@@ -31,19 +31,29 @@ def power_below(means_K: Floats, limit: float, num_clusters: int, *, alpha: floa
 
 
 def clusters_to_pass(
-    means_K: Floats, limit: float, *, alpha: float = 0.05, power: float = POWER, seed: int = 0
+    means_K: Floats,
+    limit: float,
+    *,
+    at_least: int = MIN_CLUSTERS,
+    alpha: float = 0.05,
+    power: float = POWER,
+    seed: int = 0,
 ) -> int | None:
-    """Return the smallest number of prompts at which the mean is shown to be below the limit with some power.
+    """Return from which number of prompts on the mean is shown to be below the limit with some power.
+
+    Power need not grow with the number: a sample that is too small to hold one of the few bad prompts passes for
+    looking spotless. Where some prompts were not enough, say so with `at_least`.
 
     Args:
         means_K: [K] float64, one value per prompt; what all prompts are taken to be like.
         limit: What the mean is held against.
+        at_least: The smallest number to be considered.
         alpha: Error rate of the test.
         power: How often it must succeed.
         seed: Seed of the resampling.
 
     Returns:
-        At least `MIN_CLUSTERS`; None if `MAX_CLUSTERS` are too few, as for a mean at or above the limit.
+        At least `at_least`; None if `MAX_CLUSTERS` are too few, as for a mean at or above the limit.
     """
 
     def is_enough(num_clusters: int) -> bool:
@@ -51,7 +61,7 @@ def clusters_to_pass(
 
     if means_K.mean() >= limit:
         return None
-    low, high = MIN_CLUSTERS, MIN_CLUSTERS
+    low, high = at_least, at_least
     while not is_enough(high):
         if high >= MAX_CLUSTERS:
             return None
@@ -62,7 +72,9 @@ def clusters_to_pass(
     return high
 
 
-def clusters_to_pass_share(share: float, limit: float, *, alpha: float = 0.05, power: float = POWER) -> int | None:
+def clusters_to_pass_share(
+    share: float, limit: float, *, at_least: int = MIN_CLUSTERS, alpha: float = 0.05, power: float = POWER
+) -> int | None:
     """Return the smallest number of prompts at which a share of flagged ones is shown to be below a limit.
 
     Of n prompts the test passes with at most k flagged ones, the largest k with P(flagged <= k; n, limit) <= alpha; n
@@ -71,15 +83,16 @@ def clusters_to_pass_share(share: float, limit: float, *, alpha: float = 0.05, p
     Args:
         share: The true share of flagged prompts, in [0, 1].
         limit: What it is held against, in (0, 1).
+        at_least: The smallest number to be considered.
         alpha: Error rate of the test.
         power: How often it must succeed.
 
     Returns:
-        At least `MIN_CLUSTERS`; None if `MAX_COUNTED` are too few, as for a share at or above the limit.
+        At least `at_least`; None if `MAX_COUNTED` are too few, as for a share at or above the limit.
     """
     from scipy.stats import binom
 
-    num_N = np.arange(MIN_CLUSTERS, MAX_COUNTED + 1)
+    num_N = np.arange(at_least, MAX_COUNTED + 1)
     most_N = binom.ppf(alpha, num_N, limit)
     most_N = np.where(binom.cdf(most_N, num_N, limit) <= alpha, most_N, most_N - 1)
     is_enough_N = binom.cdf(most_N, num_N, share) >= power

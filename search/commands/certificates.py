@@ -143,7 +143,7 @@ def _move_row(move: "Move") -> dict[str, str]:
         "today": _number(move.after),
         "moved": _number(move.moved),
         "floor": "unknown" if move.floor is None else _number(move.floor),
-        "verdict": "beyond its floor" if move.is_beyond_floor else "as before",
+        "verdict": move.in_words(),
     }
 
 

@@ -55,5 +55,16 @@ def _row(spec: "MetricSpec") -> dict[str, str]:
 def _as_json(spec: "MetricSpec", missing: str | None) -> dict[str, Any]:
     from search.plain import plain
 
-    facts = ("name", "direction", "unit", "range", "needs", "looks_at", "blind_to", "cost", "of_itself")
+    facts = (
+        "name",
+        "direction",
+        "unit",
+        "range",
+        "needs",
+        "looks_at",
+        "blind_to",
+        "cost",
+        "of_itself",
+        "smallest_side",
+    )
     return {**{name: plain(getattr(spec, name)) for name in facts}, "missing": missing}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metrics.base import Sample
+from metrics.errors import MetricError
 from metrics.hashing import HashingEmbedder
 from metrics.registry import METRICS
 from tests.toys.published_weights import put_random_weights
@@ -110,6 +111,19 @@ def test_values_are_finite_numbers_in_the_range(spec, sample):
     assert isinstance(value, float)
     assert math.isfinite(value)
     assert spec.range[0] - 1e-6 <= value <= spec.range[1] + 1e-6
+
+
+@every_metric
+def test_frames_are_too_small_below_the_smallest_side_and_not_at_it(spec):
+    sample = noisy(0)(32 if spec.smallest_side < 32 else spec.smallest_side)
+
+    def cut(side):
+        return Sample(sample.prompt, sample.video[..., :side, :], sample.reference[..., :side, :])
+
+    assert math.isfinite(spec.function(cut(spec.smallest_side), HashingEmbedder()))
+    if spec.smallest_side > 1:
+        with pytest.raises(MetricError, match=f"at least {spec.smallest_side} pixels a side"):
+            spec.function(cut(spec.smallest_side - 1), HashingEmbedder())
 
 
 @every_metric

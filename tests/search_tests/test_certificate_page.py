@@ -25,7 +25,7 @@ def certificate() -> Certificate:
     pairs = tuple(Pair(prompt=f"a <b>cat</b> & {index // 2}", seed=index) for index in range(12))
     values = {
         "clip_prompt": [0.89 + 0.001 * index for index in range(12)],
-        "motion_energy_ratio": [1.1] * 12,
+        "motion_energy_ratio": [1.08, 1.08, 1.12, 1.12] * 3,
         "collapsed": [0.0] * 12,
     }
     floats = {"clip_prompt": [0.9] * 12, "motion_energy_ratio": [1.0] * 12, "collapsed": [0.0] * 12}

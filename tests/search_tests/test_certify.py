@@ -152,7 +152,7 @@ def test_clips_of_other_software_serve_as_those_of_then_and_not_as_those_of_toda
     assert len(set(store.rglob("*.safetensors")) - clips_of_then) == len(clips_of_then) == 2 * 2 * NUM_PROMPTS
 
 
-def test_a_certificate_whose_clips_moved_more_than_float_is_exit_code_3(export, study, store, certify, monkeypatch):
+def test_a_certificate_whose_clips_moved_more_than_float_is_exit_code_3(export, study, store, certify, caplog):
     """New software is played by weights whose scales have changed while the certificate is told that they have not."""
     certify(export, "--study", study)
     scale_weights(export, 1.3)
@@ -166,7 +166,9 @@ def test_a_certificate_whose_clips_moved_more_than_float_is_exit_code_3(export, 
     moves = {move["metric"]: move for move in answer["moves"]}
 
     assert code == 3
-    assert moves["psnr_db"]["is_beyond_floor"]
+    assert moves["psnr_db"]["is_beyond_floor"] is None
+    assert "24 of 24 clips of then are not in" in caplog.text
+    assert "so floors of psnr_db, collapsed stay unknown" in caplog.text
     assert moves["psnr_db"]["after"] < moves["psnr_db"]["before"]
     assert moves["psnr_db"]["floor"] is None  # the clips that were certified are those of other bytes
     assert not moves["collapsed"]["is_beyond_floor"]
@@ -260,13 +262,35 @@ def test_no_two_pairs_share_prompt_and_noise():
         ({"metric": "collapsed", "max": 0.0}, "no number of prompts shows that none ever fails"),
         ({"metric": "collapsed", "min": 0.5}, "must be a loss or a max"),
         ({"metric": "psnr_db", "loss": 0.5}, "psnr_db compares with the float video, so its margin must be min, max"),
+        ({"metric": "clip_reference", "max": 0.95}, "which score 1, but got at most 0.95; give a min below it"),
+        ({"metric": "flicker", "min": 0.5}, "which score 0, but got at least 0.5; give a max above it"),
+        ({"metric": "motion_energy_ratio", "min": 1.1, "max": 1.5}, "at most 1.5; give a min below it, a max above"),
     ],
 )
 def test_a_margin_that_nothing_can_keep_is_refused_with_the_study_file(study, margin, sentence):
-    study.write_text(yaml.safe_dump({**STUDY, "certificate": {"prompts": "mini:heldout", "margins": [margin]}}))
+    names = ["clip_prompt", "clip_reference", "psnr_db", "ssim", "motion_energy_ratio", "flicker", "collapsed"]
+    section = {"prompts": "mini:heldout", "margins": [margin]}
+    study.write_text(yaml.safe_dump({**STUDY, "metrics": names, "certificate": section}))
 
     with pytest.raises(ValueError, match=sentence):
         load_study(study)
+
+
+def test_frames_too_small_for_a_metric_are_refused_with_the_study_file(study):
+    small, large = ({**STUDY["workload"]["settings"], "height": height, "width": 208} for height in (160, 176))
+    names = ["clip_prompt", "clip_reference", "motion_energy_ratio", "collapsed", "ms_ssim"]
+
+    def read(settings, own):
+        section = {**STUDY["certificate"], "margins": [{"metric": "ms_ssim", "min": 0.5}], "settings": own}
+        workload = {**STUDY["workload"], "settings": settings}
+        study.write_text(yaml.safe_dump({**STUDY, "workload": workload, "metrics": names, "certificate": section}))
+        return load_study(study)
+
+    assert read(large, large).metrics == tuple(names)
+    with pytest.raises(ValueError, match=r"metrics: ms_ssim needs .* 176 pixels .*, but workload\.settings .* 208x160"):
+        read(small, large)
+    with pytest.raises(ValueError, match=r"margins: ms_ssim needs .* 176 .*, but certificate\.settings .* 208x160"):
+        read(large, small)
 
 
 def test_margins_may_be_added_to_a_study_that_was_run(study):

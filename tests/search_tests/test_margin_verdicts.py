@@ -66,6 +66,20 @@ def test_identical_renders_pass_every_margin():
     assert {found.verdict for found in margin_verdicts(same, PROMPTS, alpha=0.05)} == {"PASS"}
 
 
+@pytest.mark.parametrize(("num_prompts", "expected"), [(3, "INCONCLUSIVE"), (28, "INCONCLUSIVE"), (29, "PASS")])
+def test_prompts_that_all_score_the_same_pass_once_they_rule_out_one_bad_prompt_in_ten(num_prompts, expected):
+    margins = (Margin(metric="flicker", max=0.2), Margin(metric="clip_prompt", loss=0.01))
+    same = [
+        PairedScores(find_metric(margin.metric), margin, (0.0,) * num_prompts, (0.0,) * num_prompts)
+        for margin in margins
+    ]
+    verdicts = margin_verdicts(same, range(num_prompts), alpha=0.05)
+
+    assert {found.verdict for found in verdicts} == {expected}
+    assert [found.p for found in verdicts] == pytest.approx([0.9**num_prompts] * 2)
+    assert {found.new_prompts for found in verdicts} == {None if expected == "PASS" else 29}
+
+
 def test_the_p_value_of_symmetric_losses_is_close_to_students():
     """The correction for skewness makes it larger, never smaller."""
     values = 0.95 + noise(0.2, seed=3)
@@ -124,6 +138,15 @@ def test_an_open_question_says_how_many_prompts_would_settle_it():
 
     assert found.verdict == "INCONCLUSIVE"
     assert 0.8 * num_prompts < found.new_prompts < 1.4 * num_prompts
+
+
+def test_one_prompt_of_another_scene_never_asks_for_fewer_prompts_than_there_are():
+    values = 0.999 + noise(0.0003)
+    values[:2] = 0.35, 0.4
+    found = verdict(Margin(metric="clip_reference", min=0.95), values)
+
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.new_prompts > 32
 
 
 def test_a_mean_beyond_the_margin_is_not_helped_by_more_prompts():

@@ -63,6 +63,36 @@ def test_the_strip_has_the_float_row_above_the_quantized_row():
     assert column.index((255, 0, 0)) < column.index((0, 0, 255))
 
 
+@pytest.mark.parametrize("picture_of", [comparison_frames, strip_image])
+def test_a_prompt_that_the_font_cannot_write_is_shown_as_its_number(picture_of):
+    """Chinese prompts look as their numbers do; what the font has is written as it is."""
+    first = clip(RED, BLUE, "a red circle")
+    unwritable = picture_of([first, clip(RED, BLUE, "\u4e00\u53ea\u6a58\u732b"), clip(RED, BLUE, "\u72d7")])
+    numbered = picture_of([first, clip(RED, BLUE, "prompt 2"), clip(RED, BLUE, "prompt 3")])
+
+    assert np.array_equal(unwritable, numbered)
+    assert not np.array_equal(picture_of([first]), picture_of([clip(RED, BLUE, "prompt 1")]))
+
+
+def shortened(whole: Clip, num_frames: int) -> Clip:
+    return Clip(whole.prompt, whole.video[:num_frames], whole.reference)
+
+
+def test_clips_of_two_lengths_are_compared_as_far_as_the_shorter_one_goes():
+    rng = torch.Generator().manual_seed(0)
+    whole = Clip("a fox", torch.rand(5, 3, 32, 32, generator=rng), torch.rand(5, 3, 32, 32, generator=rng))
+    cut = Clip("a fox", whole.video[:3], whole.reference[:3])
+    short = shortened(whole, 3)
+    together = comparison_frames([whole, short])
+    half = together.shape[1] // 2
+
+    assert np.array_equal(comparison_frames([short]), comparison_frames([cut]))
+    assert np.array_equal(strip_image([short]), strip_image([cut]))
+    assert len(together) == 5
+    assert np.array_equal(together[:3, half:], comparison_frames([cut]))
+    assert np.array_equal(together[4, half:], together[2, half:])
+
+
 @pytest.mark.parametrize(("num_frames", "expected"), [(13, [0, 4, 8, 12]), (3, [0, 1, 2]), (1, [0])])
 def test_frames_of_a_strip_span_the_clip(num_frames, expected):
     assert frame_indices(num_frames, 4) == expected

@@ -44,12 +44,21 @@ def test_larger_moves_than_those_of_float_are_beyond_the_floor():
     assert move.is_beyond_floor
 
 
-def test_an_unknown_floor_is_none_and_a_clip_without_a_score_is_beyond_any():
+def test_what_moved_is_not_beyond_a_floor_that_is_unknown_and_a_clip_without_a_score_is_beyond_any():
     steps = [0.5 + 0.01 * index for index in range(len(PROMPTS))]
-    moves = found({"psnr_db": PairMoves(steps, None), "ssim": PairMoves([math.nan, *steps[1:]], steps)})
+    still = [0.0] * len(PROMPTS)
+    moves = found(
+        {
+            "psnr_db": PairMoves(steps, None),
+            "ssim": PairMoves([math.nan, *steps[1:]], None),
+            "motion_energy_ratio": PairMoves(still, None),
+        }
+    )
 
     assert moves["psnr_db"].floor is None
-    assert moves["psnr_db"].is_beyond_floor
+    assert moves["psnr_db"].is_beyond_floor is None
+    assert moves["psnr_db"].in_words() == "moved, floor unknown"
+    assert moves["motion_energy_ratio"].in_words() == "as before"
     assert (moves["ssim"].moved, moves["ssim"].is_beyond_floor) == (None, True)
 
 

@@ -43,6 +43,16 @@ def test_growth_is_a_share_of_todays_hypervolume_and_does_not_depend_on_units():
     assert growth(now, now) == 0.0
 
 
+def test_an_objective_that_never_differs_changes_nothing_in_the_growth():
+    """Bytes of one scheme are equal; the growth is that of the other objectives alone."""
+    before, now = [(0.0, 1.0), (1.0, 0.0)], [(0.0, 1.0), (1.0, 0.0), (0.5, 0.5)]
+    with_bytes = [(x, 1.3e10, y) for x, y in now]
+
+    assert growth(with_bytes[:2], with_bytes) == pytest.approx(growth(before, now))
+    assert growth([(3.0, 5.0)], [(3.0, 5.0), (2.0, 5.0)]) > 0.5
+    assert growth([(5.0,)], [(5.0,), (5.0,)]) == 0.0
+
+
 def trials_with(*values):
     """Complete trials with these values; an infeasible one for None."""
     found = []
