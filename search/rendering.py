@@ -1,7 +1,8 @@
 """Clips from an export, beside the float model's clips of the same prompts and seeds."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hyquant.errors import ConfigError
@@ -57,18 +58,29 @@ def clip_settings(export: Path, *, size: str | None, num_frames: int | None) -> 
     return RenderSettings(height=int(height), width=int(width), num_frames=frames, num_steps=manifest.num_steps)
 
 
-def make_out(out: Path) -> None:
-    """Make the folder to write into, before anything is loaded and rendered for it.
+@contextmanager
+def made_folder(out: Path) -> Iterator[None]:
+    """Make the folder to write into for a block, before anything is loaded and rendered for it.
+
+    If the block fails and has written nothing, a folder that was made for it is removed again.
 
     Raises:
         SearchError: If it cannot be made or written to.
     """
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SearchError(f"--out must be a folder, but {out} cannot be made: {error}; give another --out") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise SearchError(f"--out must be writable, but {out} is not; change its rights or give another --out")
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def render_export(
@@ -82,7 +94,7 @@ def render_export(
         prompts: One clip each.
         settings: Clip and steps.
         seed: Seed of the first clip's noise; each further clip adds one.
-        out: Folder to write into (`make_out`).
+        out: Folder to write into (`made_folder`).
 
     Returns:
         The files written.

@@ -118,15 +118,16 @@ def render(
 ) -> None:
     """Render clips with exported weights beside the float model's."""
     from search.kernels import force_kernel
-    from search.rendering import clip_settings, load_float_model, make_out, render_export
+    from search.rendering import clip_settings, load_float_model, made_folder, render_export
 
     force_kernel(kernel, "auto")
     settings = clip_settings(export, size=size, num_frames=frames)
     folder = out or export.with_name(f"{export.name}-render")
-    make_out(folder)
-    float_model = load_float_model(export, source=model)
-    remark(f"rendering {len(prompt)} clips of {settings.width}x{settings.height}, {settings.num_frames} frames, twice")
-    files = render_export(float_model, export, prompt, settings, seed=seed, out=folder)
+    with made_folder(folder):
+        float_model = load_float_model(export, source=model)
+        size_in_words = f"{settings.width}x{settings.height}, {settings.num_frames} frames"
+        remark(f"rendering {len(prompt)} clips of {size_in_words}, twice")
+        files = render_export(float_model, export, prompt, settings, seed=seed, out=folder)
     if as_json:
         names = [str(path) for path in files]
         print_json({"export": str(export), "prompts": prompt, "seed": seed, "files": names, "settings": dict(settings)})

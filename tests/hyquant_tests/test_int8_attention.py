@@ -34,11 +34,18 @@ def relative_error(found, expected):
 
 
 def near(found, operands, scales, seen):
-    """A numerator on the border between two codes may fall on either side: a 255th of a block's largest weight."""
-    expected = torch.stack(
-        [attention_on_codes(*(x[sample] for x in operands), scales, seen[sample]) for sample in range(len(operands[0]))]
-    )
-    return relative_error(found.double(), expected) < 1e-3
+    """A numerator on the border between two codes may fall on either side: a 255th of a block's largest weight.
+
+    What that moves is small beside the mean of |v|; the mean of v itself may be near zero.
+    """
+
+    def expected(q, k, v):
+        samples = range(len(q))
+        return torch.stack([attention_on_codes(q[i], k[i], v[i], scales, seen[i]) for i in samples])
+
+    q, k, v = operands
+    error = (found.double() - expected(q, k, v)).norm()
+    return bool(error < 1e-3 * expected(q, k, v.abs()).norm())
 
 
 @pytest.mark.parametrize(
