@@ -17,11 +17,13 @@ _RECORDS = (
     ("torch._dynamo.eval_frame", "cached_backends.clear"),
     ("torch._dynamo.utils", "clear_compilation_metrics"),
     ("torch._inductor.codecache", "PyCodeCache.cache_clear"),
+    ("torch._inductor.codecache", "PyCodeCache.linemaps.clear"),
     ("torch.fx.graph_module", "_loader.eval_cache.clear"),
 )
 """By module, what empties a table of records."""
 
-_GENERATED = "<eval_with_key>"
+_GENERATED_SOURCE = "<eval_with_key>"
+_GENERATED_MODULE = "torch._inductor.runtime.compile_tasks."
 
 
 def forget_compilations() -> None:
@@ -33,8 +35,13 @@ def forget_compilations() -> None:
     # A context of metrics notes where each was set, and is used again by every compilation of its thread.
     if (context := _call("torch._dynamo.utils", "get_metrics_context")) is not None:
         getattr(context, "_edits", []).clear()
-    for name in [name for name in linecache.cache if name.startswith(_GENERATED)]:
-        linecache.cache.pop(name, None)
+    tables: tuple[tuple[dict[str, Any], str], ...] = (
+        (linecache.cache, _GENERATED_SOURCE),
+        (sys.modules, _GENERATED_MODULE),
+    )
+    for table, beginning in tables:
+        for name in [name for name in table if name.startswith(beginning)]:
+            table.pop(name, None)
 
 
 def _call(module: str, path: str) -> Any:
