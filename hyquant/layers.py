@@ -27,11 +27,12 @@ def select_layers(names: Sequence[str], selection: LayerSelection, *, model: str
         LayerMatchError: If patterns match nothing; the message names each with its closest match.
     """
     require_matches(names, {"include": selection.include, "exclude": selection.exclude}, model=model)
-    return tuple(
-        name
-        for name in names
-        if first_match(name, selection.include) is not None and first_match(name, selection.exclude) is None
-    )
+    return tuple(name for name in names if takes_part(name, selection))
+
+
+def takes_part(name: str, selection: LayerSelection) -> bool:
+    """Say whether a layer is included and not excluded."""
+    return first_match(name, selection.include) is not None and first_match(name, selection.exclude) is None
 
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:

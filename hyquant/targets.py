@@ -88,7 +88,7 @@ def ignored_problem(plan: "QuantPlan", target: Target) -> str | None:
 
 def tensor_problem(plan: "QuantPlan", target: Target) -> str | None:
     """Return which tensors of a plan's Linears a target does not use, None if it uses all."""
-    if plan.config.linear is None or not is_engine(target):
+    if plan.config.linear is None or not plan.quantized or not is_engine(target):
         return None
     linear, kind = plan.config.linear, plan.config.linear.kind
     multiplied = [layer.name for layer in plan.quantized if layer.has_multiplier]
@@ -103,7 +103,7 @@ def tensor_problem(plan: "QuantPlan", target: Target) -> str | None:
             f"{target} wants the bias of a w4a4_dynamic layer but does not add it, and {biased[0]} has one "
             f"({len(biased)} such layers); exclude them, or use target hyquant"
         )
-    if linear.kind == "w4a16" and linear.group_size and plan.quantized:
+    if linear.kind == "w4a16" and linear.group_size:
         return (
             f"{target} loads one scale per output channel of a w4a16 layer, but group_size is {linear.group_size}; use "
             "group_size 0, or target hyquant"

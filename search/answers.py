@@ -64,8 +64,8 @@ def timed_on(overview: Overview) -> dict[str, list[int]]:
     """Return by device which members of the front were timed on it; latencies of two are two quantities."""
     found: dict[str, list[int]] = {}
     for row in overview.front:
-        if row.result is not None and row.result.timed_on is not None:
-            found.setdefault(row.result.timed_on, []).append(row.number)
+        if row.timed_on is not None:
+            found.setdefault(row.timed_on, []).append(row.number)
     return found
 
 

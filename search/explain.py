@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hyquant.config import LayerSelection, QuantConfig
-from hyquant.layers import first_match
+from hyquant.config import QuantConfig
+from hyquant.layers import takes_part
 from hyquant.sensitivity.map import SensitivityMap, by_band
 from search.float_layers import in_words, spelled_out
 from search.logged import flatten
@@ -76,7 +76,7 @@ def neighbours(row: TrialRow, overview: Overview) -> list[Neighbour]:
             space = overview.config.space
             choices[FLOAT_LAYERS] = (in_words(row.config, space), in_words(other.config, space))
         kinds = _unequal_pair(row.latency_kind, other.latency_kind)
-        devices = _unequal_pair(_timed_on(row), _timed_on(other))
+        devices = _unequal_pair(row.timed_on, other.timed_on)
         are_timed_alike = kinds is None and devices is None
         compared = [name for name in row.values if are_timed_alike or not name.startswith("latency")]
         gains = {name: row.values[name] - other.values[name] for name in compared if name in other.values}
@@ -99,7 +99,7 @@ def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | No
     quantized = {
         (band.block, band.kind)
         for band in found.subject.bands
-        if any(_takes_part(layer, config.layers) for layer in band.layers)
+        if any(takes_part(layer, config.layers) for layer in band.layers)
     }
     total = sum(value**2 for value in values.values())
     if not quantized or not 0 < total < float("inf"):
@@ -114,10 +114,6 @@ def sensitivity_sentence(config: QuantConfig, found: SensitivityMap) -> str | No
 
 def _unequal_pair(own: str | None, other: str | None) -> tuple[str, str] | None:
     return None if own is None or other is None or own == other else (own, other)
-
-
-def _timed_on(row: TrialRow) -> str | None:
-    return None if row.result is None else row.result.timed_on
 
 
 def _kind(part: Mapping[str, Any] | None) -> str:
@@ -136,7 +132,3 @@ def _unequal(own: Mapping[str, str], others: Mapping[str, str], prefix: str) -> 
 
 def _excluded(config: QuantConfig) -> str:
     return ", ".join(config.layers.exclude) or "none"
-
-
-def _takes_part(layer: str, selection: LayerSelection) -> bool:
-    return first_match(layer, selection.include) is not None and first_match(layer, selection.exclude) is None

@@ -12,7 +12,6 @@ import time
 
 import optuna
 
-from hyquant.config import digest
 from search.noise_floor import NoiseFloor
 from search.processes import WorkerId
 from search.storage import FLOOR, stored_floor
@@ -32,7 +31,7 @@ def agreed_floor(study: optuna.Study, own: NoiseFloor | None, worker: WorkerId) 
     known = stored_floor(study)
     if known is not None or own is None:
         return known
-    study.set_user_attr(f"{_PROPOSED}{worker.host}/{digest(worker)}", own.model_dump(mode="json"))
+    study.set_user_attr(f"{_PROPOSED}{worker.key}", own.model_dump(mode="json"))
     time.sleep(SETTLE_S)
     attributes = study.user_attrs
     if FLOOR not in attributes:

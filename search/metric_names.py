@@ -54,22 +54,17 @@ def unknown_metrics(config: StudyConfig) -> list[str]:
     wanted += [("constraints", constraint.metric) for constraint in config.constraints]
     section = config.certificate
     margins = () if section is None else section.margins
+    scored = [margin for margin in margins if margin.metric in config.metrics]
     unscored = [margin.metric for margin in margins if margin.metric not in config.metrics]
+    clips = [("metrics", config.metrics, "workload.settings", config.workload.settings)]
+    if section is not None and section.settings is not None:
+        judged = tuple(margin.metric for margin in scored)
+        clips.append(("certificate.margins", judged, "certificate.settings", section.settings))
     return [
         *(f"{where}: {_hint(name, figures)}" for where, name in wanted if name not in figures),
         *(f"certificate.margins: {_hint(name, config.metrics)}" for name in unscored),
-        *(problem for margin in margins if margin.metric in config.metrics for problem in _margin_problems(margin)),
-        *_too_small("metrics", config.metrics, "workload.settings", config.workload.settings),
-        *(
-            _too_small(
-                "certificate.margins",
-                [margin.metric for margin in margins if margin.metric in config.metrics],
-                "certificate.settings",
-                section.settings,
-            )
-            if section is not None and section.settings is not None
-            else ()
-        ),
+        *(problem for margin in scored for problem in _margin_problems(margin)),
+        *(problem for clip in clips for problem in _too_small(*clip)),
     ]
 
 

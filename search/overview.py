@@ -85,6 +85,11 @@ class TrialRow:
         return None if self.result is None or self.strategy == FLOAT else self.result.latency_kind
 
     @property
+    def timed_on(self) -> str | None:
+        """Return in words which device timed it; None if nothing was timed."""
+        return None if self.result is None else self.result.timed_on
+
+    @property
     def point(self) -> Point:
         """Return what picks are chosen from; the row has values."""
         return _point(self.number, (self.values or {}).values(), self.result)

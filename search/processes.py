@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from hyquant.config import FrozenModel
+from hyquant.config import FrozenModel, digest
 
 _WATCH_INTERVAL_S = 0.5
 
@@ -36,6 +36,11 @@ class WorkerId(ProcessId):
     kernel: str = ""
     crew: str = ""
     runner: ProcessId | None = None
+
+    @property
+    def key(self) -> str:
+        """Return what names it among a study's attributes: "HOST/DIGEST"."""
+        return f"{self.host}/{digest(self)}"
 
 
 def this_process() -> ProcessId:

@@ -101,16 +101,17 @@ def repeat_certificate(
             judge=load_judge(old.judge, model),
             clips=ClipStore(folder),
         )
-        if _paired(names) and (num_gone := _num_gone(old, subject, Store(store / "cache"))):
+        kept, paired = Store(store / "cache"), _paired(names)
+        if paired and (num_gone := _num_gone(old, subject, kept)):
             logger.warning(
                 "%d of %d clips of then are not in %s, so floors of %s stay unknown; give the --store of then for them",
                 num_gone,
                 2 * len(old.pairs),
                 store,
-                ", ".join(_paired(names)),
+                ", ".join(paired),
             )
         scores = score_pairs(subject, names, on_progress)
-        moves = _moves(old, subject, Store(store / "cache"), scores)
+        moves = _moves(old, subject, kept, scores)
     software = software_of(model, scores)
     certificate = judged(
         old.model_copy(update={"created": now(), "software": software}),

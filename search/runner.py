@@ -179,12 +179,11 @@ def _run_slots(
         until_trial=until_trial,
     )
     running: list[RunningSlot] = []
-    has_started, status = False, "FAILED"
+    status = "FAILED"
     with counted_interrupts() as interrupts:
         try:
             with FileLock(mlflow_lock_path(store)).held():
                 running = start_slots(slots, order, device=config.model.device)
-                has_started = True
                 _open_tracking(study, config, on_event)
             watch(study, config, running, interrupts, on_event)
             status = "FINISHED"
@@ -196,7 +195,7 @@ def _run_slots(
             raise
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
-            if has_started:
+            if running:
                 tidy_up(study, config, status, on_event)
     require_progress(study, config, running, until_trial)
 

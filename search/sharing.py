@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import optuna
 
-from hyquant.config import FrozenModel, digest
+from hyquant.config import FrozenModel
 from search.lease import LeaseWatch, renewing
 from search.processes import WorkerId
 
@@ -39,7 +39,7 @@ class MemberClaims:
     def __init__(self, study: optuna.Study, worker: WorkerId, watch: LeaseWatch | None = None) -> None:
         self._study = study
         self._worker = worker
-        self._me = f"{worker.host}/{digest(worker)}"
+        self._me = worker.key
         self._watch = watch or LeaseWatch()
 
     def claim(self, number: int) -> bool:

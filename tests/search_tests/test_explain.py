@@ -126,15 +126,20 @@ def test_neighbours_differ_in_the_fewest_choices_and_say_what_they_gained(filled
         )
 
 
-def test_latencies_of_two_kinds_are_not_subtracted_and_it_is_said(filled_study):
-    overview = read_overview(filled_study)
+def neighbour_before_and_after(study, **changes):
+    """The first neighbour of trial 1, and what it is once its latency was found otherwise."""
+    overview = read_overview(study)
     row, near = overview.row(1), neighbours(overview.row(1), overview)[0]
     other = overview.row(near.number)
-    emulated = other.result.latency.model_copy(update={"kind": "simulated"})
-    changed = dataclasses.replace(other, result=other.result.model_copy(update={"latency": emulated}))
+    latency = other.result.latency.model_copy(update=changes)
+    changed = dataclasses.replace(other, result=other.result.model_copy(update={"latency": latency}))
     rows = tuple(changed if one.number == other.number else one for one in overview.rows)
+    found = neighbours(row, dataclasses.replace(overview, rows=rows))
+    return near, next(one for one in found if one.number == other.number)
 
-    found = next(one for one in neighbours(row, dataclasses.replace(overview, rows=rows)) if one.number == other.number)
+
+def test_latencies_of_two_kinds_are_not_subtracted_and_it_is_said(filled_study):
+    near, found = neighbour_before_and_after(filled_study, kind="simulated")
 
     assert near.latency_kinds is None
     assert found.latency_kinds == ("native", "simulated")
@@ -144,14 +149,7 @@ def test_latencies_of_two_kinds_are_not_subtracted_and_it_is_said(filled_study):
 
 
 def test_latencies_of_two_devices_are_not_subtracted_and_the_devices_are_named(filled_study):
-    overview = read_overview(filled_study)
-    row, near = overview.row(1), neighbours(overview.row(1), overview)[0]
-    other = overview.row(near.number)
-    elsewhere = other.result.latency.model_copy(update={"device": "cuda", "hardware": "a fast one"})
-    changed = dataclasses.replace(other, result=other.result.model_copy(update={"latency": elsewhere}))
-    rows = tuple(changed if one.number == other.number else one for one in overview.rows)
-
-    found = next(one for one in neighbours(row, dataclasses.replace(overview, rows=rows)) if one.number == other.number)
+    near, found = neighbour_before_and_after(filled_study, device="cuda", hardware="a fast one")
 
     assert near.timed_on is None
     assert found.timed_on == ("cpu", "cuda (a fast one)")
