@@ -2,7 +2,8 @@
 
 A group is started by torchrun, whose environment variables say who is who. One process alone needs neither torchrun nor
 torch.distributed. Ranks exchange configs, scores and statistics, not activations; these travel as JSON and safetensors
-over gloo on the host, also where the model lives on an accelerator. Every verb is collective: all ranks call it.
+over gloo on the host, also where the model lives on an accelerator. Every verb is collective: all ranks call it, and
+raises `RankLost` if one of them is gone or does not come.
 """
 
 import json
@@ -11,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import JsonValue
@@ -25,7 +26,7 @@ from hyquant.calibration.packing import pack_stats, unpack_stats
 from hyquant.calibration.stats import GroupStats, merge
 from hyquant.calibration.store import Entry
 from hyquant.devices.base import Device
-from hyquant.errors import ConfigError, HyquantError
+from hyquant.errors import ConfigError, HyquantError, RankLost
 
 logger = logging.getLogger(__name__)
 
@@ -209,11 +210,18 @@ def _as_tensor(payload: bytes) -> Tensor:
     return torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
 
 
+def _together(verb: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    try:
+        verb(*args, **kwargs)
+    except RuntimeError as error:  # gloo's word for a connection that was closed, and for a time-out
+        raise RankLost(f"every rank of a group must live and answer, but one did not: {error}") from error
+
+
 def _broadcast_bytes(payload: bytes, *, is_source: bool) -> bytes:
     size = torch.tensor([len(payload)])
-    dist.broadcast(size, src=0)
+    _together(dist.broadcast, size, src=0)
     buffer = _as_tensor(payload) if is_source else torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(buffer, src=0)
+    _together(dist.broadcast, buffer, src=0)
     return buffer.numpy().tobytes()
 
 
@@ -222,7 +230,7 @@ def _all_gather_bytes(payload: bytes, world_size: int) -> list[bytes]:
     sizes = _all_sizes(payload, world_size)
     longest = max(1, *sizes)
     buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world_size)]
-    dist.all_gather(buffers, _padded(payload, longest))
+    _together(dist.all_gather, buffers, _padded(payload, longest))
     return [buffer[:size].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
 
 
@@ -231,7 +239,7 @@ def _gather_bytes(payload: bytes, rank: int, world_size: int) -> list[bytes] | N
     sizes = _all_sizes(payload, world_size)
     longest = max(1, *sizes)
     buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(world_size)] if rank == 0 else None
-    dist.gather(_padded(payload, longest), buffers, dst=0)
+    _together(dist.gather, _padded(payload, longest), buffers, dst=0)
     if buffers is None:
         return None
     return [buffer[:size].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
@@ -239,7 +247,7 @@ def _gather_bytes(payload: bytes, rank: int, world_size: int) -> list[bytes] | N
 
 def _all_sizes(payload: bytes, world_size: int) -> list[int]:
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size)]
-    dist.all_gather(sizes, torch.tensor([len(payload)]))
+    _together(dist.all_gather, sizes, torch.tensor([len(payload)]))
     return [int(size) for size in sizes]
 
 

@@ -6,6 +6,7 @@
     ├── CalibrationError   records or statistics are missing, stale or not finite
     ├── ExportError        an export cannot be written, read or trusted
     └── DeviceUnavailable  a device or its runtime is not there
+    RankLost               another rank of the group is gone (a RuntimeError: nothing can go on without it)
 
 Every message is one sentence with three parts: the rule, the values, the way out.
 """
@@ -33,3 +34,7 @@ class ExportError(HyquantError):
 
 class DeviceUnavailable(HyquantError):
     """A device or its runtime is not available on this machine."""
+
+
+class RankLost(RuntimeError):
+    """Another rank of the group has ended or does not answer; what this one was doing together with it is lost."""

@@ -14,6 +14,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from hyquant.errors import RankLost
 from search.errors import DiskTrouble, StoreError, TrialFailed
 from search.floor_agreement import agreed_floor
 from search.locks import FileLock
@@ -89,6 +90,8 @@ class Recorder:
             raise
         except (UpdateFinishedTrialError, StoreError, optuna.TrialPruned):
             raise  # the trial is not ours any more, cannot be reached, or has ended
+        except RankLost:
+            raise  # this rank ends too, and the trial is lost with its worker, whoever of them is seen to be gone first
         except BaseException as bug:
             _record_failure(trial, stage(), f"{type(bug).__name__}: {bug}", traceback.format_exc())
             if self._may_track(wait=True):

@@ -169,3 +169,32 @@ def _stats(seed: int = 0) -> GroupStats:
     generator = torch.Generator().manual_seed(seed)
     lo = torch.randn(2, 3, generator=generator)
     return GroupStats(lo, lo + 1, lo.double().sum(1), lo.double().sum(1), torch.ones(2, dtype=torch.int64))
+
+
+LOSS_PROGRAM = """
+import os
+from hyquant.devices import resolve_device
+from hyquant.distributed import init_group
+from hyquant.errors import RankLost
+
+group = init_group(resolve_device("cpu"), timeout_s=60)
+group.barrier()
+if group.rank == 1:
+    os._exit(0)
+found = []
+for verb in (group.barrier, lambda: group.all_gather(1), lambda: group.gather_tensors({}), lambda: group.broadcast(1)):
+    try:
+        verb()
+    except RankLost as error:
+        found.append(str(error))
+print(len(found), found[0], flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.multiproc
+def test_every_verb_says_that_a_rank_is_gone():
+    told, nothing = run_ranks(["-c", LOSS_PROGRAM])
+
+    assert told.startswith("4 every rank of a group must live and answer, but one did not: ")
+    assert nothing == ""

@@ -136,11 +136,18 @@ def test_a_full_disk_fails_no_config_and_ends_no_worker(study_with):
     assert study.user_attrs.keys().isdisjoint({f"crash:{trial.number}" for trial in refused})
 
 
-def test_a_killed_rank_takes_its_group_along_which_is_back_within_seconds(study_with):
-    study, _ = study_with([{"what": "kill", "rank": 1}], slots=[{"ranks": 2}])
+@pytest.mark.parametrize(
+    "fault",
+    [{"what": "kill"}, {"what": "kill", "after_s": 3}, {"what": "bug", "after_s": 3}],
+    ids=["killed at work", "killed while rank 0 waits for it", "a bug while rank 0 waits for it"],
+)
+def test_a_lost_rank_takes_its_group_along_which_is_back_within_seconds(study_with, fault):
+    """Rank 0 may hear of it from the closed connection or from torchrun; the trial is tried again either way."""
+    study, _ = study_with([{**fault, "rank": 1}], slots=[{"ranks": 2}])
 
     (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
     assert count_states(study) == {**count_states(study), "complete": 4, "waiting": 0}
     assert lost.user_attrs["config_digest"] in {digest(config) for config in evaluated(study)}
+    assert trial_reason(lost).startswith("its worker died; see ")
     following = min(trial.datetime_start for trial in study.trials if trial.datetime_start > lost.datetime_start)
     assert (following - lost.datetime_complete).total_seconds() < 60  # starting Python and torch, on a busy machine

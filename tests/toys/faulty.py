@@ -2,9 +2,11 @@
 
 What it does stands in `faults.json` beside it, a list of objects that each strike when a quantized denoiser renders:
 
-    {"what": "oom" | "full" | "hang" | "kill" | "stop", "rank": 0, "scheme": "w8a8_static", "times": 1}
+    {"what": "oom" | "full" | "hang" | "kill" | "stop" | "bug", "rank": 0, "scheme": "w8a8_static", "times": 1,
+     "after_s": 0}
 
-`scheme` limits a fault to configs of one linear scheme; `times` counts over all processes.
+`scheme` limits a fault to configs of one linear scheme; `times` counts over all processes; `after_s` is how long the
+rank lets the others go ahead.
 """
 
 import errno
@@ -32,6 +34,7 @@ class FaultyModel(TinyVideoModel):
             for index, fault in enumerate(json.loads((_HERE / "faults.json").read_text())):
                 is_meant = fault.get("rank", 0) == int(os.environ.get("RANK", "0"))
                 if is_meant and fault.get("scheme") in (None, *schemes) and _is_due(index, fault.get("times", 1)):
+                    time.sleep(fault.get("after_s", 0))
                     _strike(fault["what"])
         return super().render(*args, **kwargs)
 
@@ -51,6 +54,8 @@ def _strike(what: str) -> None:
         raise torch.OutOfMemoryError("tried to allocate 80.00 GiB")
     if what == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/full/disk")
+    if what == "bug":
+        raise ZeroDivisionError("a bug of one rank")
     if what == "hang":
         time.sleep(3600)
     os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
