@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 
+from search.order import AGENT_VARIABLE
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -24,6 +26,7 @@ def main() -> None:
         sys.exit("the runner ended before its agent began")
     if (cores := sys.argv[3]) != "all":
         os.sched_setaffinity(0, set(map(int, cores.split(","))))
+    os.environ[AGENT_VARIABLE] = str(os.getpid())
     from torch.distributed import run
 
     grace_s, arguments = sys.argv[2], sys.argv[4:]

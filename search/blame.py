@@ -14,12 +14,15 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search.order import read_state, write_state
-from search.poison import note_crash
+from search.poison import MAX_TRIES, note_crash
 from search.processes import ProcessId, WorkerId, is_alive, is_local
-from search.resume import Blame, local_worker, was_taken_back, worker_of
+from search.resume import Blame, forgive_all, local_worker, was_taken_back, worker_of
 from search.watchdog import read_hang
 
 logger = logging.getLogger(__name__)
+
+MAX_FORGIVEN = 2 * MAX_TRIES
+"""Deaths in a row that marked configs may be to blame for: where a third config does the same, it is the machine."""
 
 
 def blame_within(runner: ProcessId | None, folder_of: Callable[[int], Path]) -> Blame:
@@ -35,17 +38,19 @@ def blame_within(runner: ProcessId | None, folder_of: Callable[[int], Path]) -> 
         if worker is None:
             return None
         folder = folder_of(worker.slot)
+        if read_state(folder).stopped is not None:
+            return None  # it ended by itself, and said why
         if is_alive(worker):
             return "its worker stood still and renewed no lease"
         return read_hang(folder, trial.number) or f"its worker died; see {folder / 'log.txt'}"
 
-    def forgive(trial: FrozenTrial, tries: Sequence[int]) -> None:
+    def forgive(trial: FrozenTrial) -> None:
         worker = _worker_under(runner, trial)
         if worker is None:
             return
         state = read_state(folder := folder_of(worker.slot))
         try:
-            write_state(folder, state.model_copy(update={"forgiven": state.forgiven + len(tries)}))
+            write_state(folder, state.model_copy(update={"forgiven": min(state.forgiven + 1, MAX_FORGIVEN)}))
         except OSError as error:
             logger.warning("a slot's state needs room in %s, but: %s; free some", folder, error)
 
@@ -73,8 +78,8 @@ def blame_still_workers(study: optuna.Study, taken: Iterable[FrozenTrial], blame
     """Note what became of workers from whom others, who may not blame, have taken these trials."""
     for trial in taken:
         how = None if "reason" in trial.user_attrs else blame.how(trial)  # with a reason it is noted already
-        if how is not None and (tries := note_crash(study, trial, how)):
-            blame.forgive(trial, tries)
+        if how is not None:
+            forgive_all(study, note_crash(study, trial, how), blame)
 
 
 def end_still_workers(workers: Iterable[WorkerId | None], runner: ProcessId) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import optuna
 
 from hyquant.config import FrozenModel
+from search.poison import MAX_TRIES
 from search.result import TrialResult
 
-_PREFIX = "confirmed:"
+_PREFIX, _ENDED = "confirmed:", "confirming_ended:"
 
 
 class Confirmation(FrozenModel):
@@ -49,6 +50,20 @@ def confirmations(study: optuna.Study) -> dict[int, Confirmation]:
         for key, value in study.user_attrs.items()
         if key.startswith(_PREFIX)
     }
+
+
+def note_ended_worker(study: optuna.Study, number: int, who: str) -> None:
+    """Note that a worker ended while it measured a member again; of one that ended two this is what is found out.
+
+    Args:
+        study: The study.
+        number: The member.
+        who: Names the worker.
+    """
+    study.set_user_attr(f"{_ENDED}{number}:{who}", True)
+    tries = sum(key.startswith(f"{_ENDED}{number}:") for key in study.user_attrs)
+    if tries >= MAX_TRIES and number not in confirmations(study):
+        store_confirmation(study, number, Confirmation(result=None, failure=f"its worker ended {tries} times"))
 
 
 def store_confirmation(study: optuna.Study, number: int, confirmation: Confirmation) -> None:

@@ -8,6 +8,7 @@
     ├── StoreError        the study's databases are missing, locked or out of space
     │   └── EmptyStore    there are none yet
     └── InstallError      a package or file this installation needs is missing
+    StageBug              what nobody expected in a trial (a RuntimeError); ends the workers, carries the same
 
 Every message is one sentence with three parts: the rule, the values, the way out.
 """
@@ -40,6 +41,24 @@ class OutOfMemory(TrialFailed):
 
 class DiskTrouble(TrialFailed):
     """A trial could not finish because a disk was full, or did not read or write: no fault of its config."""
+
+
+class StageBug(RuntimeError):
+    """Something nobody expected inside a trial, on whichever rank: it ends the workers of the slot.
+
+    Attributes:
+        stage: Where it happened.
+        reason: The kind of the error and what it said.
+        rank: The rank that met it.
+        log: The last lines of its traceback.
+    """
+
+    def __init__(self, stage: str, reason: str, *, rank: int = 0, log: str = "") -> None:
+        super().__init__(f"stage {stage} on rank {rank}: {reason}")
+        self.stage = stage
+        self.reason = reason
+        self.rank = rank
+        self.log = log
 
 
 class StudyMismatch(SearchError):

@@ -100,6 +100,8 @@ class Evaluator:
             self._refuse_poison(trial, config)
             with self._stages.waiting():
                 record = claim(trial, config, while_waiting=self._followers.keep_alive)
+            if record is None:
+                self._refuse_poison(trial, config)  # whoever had it in hand may have ended with it
             result = self._evaluate(config) if record is None else _reuse(trial, record)
         for name, value in result.constraints.items():
             trial.set_constraint(name, value)

@@ -47,10 +47,10 @@ def prepare_floor(bench: Workbench, stages: Stages, agree: Agree = own_floor) ->
     if not names or bench.floor is not None:
         return
     is_first = bench.group.rank == 0
-    found = stages.run(STAGE, lambda: agree(None) or stored_floor(bench) if is_first else None)
+    found = stages.run_unwatched(lambda: agree(None) or stored_floor(bench) if is_first else None)
     if not bench.group.broadcast(found is not None):
         found = _measured(bench, stages, names)
-    found = stages.run(STAGE, lambda: agree(found) if is_first else None)
+    found = stages.run_unwatched(lambda: agree(found) if is_first else None)
     told = bench.group.broadcast(None if found is None else found.model_dump(mode="json"))
     bench.floor = NoiseFloor.model_validate(told)
 

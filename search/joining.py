@@ -20,14 +20,24 @@ from search.order import WorkOrder, ask_to_leave
 from search.parts import require_places
 from search.processes import this_worker
 from search.prompts import load_prompts
-from search.resume import hand_back_trials, reclaim_lost_trials, require_same_study
+from search.resume import reclaim_lost_trials, require_same_study
 from search.run_sentences import numbers_in_words
 from search.slot_devices import read_layout
 from search.slots import RunningSlot, start_slots, stop_slots
 from search.storage import open_study, require_intact, require_space, store_errors, stored_config
 from search.study import Slot, StudyConfig
 from search.trials import count_states, unfinished
-from search.watching import OnEvent, RunSummary, event, is_over, require_progress, summary_of, tidy_up, watch
+from search.watching import (
+    OnEvent,
+    RunSummary,
+    event,
+    is_over,
+    leave_at_once,
+    require_progress,
+    summary_of,
+    tidy_up,
+    watch,
+)
 
 MAX_CREWS = 1000
 NO_RECORD = (
@@ -120,7 +130,7 @@ def _work(
             running = start_slots(config.slots, order, device=config.model.device)
             watch(study, config, running, interrupts, on_event)
         except KeyboardInterrupt:
-            if handed_back := hand_back_trials(study, order.crew):
+            if handed_back := leave_at_once(study, running, order.crew, interrupts):
                 on_event(event("note", f"{numbers_in_words(handed_back)} handed back", study, config))
             raise
         finally:

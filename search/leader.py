@@ -71,6 +71,7 @@ class Leader:
         self._grid = self._sampler if isinstance(self._sampler, GridSampler) else None
         self._watch = LeaseWatch()
         self._num_done = 0
+        self._was_tried_out = False
         self._knows_model = False
         self._room = RoomWatch(self._shortage, bench.config.timeouts.room_s)
         self._blame = blame_within(
@@ -245,7 +246,13 @@ class Leader:
         reason = reason or self._reason_to_leave()
         if reason is not None or self._order.until_trial is not None:
             return reason
-        return study_stall(self._study, self._bench.config) or tried_out(self._grid, trials)
+        return study_stall(self._study, self._bench.config) or self._tried_out(trials)
+
+    def _tried_out(self, trials: Sequence[FrozenTrial]) -> str | None:
+        """Return that the grid is done, if the last look said so too: what is lost is failed first, then queued."""
+        reason, was_so = tried_out(self._grid, trials), self._was_tried_out
+        self._was_tried_out = reason is not None
+        return reason if was_so else None
 
     def _reason_to_leave(self) -> str | None:
         """Return why this slot leaves a study that goes on, or None."""

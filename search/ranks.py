@@ -8,7 +8,7 @@ from hyquant.config import QuantConfig
 from hyquant.devices import resolve_device
 from hyquant.distributed import DEFAULT_TIMEOUT_S, init_group
 from search.confirming import bench_for_again, measure_again
-from search.errors import DiskTrouble, SearchError, TrialFailed
+from search.errors import DiskTrouble, SearchError, StageBug, TrialFailed
 from search.leader import Leader
 from search.locks import HostLock
 from search.objective import release_memory, run_trial
@@ -17,6 +17,8 @@ from search.pace import trouble
 from search.prepare import prepare_workbench
 from search.stages import Stages
 from search.storage import open_study, require_intact, store_errors, stored_config, stored_prompts
+from search.study import StudyConfig
+from search.watchdog import BACKSTOP_S
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
         require_intact(study)
         config, prompts = stored_config(study), stored_prompts(study)
         device = resolve_device(config.model.device)
-        group = init_group(device, timeout_s=max(DEFAULT_TIMEOUT_S, config.timeouts.first_s))
+        group = init_group(device, timeout_s=patience_s(config))
         cache = order.store / "cache"
         bench = prepare_workbench(
             config, prompts, group=group, device=device, cache=cache, lock=HostLock(), shared=order.shared
@@ -51,8 +53,22 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
         group.close()
 
 
+def patience_s(config: StudyConfig) -> float:
+    """Return how long ranks wait for each other, in seconds: longer than the watchdog lets a first stage take."""
+    timeouts = config.timeouts
+    trials = 1 if config.confirm is None else config.confirm.seeds
+    return max(DEFAULT_TIMEOUT_S, trials * max([timeouts.first_s, *timeouts.stages.values()])) + 2 * BACKSTOP_S
+
+
 def follow(bench: Workbench) -> None:
-    """Do what rank 0 says: evaluate configs until it says stop."""
+    """Do what rank 0 says: evaluate configs until it says stop.
+
+    After a bug it ends this process by its own end: who ended first would let torchrun end rank 0 too, before that has
+    written down what happened.
+
+    Raises:
+        RankLost: When rank 0 is gone.
+    """
     again: Workbench | None = None
     while (message := bench.group.broadcast()) != {"command": "stop"}:
         assert isinstance(message, dict)
@@ -60,7 +76,7 @@ def follow(bench: Workbench) -> None:
             again = again or bench_for_again(bench)
             try:
                 measure_again(again, QuantConfig.model_validate(message["config"]), Stages(bench.group))
-            except DiskTrouble as trouble_here:
+            except (DiskTrouble, StageBug) as trouble_here:
                 logger.info("left a measurement: %s", trouble_here)
         if message["command"] == "trial":
             _run_trial(bench, QuantConfig.model_validate(message["config"]))
@@ -72,5 +88,5 @@ def _run_trial(bench: Workbench, config: QuantConfig) -> None:
     """Run a trial as rank 0 does, whatever becomes of it."""
     try:
         run_trial(bench, config, Stages(bench.group))
-    except TrialFailed as failure:
+    except (TrialFailed, StageBug) as failure:
         logger.info("left a failed trial: %s", failure)

@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.errors import RankLost
-from search.errors import DiskTrouble, StoreError, TrialFailed
+from search.errors import DiskTrouble, StageBug, StoreError, TrialFailed
 from search.floor_agreement import agreed_floor
 from search.locks import FileLock
 from search.logged import floor_metrics
@@ -80,6 +80,9 @@ class Recorder:
         Args:
             trial: The trial in hand.
             stage: Says which stage it is in.
+
+        Raises:
+            StageBug: In place of whatever nobody expected, so that nobody takes it for an answer of the store.
         """
         try:
             yield
@@ -92,13 +95,21 @@ class Recorder:
             raise  # the trial is not ours any more, cannot be reached, or has ended
         except RankLost:
             raise  # this rank ends too, and the trial is lost with its worker, whoever of them is seen to be gone first
-        except BaseException as bug:
-            _record_failure(trial, stage(), f"{type(bug).__name__}: {bug}", traceback.format_exc())
-            if self._may_track(wait=True):
-                reason = redacted(f"stage {stage()}: {bug!r}")
-                self._tracker.finish_trial(trial.number, "failed", None, reason=reason)
-            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        except StageBug as bug:
+            self._record_bug(trial, bug)
             raise
+        except Exception as error:
+            found = StageBug(stage(), f"{type(error).__name__}: {error}", log=traceback.format_exc())
+            self._record_bug(trial, found)
+            raise found from error
+
+    def _record_bug(self, trial: optuna.Trial, bug: StageBug) -> None:
+        """Fail a trial for a bug: Optuna hears of it at once, as the other ranks of this slot are about to end."""
+        _record_failure(trial, bug.stage, bug.reason, bug.log)
+        self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        if self._may_track(wait=True):
+            reason = redacted(f"stage {bug.stage}: {bug.reason}")
+            self._tracker.finish_trial(trial.number, "failed", None, reason=reason)
 
     def finish(self, trial: FrozenTrial, evidence: Evidence | None) -> None:
         """Log a finished trial to MLflow, and remember that this slot is alive."""

@@ -1,6 +1,6 @@
 """Taking a stored study up again: whether it still is the same, and which running trials are lost."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +27,16 @@ class Blame:
 
     Attributes:
         how: Says how a trial ended its worker, None if it cannot be held responsible.
-        forgive: Takes these tries of a config that is marked now off the deaths of the trial's slot.
+        forgive: Takes a try of a config that is marked now off the deaths of its slot.
         runner: Who may be blamed: workers that this process started. None is whoever looks.
     """
 
     how: Callable[[FrozenTrial], str | None]
-    forgive: Callable[[FrozenTrial, Sequence[int]], None]
+    forgive: Callable[[FrozenTrial], None]
     runner: ProcessId | None = None
 
 
-NO_BLAME = Blame(how=lambda trial: None, forgive=lambda trial, tries: None)
+NO_BLAME = Blame(how=lambda trial: None, forgive=lambda trial: None)
 
 
 def require_same_study(study: optuna.Study, config: StudyConfig, prompts: StudyPrompts) -> None:
@@ -90,10 +90,16 @@ def _reclaimed(study: optuna.Study, trial: FrozenTrial, blame: Blame) -> bool:
     how = blame.how(trial)
 
     def queue(study: optuna.Study, trial: FrozenTrial) -> None:
-        if tries := _noted_or_queued(study, trial, how):
-            blame.forgive(trial, tries)
+        forgive_all(study, _noted_or_queued(study, trial, how), blame)
 
     return _taken_back(study, trial, queue, reason=how)
+
+
+def forgive_all(study: optuna.Study, tries: Collection[int], blame: Blame) -> None:
+    """Take each of these tries of a marked config off the deaths of the slot that made it."""
+    for trial in study.get_trials(deepcopy=False) if tries else ():
+        if trial.number in tries:
+            blame.forgive(trial)
 
 
 def reclaim(study: optuna.Study, numbers: Collection[int]) -> None:

@@ -24,7 +24,7 @@ from search.parts import require_parts, require_places
 from search.prompts import load_heldout_prompts, load_prompts
 from search.proposal import enqueue_point, enqueue_presets
 from search.representable import guidance_note
-from search.resume import hand_back_trials, queue_forgotten_trials, reclaim_lost_trials, require_same_study
+from search.resume import queue_forgotten_trials, reclaim_lost_trials, require_same_study
 from search.room import run_shortage
 from search.run_sentences import lost_in_words, numbers_in_words
 from search.sensitivity import with_measured_ladder
@@ -42,7 +42,17 @@ from search.storage import (
 )
 from search.study import Slot, StudyConfig
 from search.trials import count_states, num_evaluated, unfinished
-from search.watching import OnEvent, RunSummary, correct_mlflow, event, require_progress, summary_of, tidy_up, watch
+from search.watching import (
+    OnEvent,
+    RunSummary,
+    correct_mlflow,
+    event,
+    leave_at_once,
+    require_progress,
+    summary_of,
+    tidy_up,
+    watch,
+)
 from spaces.space import LADDER, with_ladder
 from spaces.targets import left_out
 
@@ -77,6 +87,8 @@ def run_study(config: StudyConfig, *, study_file: Path | None, on_event: OnEvent
         if is_done and before == USED_UP:
             return summary_of(study, f"the budget of {config.budget.trials} evaluated trials was already used")
         after = why_over(study, config)
+        if after is None and config.budget.time_s is None:
+            return summary_of(study, "its slots left with trials to come; start `hyq-search run` again")
         return summary_of(study, "done" if after in (None, USED_UP) else f"done, as {after}")
 
 
@@ -179,23 +191,24 @@ def _run_slots(
         until_trial=until_trial,
     )
     running: list[RunningSlot] = []
-    status = "FAILED"
+    has_started, status = False, "FAILED"
     with counted_interrupts() as interrupts:
         try:
             with FileLock(mlflow_lock_path(store)).held():
                 running = start_slots(slots, order, device=config.model.device)
+                has_started = True
                 _open_tracking(study, config, on_event)
             watch(study, config, running, interrupts, on_event)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
-            if left := hand_back_trials(study, order.crew):
+            if left := leave_at_once(study, running, order.crew, interrupts):
                 message = f"{numbers_in_words(left)} interrupted; queued again for the next run"
                 on_event(event("note", message, study, config))
             raise
         finally:
             stop_slots(running, is_impatient=lambda: interrupts.count > 1)
-            if running:
+            if has_started:
                 tidy_up(study, config, status, on_event)
     require_progress(study, config, running, until_trial)
 

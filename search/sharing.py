@@ -15,7 +15,7 @@ import optuna
 
 from hyquant.config import FrozenModel
 from search.lease import LeaseWatch, renewing
-from search.processes import WorkerId
+from search.processes import ProcessId, WorkerId, is_alive, is_local
 
 _PREFIX = "confirming"
 
@@ -73,6 +73,22 @@ class MemberClaims:
     @staticmethod
     def _key(number: int, who: str) -> str:
         return f"{_PREFIX}:{number}:{who}"
+
+
+def drop_dead(
+    study: optuna.Study, claims: Mapping[str, MemberClaim], runner: ProcessId
+) -> Iterator[tuple[int, MemberClaim]]:
+    """Give up the claims of workers of this host that are dead, and yield them with their members.
+
+    Args:
+        study: The study.
+        claims: All there are.
+        runner: Who started the workers; those of others are left to others.
+    """
+    for key, claim in claims.items():
+        if is_local(claim.worker) and claim.worker.runner == runner and not is_alive(claim.worker):
+            study.set_user_attr(key, None)
+            yield int(key.split(":")[1]), claim
 
 
 def member_claims(study: optuna.Study) -> Mapping[str, MemberClaim]:

@@ -1,8 +1,9 @@
 """Stages of a trial: what several ranks do together, and where errors are caught.
 
-This is the one place that catches, and it catches our own errors, out-of-memory and disks that are full or broken;
-anything else is a bug and ends the worker. A rank that fails a stage does not leave it alone, or the others would wait
-for it for ever: failures are exchanged at the end of every stage, and all ranks raise the same `TrialFailed`.
+This is the one place that catches. Our own errors, out-of-memory and disks that are full or broken fail the trial;
+anything else is a bug and ends the workers. A rank that fails a stage does not leave it alone, or the others would wait
+for it for ever: failures are exchanged at the end of every stage, and all ranks raise the same `TrialFailed` or
+`StageBug`.
 """
 
 import errno
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
+from optuna import TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
 
 from hyquant.config import FrozenModel
 from hyquant.distributed import Group
 from hyquant.errors import HyquantError
 from metrics.errors import MetricError
-from search.errors import DiskTrouble, OutOfMemory, SearchError, TrialFailed
+from search.errors import DiskTrouble, OutOfMemory, SearchError, StageBug, TrialFailed
 
 T = TypeVar("T")
 
@@ -30,8 +33,13 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """Full, over the quota, or broken: what is true of the machine and not of a config."""
 
 _LOG_LINES = 20
-Kind = Literal["ours", "memory", "disk"]
-_ERRORS: dict[Kind, type[TrialFailed]] = {"ours": TrialFailed, "memory": OutOfMemory, "disk": DiskTrouble}
+Kind = Literal["ours", "memory", "disk", "bug"]
+_ERRORS: dict[Kind, type[TrialFailed | StageBug]] = {
+    "ours": TrialFailed,
+    "memory": OutOfMemory,
+    "disk": DiskTrouble,
+    "bug": StageBug,
+}
 
 
 class Failure(FrozenModel):
@@ -64,6 +72,7 @@ class Stages:
         Raises:
             TrialFailed: On every rank, if one rank raised one of our errors; `OutOfMemory` if it ran out of memory,
                 `DiskTrouble` if a disk refused.
+            StageBug: On every rank, if one rank raised anything else, but what ends a trial in Optuna.
         """
         return self._run(stage, work, self.timed(stage))
 
@@ -77,19 +86,22 @@ class Stages:
 
     def _run(self, stage: str, work: Callable[[], T], timing: AbstractContextManager[None]) -> T:
         failure: Failure | None = None
+        bug: Exception | None = None
         with timing:
             try:
                 result = work()
-            except (HyquantError, SearchError, MetricError, MemoryError, RuntimeError, OSError) as error:
-                if not is_expected(error):
-                    raise
+            except (TrialPruned, UpdateFinishedTrialError):
+                raise
+            except Exception as error:
                 log = "".join(traceback.format_exc().splitlines(keepends=True)[-_LOG_LINES:])
-                failure = Failure(reason=_reason(error), rank=self.group.rank, log=log, kind=_kind(error))
+                failure = Failure(reason=_reason(error), rank=self.group.rank, log=log, kind=kind_of(error))
+                if failure.kind == "bug":
+                    bug = error
             told = self.group.all_gather(None if failure is None else failure.model_dump())
         failures = [Failure.model_validate(one) for one in told if one is not None]
         if failures:
-            first = failures[0]
-            raise _ERRORS[first.kind](stage, first.reason, rank=first.rank, log=first.log)
+            first = next((one for one in failures if one.kind == "bug"), failures[0])
+            raise _ERRORS[first.kind](stage, first.reason, rank=first.rank, log=first.log) from bug
         return result
 
     @contextmanager
@@ -119,9 +131,13 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def is_expected(error: Exception) -> bool:
-    """Say whether an error fails a trial and not the worker: one of ours, out-of-memory, or a full disk."""
-    return isinstance(error, (HyquantError, SearchError, MetricError)) or _kind(error) != "ours"
+def kind_of(error: Exception) -> Kind:
+    """Say what an error is: one of ours, out-of-memory, a disk that refuses, or a bug, which ends the worker."""
+    if is_disk_trouble(error):
+        return "disk"
+    if is_out_of_memory(error):
+        return "memory"
+    return "ours" if isinstance(error, (HyquantError, SearchError, MetricError)) else "bug"
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -136,12 +152,8 @@ def is_disk_trouble(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
-def _kind(error: Exception) -> Kind:
-    if is_disk_trouble(error):
-        return "disk"
-    return "memory" if is_out_of_memory(error) else "ours"
-
-
 def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
+    if kind_of(error) == "bug":
+        return f"{type(error).__name__}: {error}"
     return f"out of memory: {text.splitlines()[0]}" if is_out_of_memory(error) else text

@@ -10,17 +10,18 @@ import optuna
 
 from hyquant.memory import give_back
 from search.blame import blame_still_workers, blame_within, end_still_workers, taken_from_still_workers
-from search.confirmation import confirmations
+from search.confirmation import confirmations, note_ended_worker
 from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
 from search.lease import LeaseWatch
+from search.order import ask_to_leave
 from search.processes import this_process
-from search.resume import reclaim_lost_trials, worker_of
+from search.resume import hand_back_trials, reclaim_lost_trials, worker_of
 from search.room import fullness, trial_shortage
 from search.run_sentences import lost_in_words, study_notes, trial_sentence
-from search.sharing import member_claims
-from search.slots import RunningSlot
+from search.sharing import drop_dead, member_claims
+from search.slots import RunningSlot, stop_slots
 from search.stall import why_over
 from search.study import StudyConfig
 from search.trials import count_states, front, num_evaluated
@@ -108,7 +109,7 @@ def watch(
                 if failure := slot.failure():
                     on_event(event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
         _take_back(study, slots, leases)
-        _end_still_claimants(study, claims)
+        _look_after_claims(study, claims)
         trials = study.get_trials(deepcopy=False)
         counts = count_states(trials)
         shortage = _shortage(config, counts)
@@ -150,9 +151,11 @@ def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseW
     end_still_workers(map(worker_of, [*(trials[number] for number in numbers), *by_others]), runner)
 
 
-def _end_still_claimants(study: optuna.Study, watch: LeaseWatch) -> None:
-    """End workers of this process that stand still while they measure a member of the front again: it stays pending."""
+def _look_after_claims(study: optuna.Study, watch: LeaseWatch) -> None:
+    """See to workers of this process that measure members of the front again: end who stands still, note who ended."""
     claims = member_claims(study)
+    for number, claim in drop_dead(study, claims, this_process()):
+        note_ended_worker(study, number, claim.worker.key)
     end_still_workers([claims[key].worker for key in watch.stopped(claims)], this_process())
 
 
@@ -197,6 +200,19 @@ def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
             on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
     except StoreError as error:
         on_event(event("note", f"{error} Its MLflow record is completed later", study, config))
+
+
+def leave_at_once(study: optuna.Study, slots: Sequence[RunningSlot], crew: str, interrupts: Interrupts) -> list[int]:
+    """Stop slots in the middle of what they do, and hand it back; return the numbers of the trials.
+
+    They are asked to leave first, so that none begins what was just taken from it, and what they had in hand is looked
+    at once more when they are gone.
+    """
+    for slot in slots:
+        ask_to_leave(slot.folder)
+    left = hand_back_trials(study, crew)
+    stop_slots(slots, is_impatient=lambda: interrupts.count > 1)
+    return left + hand_back_trials(study, crew)
 
 
 def is_over(study: optuna.Study, config: StudyConfig) -> bool:

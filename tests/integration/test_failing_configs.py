@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from hyquant.config import QuantConfig, W8A8Dynamic, W8A8Static, digest
+from search.errors import SearchError
 from search.mlflow_client import prepare_store
 from search.poison import poisoned_by
 from search.repair import agreement
@@ -137,9 +138,36 @@ def test_a_full_disk_fails_no_config_and_ends_no_worker(study_with):
 
 
 @pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"what": "bug", "rank": 1}, "stage render: ZeroDivisionError: a bug of one rank"),
+        ({"what": "bug", "rank": 0}, "stage render: ZeroDivisionError: a bug of one rank"),
+        ({"what": "denied", "rank": 0}, "stage render: PermissionError: [Errno 13] Permission denied: '/a/folder'"),
+    ],
+    ids=["another rank", "rank 0", "one that looks like trouble with the store"],
+)
+def test_a_bug_on_any_rank_fails_its_trial_with_its_traceback_and_the_group_starts_anew(study_with, fault, reason):
+    study, told = study_with([fault], slots=[{"ranks": 2}])
+
+    (failed,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
+    assert trial_reason(failed) == reason
+    assert "in _strike" in failed.user_attrs["log"]
+    assert count_states(study) == {**count_states(study), "complete": 3, "waiting": 0}
+    assert len({trial.user_attrs["worker"]["pid"] for trial in study.trials}) == 2
+    assert study.user_attrs.keys().isdisjoint({f"crash:{failed.number}"})
+    assert not [message for message in told if "stopped" in message]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_rank_cannot_do_stops_its_slot_with_one_sentence(study_with, rank):
+    with pytest.raises(SearchError, match="study faulty-study stopped early: a faulty model must be loaded by another"):
+        study_with([{"what": "refuse", "rank": rank}], slots=[{"ranks": 2}])
+
+
+@pytest.mark.parametrize(
     "fault",
-    [{"what": "kill"}, {"what": "kill", "after_s": 3}, {"what": "bug", "after_s": 3}],
-    ids=["killed at work", "killed while rank 0 waits for it", "a bug while rank 0 waits for it"],
+    [{"what": "kill"}, {"what": "kill", "after_s": 3}],
+    ids=["at work", "while rank 0 waits for it"],
 )
 def test_a_lost_rank_takes_its_group_along_which_is_back_within_seconds(study_with, fault):
     """Rank 0 may hear of it from the closed connection or from torchrun; the trial is tried again either way."""

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
+from optuna.trial import TrialState
 
+from search.grid import GridSampler
 from search.leader import Leader
 from search.order import WorkOrder, ask_to_leave
 from search.processes import this_worker
@@ -48,6 +51,26 @@ def make_leader(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr("search.leader.pending", lambda study, config: [])
     return make
+
+
+def test_a_grid_is_done_when_two_looks_say_so(make_leader, study):
+    """Between two of them a lost trial is failed but not queued again yet."""
+    leader, grid = make_leader(), GridSampler([{"x": 1}], seed=0)
+    leader._grid, leader._was_tried_out = grid, False
+    looks = [TrialState.RUNNING, TrialState.FAIL, TrialState.WAITING, TrialState.COMPLETE, TrialState.COMPLETE]
+
+    found = [leader._tried_out([trial_in(state)]) for state in looks]
+
+    assert found == [None] * 4 + ["every point of the space has been tried"]
+
+
+def trial_in(state):
+    return optuna.create_trial(
+        state=state,
+        params={"x": 1},
+        distributions={"x": IntDistribution(1, 1)},
+        values=[1.0, 1.0] if state == TrialState.COMPLETE else None,
+    )
 
 
 def add_running(study, *, crew):

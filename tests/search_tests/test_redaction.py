@@ -159,6 +159,7 @@ def test_a_bug_in_a_trial_is_recorded_without_passwords(tmp_path):
 
     kept = str(study.trials[0].user_attrs)
     assert kept.count("RuntimeError: at http://hyq:***@mlflow:5000") == 2
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
     assert "s3cr3t" not in kept
 
 

@@ -10,13 +10,15 @@ import pytest
 from search.errors import SearchError, StoreError, StudyMismatch
 from search.interrupts import counted_interrupts
 from search.locks import FileLock
-from search.order import MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, slot_folder
+from search.mlflow_client import connect
+from search.order import AGENT_VARIABLE, MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, slot_folder
 from search.prompts import load_prompts
 from search.repair import agreement
 from search.runner import run_study
 from search.slots import agent_command
 from search.storage import create_study, require_space, stored_config
 from search.study import Budget, JudgeConfig, Slot
+from search.study_run import find_study_run
 from search.trials import count_states
 from tests.toys.mlflow_server import mlflow_server
 
@@ -57,7 +59,12 @@ def test_a_study_whose_budget_is_used_starts_no_process_but_makes_mlflow_agree(p
     assert events[0].message == "resumed study tiny-study with 1 of 1 trials evaluated"
     assert events[1].message == f"queued the {len(config.space.presets)} presets of space mini"
     assert count_states(study)["waiting"] == len(config.space.presets)
-    assert agreement(path.parent / "mlruns", study) == ()
+    store = path.parent / "mlruns"
+    assert agreement(store, study) == ()
+    client = connect(store, None)
+    parent = find_study_run(client, config.name)
+    assert client.get_run(parent.run_id).info.status == "FINISHED"
+    assert {"study.yaml", "front.html"} <= {file.path for file in client.list_artifacts(parent.run_id)}
 
 
 @pytest.mark.slow
@@ -185,3 +192,28 @@ def test_a_slot_whose_worker_keeps_dying_stops_and_says_so(tmp_path):
 
     assert finished.returncode == 0
     assert "died 3 times in a row" in read_state(slot_folder(tmp_path, "x", 2)).stopped
+
+
+@pytest.mark.multiproc
+def test_one_rank_of_several_stops_its_slot_by_way_of_the_next_start(tmp_path):
+    """Ended well, it would leave the others waiting for it; its first word is what counts."""
+    order = ORDER.model_copy(update={"store": tmp_path})
+    restarts = {"TORCHELASTIC_RESTART_COUNT": str(MAX_DEATHS_IN_A_ROW), "RANK": "1", "WORLD_SIZE": "2"}
+    environment = os.environ | restarts | {ORDER_VARIABLE: order.model_dump_json()}
+    command = [sys.executable, "-m", "search.worker"]
+
+    codes = [subprocess.run(command, env=environment, timeout=240).returncode for _ in range(2)]
+
+    assert codes == [1, 0]
+    assert "died 3 times in a row" in read_state(order.folder).stopped
+
+
+@pytest.mark.multiproc
+def test_a_rank_whose_agent_is_gone_before_it_looks_ends_at_once(tmp_path):
+    order = ORDER.model_copy(update={"store": tmp_path})
+    restarts = {"TORCHELASTIC_RESTART_COUNT": str(MAX_DEATHS_IN_A_ROW), "RANK": "0"}
+    environment = os.environ | restarts | {ORDER_VARIABLE: order.model_dump_json(), AGENT_VARIABLE: "1"}
+
+    finished = subprocess.run([sys.executable, "-m", "search.worker"], env=environment, timeout=240)
+
+    assert finished.returncode == 1

@@ -16,7 +16,7 @@ from hyquant.config import QuantConfig, W8A8Dynamic, W8A8Static, digest
 from search.blame import blame_within
 from search.databases import _make_database
 from search.errors import StoreError, StudyMismatch
-from search.order import read_state
+from search.order import MAX_DEATHS_IN_A_ROW, SlotState, read_state, write_state
 from search.patience import Patience
 from search.poison import poisoned_by
 from search.processes import ProcessId, this_process, this_worker
@@ -403,6 +403,33 @@ def test_the_deaths_of_a_config_that_is_marked_are_taken_off_its_slot_by_whoever
 
     assert poisoned_by(study.user_attrs, "a config") == (1, 2)  # others cannot tell what ended it
     assert [read_state(tmp_path / str(slot)).forgiven for slot in (0, 1)] == [0, 2]
+
+
+def test_a_machine_that_ends_every_worker_is_forgiven_two_configs_and_no_more(study, tmp_path):
+    """A retry waits first, so deaths come in pairs, and each second one marks a config."""
+    blame, dead = blame_within(this_process(), lambda slot: tmp_path), _dead_worker()
+    for deaths in range(1, 20):
+        trial = ask(study)
+        tries = len(study.trials[trial.number].system_attrs.get("retry_history", ()))
+        trial.set_user_attr("config_digest", f"config {(deaths - 1) // 2}")
+        trial.set_user_attr("worker", dead | {"runner": this_process().model_dump()})
+        assert tries == (deaths - 1) % 2
+        reclaim_lost_trials(study, None, blame)
+        if deaths - read_state(tmp_path).forgiven >= MAX_DEATHS_IN_A_ROW:
+            break
+
+    assert deaths == 7
+
+
+def test_a_worker_that_ended_itself_and_said_why_is_no_fault_of_its_config(study, tmp_path):
+    write_state(tmp_path, SlotState(stopped="the study's database must answer, but it did not"))
+    trial = ask(study)
+    trial.set_user_attr("config_digest", "a config")
+    trial.set_user_attr("worker", _dead_worker() | {"runner": this_process().model_dump()})
+
+    assert reclaim_lost_trials(study, None, blame_within(this_process(), lambda slot: tmp_path)) == [trial.number]
+
+    assert not [key for key in study.user_attrs if key.startswith("crash:")]
 
 
 def test_the_dead_of_a_runner_that_lives_are_left_to_it_on_its_host(study):

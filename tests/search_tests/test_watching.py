@@ -6,13 +6,18 @@ from itertools import count
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
+from search.confirmation import confirmations
+from search.interrupts import Interrupts
 from search.lease import GRACE_S, LEASE, LeaseWatch
+from search.order import is_asked_to_leave
 from search.processes import ProcessId, WorkerId, is_alive, process_id, this_process, this_worker
 from search.resume import reclaim_lost_trials
-from search.sharing import MemberClaims
+from search.retry import queued_again
+from search.sharing import MemberClaims, member_claims
 from search.slots import RunningSlot
-from search.watching import _end_still_claimants, _take_back
+from search.watching import _look_after_claims, _take_back, leave_at_once
 
 
 @pytest.fixture
@@ -86,9 +91,9 @@ def test_a_worker_that_stands_still_while_it_measures_a_member_again_is_ended_by
     assert MemberClaims(study, identity(child, runner=None if is_own else another)).claim(3)
 
     for _ in range(int(GRACE_S)):
-        _end_still_claimants(study, watch)
+        _look_after_claims(study, watch)
     assert child.poll() is None
-    _end_still_claimants(study, watch)
+    _look_after_claims(study, watch)
 
     assert (child.wait(timeout=10) if is_own else child.poll()) == (-signal.SIGKILL if is_own else None)
 
@@ -101,12 +106,47 @@ def test_a_worker_that_renews_its_claim_is_left_alone(study, child):
 
     for lease in range(int(GRACE_S)):
         claims._write(3, lease)
-        _end_still_claimants(study, watch)
+        _look_after_claims(study, watch)
     claims._write(3, None)
     for _ in range(int(GRACE_S)):
-        _end_still_claimants(study, watch)
+        _look_after_claims(study, watch)
 
     assert child.poll() is None
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_member_that_ends_two_workers_that_measure_it_again_is_not_offered(study, is_own):
+    runner = this_process() if is_own else this_process().model_copy(update={"started": "1"})
+    dead = this_worker(0, runner=runner).model_copy(update={"started": "1"})
+    for pid in (1, 2):
+        assert 3 not in confirmations(study)
+        assert MemberClaims(study, dead.model_copy(update={"pid": pid})).claim(3) is (is_own or pid == 1)
+        _look_after_claims(study, LeaseWatch())
+        _look_after_claims(study, LeaseWatch())
+
+    assert list(confirmations(study)) == ([3] if is_own else [])
+    assert len(member_claims(study)) == (0 if is_own else 1)
+    if is_own:
+        assert confirmations(study)[3].reason == "measured again with fresh seeds: its worker ended 2 times"
+
+
+def test_an_interrupted_slot_hands_back_what_it_begins_while_it_is_stopped_too(study, tmp_path, monkeypatch):
+    slot = RunningSlot(index=0, agent=None, folder=tmp_path)
+    crew = this_worker(0, crew="here-0").model_dump()
+    study.ask().set_user_attr("worker", crew)
+
+    def stop_slots(slots, *, is_impatient):
+        assert is_asked_to_leave(slots[0].folder)
+        study.ask().set_user_attr("worker", crew)  # it was just about to
+        assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.RUNNING]
+
+    monkeypatch.setattr("search.watching.stop_slots", stop_slots)
+
+    assert leave_at_once(study, [slot], "here-0", Interrupts()) == [0, 1]
+
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
+    assert queued_again(study.trials) == {0, 1}
+    assert "retry_history" not in study.trials[2].system_attrs
 
 
 def test_a_worker_that_was_cut_off_together_with_its_runner_lives_and_is_not_blamed(study, child, tmp_path):

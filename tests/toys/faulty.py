@@ -1,9 +1,10 @@
 """A tiny model that fails on command: an installed plugin, as any other package may bring one.
 
-What it does stands in `faults.json` beside it, a list of objects that each strike when a quantized denoiser renders:
+What it does stands in `faults.json` beside it, a list of objects that each strike when a quantized denoiser renders,
+"refuse" when the model is loaded:
 
-    {"what": "oom" | "full" | "hang" | "kill" | "stop" | "bug", "rank": 0, "scheme": "w8a8_static", "times": 1,
-     "after_s": 0}
+    {"what": "oom" | "full" | "hang" | "kill" | "stop" | "bug" | "denied" | "refuse", "rank": 0,
+     "scheme": "w8a8_static", "times": 1, "after_s": 0}
 
 `scheme` limits a fault to configs of one linear scheme; `times` counts over all processes; `after_s` is how long the
 rank lets the others go ahead.
@@ -14,12 +15,13 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hyquant.errors import ConfigError
 from hyquant.models.tiny import TinyVideoModel
 from hyquant.modules.swap import swapped
 
@@ -31,12 +33,18 @@ class FaultyModel(TinyVideoModel):
         state = swapped(self.denoiser)
         if state is not None:
             schemes = {linear.scheme for linear in state.quantized.values()}
-            for index, fault in enumerate(json.loads((_HERE / "faults.json").read_text())):
-                is_meant = fault.get("rank", 0) == int(os.environ.get("RANK", "0"))
-                if is_meant and fault.get("scheme") in (None, *schemes) and _is_due(index, fault.get("times", 1)):
+            for index, fault in _faults_of_this_rank():
+                is_meant = fault["what"] != "refuse" and fault.get("scheme") in (None, *schemes)
+                if is_meant and _is_due(index, fault.get("times", 1)):
                     time.sleep(fault.get("after_s", 0))
                     _strike(fault["what"])
         return super().render(*args, **kwargs)
+
+
+def _faults_of_this_rank() -> Iterator[tuple[int, dict[str, Any]]]:
+    for index, fault in enumerate(json.loads((_HERE / "faults.json").read_text())):
+        if fault.get("rank", 0) == int(os.environ.get("RANK", "0")):
+            yield index, fault
 
 
 def _is_due(index: int, times: int) -> bool:
@@ -56,12 +64,16 @@ def _strike(what: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/full/disk")
     if what == "bug":
         raise ZeroDivisionError("a bug of one rank")
+    if what == "denied":
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/a/folder")
     if what == "hang":
         time.sleep(3600)
     os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[what])
 
 
 def load(source: str, *, device: torch.device, dtype: torch.dtype) -> FaultyModel:
+    if any(fault["what"] == "refuse" for _, fault in _faults_of_this_rank()):
+        raise ConfigError("a faulty model must be loaded by another rank, but this one was asked; ask another")
     return FaultyModel(int(source), device=device, dtype=dtype)
 
 
