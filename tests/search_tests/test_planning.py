@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -32,8 +33,9 @@ def test_phases_of_a_study_worked_out_by_hand(small_study):
     assert (found["trial: renders"].seconds, found["trial: renders"].times) == (36, 4)
     assert found["trial: latency"].total_s == 4 * (3 + 1) * 3 * 5
     assert found["noise floor"].total_s == 3 * 2 * 18
-    assert found["measured again"].total_s == 2 * (3 * 2 * 18 + 60)
     assert found["measured again: float"].total_s == 3 * 2 * 18
+    assert found["measured again: renders"].total_s == 2 * 3 * 2 * 18
+    assert found["measured again: latency"].total_s == 2 * (3 + 1) * 3 * 5
     assert found["certificate"].total_s == 2 * 6 * 18
 
 
@@ -128,6 +130,60 @@ def test_the_command_measures_and_answers(stored_store, capsys):
     assert answer["total_s"] == pytest.approx(sum(phase["total_s"] for phase in answer["phases"]))
     assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--spread", "ssim"]) == 1
     assert "METRIC=DEVIATION" in capsys.readouterr().err
+
+
+class CountsThreads:
+    """The tiny model, if its steps took 24 ms of one core and shared them with nothing else."""
+
+    def __init__(self, model):
+        self._model = model
+        self.denoiser = self._compute
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def _compute(self, **inputs):
+        time.sleep(0.024 / torch.get_num_threads())
+
+    def render(self, prompts, seeds, settings):
+        for _ in range(settings.num_steps):
+            self._compute()
+
+
+@pytest.fixture
+def plan_on_eight_cores(stored_store, monkeypatch, capsys):
+    """Plan on a machine of eight cores whose model is that fast; OpenMP is told nothing."""
+
+    def load(*args, **settings):
+        return CountsThreads(load_model(*args, **settings))
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("hyquant.models.load_model", load)
+    monkeypatch.setattr("hyquant.latency.structural_twin", lambda denoiser, clock: denoiser)
+    monkeypatch.setattr("hyquant.latency.restore_", lambda denoiser: None)
+    for module in ("slot_devices", "slots"):
+        monkeypatch.setattr(f"search.{module}.cores_here", lambda: tuple(range(8)))
+
+    def answer(*more):
+        assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--json", *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return answer
+
+
+@pytest.mark.parametrize(("options", "cores"), [([], 1), (["--devices", "4"], 2), (["--devices", "64"], 1)])
+def test_a_rank_of_a_layout_of_cores_is_timed_on_as_many_as_it_gets(plan_on_eight_cores, options, cores):
+    """The study's own slot, of one rank, has all eight."""
+    threads = torch.get_num_threads()
+    answer = plan_on_eight_cores(*options)
+
+    assert answer["costs"]["step_s"] == pytest.approx(0.003, rel=0.5)
+    assert answer["layout_costs"]["step_s"] == pytest.approx(0.024 / cores, rel=0.3)
+    assert answer["layout_costs"]["deployment_step_s"] == pytest.approx(0.024 / cores, rel=0.3)
+    slot = next(layout for layout in answer["layouts"] if layout["ranks"] == 1)
+    renders = next(phase for phase in answer["phases"] if phase["name"] == "trial: renders")
+    assert slot["renders_s"] * slot["slots"] > 0.6 * 8 / cores * renders["total_s"]
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(
