@@ -29,7 +29,8 @@ def short_limits(config: StudyConfig, costs: StepCosts) -> dict[str, float]:
 
     {"first_s": 51840.0, "stages.render": 18000.0}, for example.
     """
-    limits, needed = StageLimits(config.timeouts), dict[str, float]()
+    limits = StageLimits(config.timeouts)
+    needed: dict[str, float] = {}
     for stage, seconds in _first_stages(config, costs).items():
         if HEADROOM * seconds > limits.limit_s(stage):
             field = f"stages.{stage}" if stage in config.timeouts.stages else "first_s"
