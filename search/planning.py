@@ -6,16 +6,18 @@
     trial            = prompts * clip + latency       scores, quantizing and compiling come on top
     latency          = rounds * (control + candidate) steps at the deployment shape; two candidate modes at most
     noise floor      = prompts * clip, for each neutral change that can be made; known from the store afterwards
-    measured again   = for each member of the front, fresh seeds * prompts * clip + latency; once for float
+    measured again   = for each member of the front, fresh seeds * prompts * clip + latency; renders once for float
     certificate      = 2 * prompts * seeds * clip     on one process; a step of its own clip is that of the deployment
                                                       shape if it has the same size, else scaled by operations
 
-A candidate is taken to be as slow as float. Ranks share the prompts of a phase; slots work on trials at the same time.
+A candidate is taken to be as slow as float. Ranks share the prompts of a phase; slots work on trials, and then on
+members of the front, at the same time. A latency is measured alone on the host, so those of all slots add up.
 """
 
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
@@ -26,6 +28,7 @@ from hyquant.errors import ConfigError
 from hyquant.latency import LatencyBench
 from hyquant.models.attentions import attention_blocks
 from hyquant.models.base import DeploymentShape, RenderSettings, VideoModel
+from hyquant.threads import threads_of_arithmetic
 from metrics.registry import find_metric
 from metrics.statistics.sample_sizes import POWER, power_below
 from search.metric_names import has_excess
@@ -72,12 +75,21 @@ class Phase:
         return self.seconds * self.times
 
 
-def measure_costs(model: VideoModel, config: StudyConfig, prompt: str) -> StepCosts:
-    """Time a few denoising steps of the float model at the study's clip and at its deployment shape."""
+def measure_costs(model: VideoModel, config: StudyConfig, prompt: str, *, num_threads: int | None = None) -> StepCosts:
+    """Time a few denoising steps of the float model at the study's clip and at its deployment shape.
+
+    Args:
+        model: The model, in float.
+        config: The study.
+        prompt: What to render.
+        num_threads: In how many threads to compute, as many as a rank has where models run on the CPU; None leaves
+            them alone.
+    """
     settings = config.workload.settings
-    seconds = {num_steps: _render_s(model, prompt, settings, num_steps) for num_steps in (_SHORT, _LONG, _SHORT, _LONG)}
+    with nullcontext() if num_threads is None else threads_of_arithmetic(num_threads):
+        seconds = {count: _render_s(model, prompt, settings, count) for count in (_SHORT, _LONG, _SHORT, _LONG)}
+        deployment = LatencyBench(model, config.deployment, compile=False).float_step_s(rounds=3, warmup=1)
     step_s = (seconds[_LONG] - seconds[_SHORT]) / (_LONG - _SHORT)
-    deployment = LatencyBench(model, config.deployment, compile=False).float_step_s(rounds=3, warmup=1)
     costs = StepCosts(
         step_s=max(step_s, 0.0),
         overhead_s=max(seconds[_SHORT] - _SHORT * step_s, 0.0),
@@ -104,37 +116,63 @@ def certificate_step_s(model: VideoModel, config: StudyConfig, costs: StepCosts)
         return costs.step_s * math.prod(_size(clip)) / math.prod(_size(own))
 
 
-def phases(config: StudyConfig, costs: StepCosts) -> tuple[Phase, ...]:
+def phases(config: StudyConfig, costs: StepCosts, alone: StepCosts | None = None) -> tuple[Phase, ...]:
     """Return the phases of a study in their order; the certificate is left out where the study has none.
 
     The budget, the neutral changes and the members of the front are counted in full: what ends sooner, cannot be made
     or is in the store already takes less.
+
+    Args:
+        config: The study.
+        costs: What was measured as one rank of its slots computes.
+        alone: What was measured as a process that has the machine to itself computes, as `certify` is; None if that is
+            the same.
     """
     workload, ranks, num_slots = config.workload, config.slots[0].ranks, len(config.slots)
-    steps_s = workload.settings.num_steps * costs.step_s
-    clip_s = costs.overhead_s + steps_s
-    render_s = math.ceil(workload.num_search_prompts / ranks) * clip_s
-    rounds = config.latency.rounds + config.latency.warmup
-    latency_s = 0.0 if config.latency.device_profile else rounds * _MODES * costs.deployment_step_s
+    render_s = renders_s(config, costs, workload.num_search_prompts, ranks=ranks)
+    timed_s = latency_s(config, costs)
     found = [
-        Phase("calibration", 2 * math.ceil(workload.num_calibration_prompts / ranks) * steps_s, 1),
+        Phase("calibration", calibration_s(config, costs, ranks=ranks), 1),
         Phase("float renders", render_s, 1),
-        Phase("noise floor", render_s, len(CHANGES) if _has_floor(config) else 0),
+        Phase("noise floor", render_s, len(CHANGES) if has_floor(config) else 0),
         Phase("trial: renders", render_s, math.ceil(config.budget.trials / num_slots)),
-        Phase("trial: latency", latency_s, config.budget.trials),
+        Phase("trial: latency", timed_s, config.budget.trials),
     ]
     if config.confirm is not None:
-        again_s = config.confirm.seeds * render_s
-        found.append(Phase("measured again", again_s + latency_s, config.confirm.members))
+        again_s, members = config.confirm.seeds * render_s, config.confirm.members
         found.append(Phase("measured again: float", again_s, 1))
+        found.append(Phase("measured again: renders", again_s, math.ceil(members / num_slots)))
+        found.append(Phase("measured again: latency", timed_s, members))
     if config.certificate is not None:
-        settings = config.certificate.settings or workload.settings
+        alone, settings = alone or costs, config.certificate.settings or workload.settings
         scale = math.prod(_size(settings)) / math.prod(_size(workload.settings))
-        step_s = costs.step_s if costs.certificate_step_s is None else costs.certificate_step_s
-        own_clip_s = scale * costs.overhead_s + settings.num_steps * step_s
+        step_s = alone.step_s if alone.certificate_step_s is None else alone.certificate_step_s
+        own_clip_s = scale * alone.overhead_s + settings.num_steps * step_s
         pairs = config.certificate.num_prompts * config.certificate.seeds_per_prompt
         found.append(Phase("certificate", 2 * pairs * own_clip_s, 1))
     return tuple(found)
+
+
+def calibration_s(config: StudyConfig, costs: StepCosts, *, ranks: int) -> float:
+    """Return the seconds in which so many ranks capture and observe the calibration prompts."""
+    workload = config.workload
+    return 2 * math.ceil(workload.num_calibration_prompts / ranks) * workload.settings.num_steps * costs.step_s
+
+
+def renders_s(config: StudyConfig, costs: StepCosts, num_prompts: int, *, ranks: int) -> float:
+    """Return the seconds in which so many ranks render so many clips."""
+    return math.ceil(num_prompts / ranks) * (costs.overhead_s + config.workload.settings.num_steps * costs.step_s)
+
+
+def latency_s(config: StudyConfig, costs: StepCosts) -> float:
+    """Return the seconds of one latency; none where latencies are predicted."""
+    rounds = config.latency.rounds + config.latency.warmup
+    return 0.0 if config.latency.device_profile else rounds * _MODES * costs.deployment_step_s
+
+
+def has_floor(config: StudyConfig) -> bool:
+    """Say whether a metric of the study has a noise floor."""
+    return any(has_excess(find_metric(name)) for name in config.metrics)
 
 
 def half_width(num_prompts: int) -> float | None:
@@ -218,7 +256,3 @@ def _operations(model: VideoModel, clip: RenderSettings) -> int:
     shape = DeploymentShape(height=height, width=width, num_frames=num_frames, num_steps=1)
     tokens = tokens_at(LatencyBench(model, shape, compile=False))
     return sum(part.operations for part in work_of(model.groups(), attention_blocks(model.denoiser), tokens))
-
-
-def _has_floor(config: StudyConfig) -> bool:
-    return any(has_excess(find_metric(name)) for name in config.metrics)

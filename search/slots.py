@@ -13,7 +13,7 @@ from pathlib import Path
 from search.claims import Claim, claimed
 from search.order import ORDER_VARIABLE, SlotState, WorkOrder, read_state, write_state
 from search.processes import this_process
-from search.slot_devices import cores_here
+from search.slot_devices import AUTO, cores_here, read_devices
 from search.study import Slot
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,15 @@ def slot_environment(
     if claim.devices is not None and claim.variable is not None:
         result[claim.variable] = ",".join(claim.devices)
     return result | {name: str(value) for name, value in slot.environment.items()}
+
+
+def rank_threads(slots: Sequence[Slot]) -> int:
+    """Return in how many threads a rank of the first of some slots computes here where models run on the CPU."""
+    claims = [Claim(slot, None if slot.devices in (None, AUTO) else read_devices(slot.devices)) for slot in slots]
+    num_cores = len(cores_here())
+    given = slot_environment(claims[0], claims, environment=os.environ, num_cores=num_cores)["OMP_NUM_THREADS"]
+    first = given.partition(",")[0].strip()
+    return min(int(first), num_cores) if first.isdecimal() and int(first) > 0 else num_cores
 
 
 def agent_command(slot: Slot, order: WorkOrder, *, runner_pid: int, cores: Sequence[int] = ()) -> list[str]:

@@ -178,7 +178,18 @@ class Slot(FrozenModel):
         return self
 
 
-STAGES = ("calibrate", "quantize", "reference", "judge", "render", "score", "compile", "latency")
+STAGES = (
+    "profile",
+    "reference",
+    "judge",
+    "floor",
+    "calibrate",
+    "quantize",
+    "render",
+    "score",
+    "compile",
+    "latency",
+)
 
 
 class TimeoutsConfig(FrozenModel):

@@ -1,13 +1,16 @@
 """The command plan: how long a study will take on this machine, and how much its prompts can tell."""
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from search.commands.options import AsJson, Storage, Store, Study
 from search.console import print_json, print_line, print_table
 from search.errors import SearchError
+
+if TYPE_CHECKING:
+    from search.study import StudyConfig
 
 
 def plan(
@@ -31,6 +34,7 @@ def plan(
     from search.plain import plain
     from search.planning import measure_costs, phases, precision
     from search.progress import in_words
+    from search.short_limits import in_sentences, short_limits
     from search.slot_devices import count_devices
 
     ref = locate_study(study, store, storage)
@@ -38,10 +42,17 @@ def plan(
     spreads = dict(_spread(text, config.metrics) for text in spread or ())
     prompt = prompts_to_run(ref).search[0]
     about = config.model
-    costs = measure_costs(load_model(about.kind, about.source, device=about.device, dtype=about.dtype), config, prompt)
-    found = phases(config, costs)
+    num_devices = devices or count_devices(about.device)
+    model = load_model(about.kind, about.source, device=about.device, dtype=about.dtype)
+    threads = _threads(config, num_devices) if model.device.type == "cpu" else (None, None, None)
+    measured = {count: measure_costs(model, config, prompt, num_threads=count) for count in dict.fromkeys(threads)}
+    costs, layout_costs, alone = (measured[count] for count in threads)
+    found = phases(config, costs, alone)
     total_s = sum(phase.total_s for phase in found)
-    compared = layouts(config, costs, devices or count_devices(config.model.device))
+    compared = layouts(config, layout_costs, num_devices, alone)
+    warned = in_sentences(short_limits(config, costs), config.timeouts, "the study's slots")
+    if [slot.ranks for slot in config.slots] != [compared[0].ranks] * compared[0].slots:
+        warned += in_sentences(compared[0].short_limits, config.timeouts, compared[0].name)
     if as_json:
         print_json(
             {
@@ -51,7 +62,9 @@ def plan(
                 "total_s": total_s,
                 "precision": precision(config, spreads),
                 "layouts": [{**plain(one), "name": one.name} for one in compared],
+                "layout_costs": plain(layout_costs),
                 "reasoning": reasoning(compared),
+                "warnings": warned,
             }
         )
         return
@@ -66,6 +79,11 @@ def plan(
         ]
     )
     print_line(f"in all {in_words(total_s)}; scores, quantizing, compiling and loading come on top")
+    if threads[0] != threads[1]:
+        print_line(
+            f"a rank of the study's slots has {threads[0]} threads of the CPU, one of these layouts {threads[1]}: its "
+            f"steps take {layout_costs.step_s:.3g} s and {layout_costs.deployment_step_s:.3g} s"
+        )
     print_table(
         [
             {
@@ -73,14 +91,25 @@ def plan(
                 "a trial": in_words(one.trial_s),
                 "trials an hour": f"{one.trials_per_hour:.3g}",
                 "once": in_words(one.once_s),
+                "again": in_words(one.again_s),
                 "in all": in_words(one.total_s),
+                "needs timeouts": ", ".join(f"{field} {in_words(value)}" for field, value in one.short_limits.items()),
             }
             for one in compared
         ]
     )
-    print_line(reasoning(compared))
-    for line in precision(config, spreads):
+    for line in (reasoning(compared), *warned, *precision(config, spreads)):
         print_line(line)
+
+
+def _threads(config: "StudyConfig", num_devices: int) -> tuple[int, int, int]:
+    """Return in how many threads of the CPU a rank of the study's slots computes, one of its layouts, and `certify`."""
+    import torch
+
+    from search.slots import rank_threads
+    from search.study import Slot
+
+    return rank_threads(config.slots), rank_threads((Slot(),) * num_devices), torch.get_num_threads()
 
 
 def _spread(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:

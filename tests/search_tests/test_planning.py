@@ -32,8 +32,9 @@ def test_phases_of_a_study_worked_out_by_hand(small_study):
     assert (found["trial: renders"].seconds, found["trial: renders"].times) == (36, 4)
     assert found["trial: latency"].total_s == 4 * (3 + 1) * 3 * 5
     assert found["noise floor"].total_s == 3 * 2 * 18
-    assert found["measured again"].total_s == 2 * (3 * 2 * 18 + 60)
     assert found["measured again: float"].total_s == 3 * 2 * 18
+    assert found["measured again: renders"].total_s == 2 * 3 * 2 * 18
+    assert found["measured again: latency"].total_s == 2 * (3 + 1) * 3 * 5
     assert found["certificate"].total_s == 2 * 6 * 18
 
 
@@ -128,6 +129,62 @@ def test_the_command_measures_and_answers(stored_store, capsys):
     assert answer["total_s"] == pytest.approx(sum(phase["total_s"] for phase in answer["phases"]))
     assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--spread", "ssim"]) == 1
     assert "METRIC=DEVIATION" in capsys.readouterr().err
+
+
+class Cores:
+    """The tiny model on a clock of its own, if a step took 24 s of one core and n threads had n cores."""
+
+    def __init__(self, model):
+        self._model = model
+        self.now = 0.0
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def perf_counter(self):
+        return self.now
+
+    def denoiser(self, **inputs):
+        self.now += 24.0 / torch.get_num_threads()
+
+    def render(self, prompts, seeds, settings):
+        for _ in range(settings.num_steps):
+            self.denoiser()
+
+
+@pytest.fixture
+def plan_on_eight_cores(stored_store, monkeypatch, capsys):
+    """Plan on such a machine of eight cores; the study has one slot of one rank."""
+    cores = Cores(load_model("tiny", "0", device="cpu"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("hyquant.models.load_model", lambda *_, **__: cores)
+    for module in ("search.planning", "hyquant.devices.cpu"):
+        monkeypatch.setattr(f"{module}.time", cores)
+    for module in ("search.slot_devices", "search.slots"):
+        monkeypatch.setattr(f"{module}.cores_here", lambda: tuple(range(8)))
+    monkeypatch.setattr("hyquant.latency.structural_twin", lambda denoiser, _: denoiser)
+    monkeypatch.setattr("hyquant.latency.restore_", lambda _: None)
+
+    def answer(*options):
+        assert exit_code_of(["plan", "demo", "--store", str(stored_store), "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return answer
+
+
+@pytest.mark.parametrize(("num_devices", "cores"), [(None, 1), (4, 2), (64, 1)])
+def test_a_rank_of_a_layout_of_cores_is_timed_on_as_many_as_it_gets(plan_on_eight_cores, num_devices, cores):
+    before = torch.get_num_threads()
+    answer = plan_on_eight_cores(*([] if num_devices is None else ["--devices", str(num_devices)]))
+    phases_s = {phase["name"]: phase["seconds"] for phase in answer["phases"]}
+    layouts_s = {layout["name"]: layout for layout in answer["layouts"]}
+
+    assert phases_s["trial: renders"] == 2 * 4 * 24 / 8  # 2 prompts of 4 steps
+    assert phases_s["trial: latency"] == 4 * 3 * 24 / 8  # 4 rounds of 3 modes
+    alone = layouts_s[f"{num_devices or 8} x 1"]
+    assert alone["trial_s"] == 2 * 4 * 24 / cores + alone["slots"] * 4 * 3 * 24 / cores
+    assert answer["layout_costs"]["step_s"] == answer["layout_costs"]["deployment_step_s"] == 24 / cores
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(

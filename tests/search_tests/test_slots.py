@@ -14,7 +14,7 @@ from search.errors import SearchError, StoreError
 from search.locks import HostLock, default_lock_folder
 from search.order import WorkOrder
 from search.slot_devices import assign_devices, claim_devices, devices_here, read_devices, read_layout
-from search.slots import keep_short, slot_environment, start_slots, stop_slots
+from search.slots import keep_short, rank_threads, slot_environment, start_slots, stop_slots
 from search.study import Slot
 
 ORDER = WorkOrder(store="s", url=None, study="x", slot=0, first_trial=0, deadline=None, until_trial=None)
@@ -108,6 +108,29 @@ def test_ranks_share_the_cores_unless_the_user_says_otherwise():
     assert slot_environment(pinned, [pinned], environment={}, num_cores=64)["OMP_NUM_THREADS"] == "2"
     user = {"OMP_NUM_THREADS": "5"}
     assert slot_environment(claims[0], claims, environment=user, num_cores=8)["OMP_NUM_THREADS"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("slots", "given", "threads"),
+    [
+        ((Slot(ranks=2), Slot(ranks=1)), None, 2),
+        ((Slot(ranks=2, devices="0-3"), Slot()), None, 2),
+        ((Slot(ranks=2, devices="auto"),) * 2, None, 2),
+        ((Slot(ranks=64),), None, 1),
+        ((Slot(environment={"OMP_NUM_THREADS": 3}),), "5", 3),
+        ((Slot(),), "5,2", 5),
+        ((Slot(),), "all of them", 8),
+        ((Slot(devices="0-63"),), None, 8),
+    ],
+)
+def test_a_plan_computes_in_as_many_threads_as_a_rank_will(slots, given, threads, monkeypatch):
+    monkeypatch.setattr("search.slots.cores_here", lambda: tuple(range(8)))
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+
+    assert rank_threads(slots) == threads
 
 
 @pytest.mark.multiproc

@@ -36,7 +36,7 @@ from search.scales import prepare_scales
 from search.stages import Stages, kind_of
 from search.stall import why_over
 from search.storage import create_study, store_errors, stored_config
-from search.study import Budget, Constraint, SamplerConfig
+from search.study import STAGES, Budget, Constraint, SamplerConfig
 from search.tracking import Tracker
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
 from search.workbench import calibration_seeds, observe_shard, stored_stats, wants_histograms
@@ -391,6 +391,7 @@ def test_the_stage_times_of_a_run_add_up_to_its_wall_time(make_leader):
 
     seconds = trial_result(study.trials[0]).stage_seconds
     assert {"quantize", "render", "score", "latency", "wait", "overhead"} <= seconds.keys()
+    assert seconds.keys() - {"wait", "overhead"} <= {*STAGES}, "a stage without a name in `timeouts.stages`"
     assert all(value >= 0 and math.isfinite(value) for value in seconds.values())
 
 
