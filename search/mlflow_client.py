@@ -37,9 +37,6 @@ _SETTINGS = {
 """Set where the user has set nothing else: no usage pings, and a server that is dead or accepts and never answers costs
 one time-out of 5 s. Nothing is tried twice at once, because the spool tries again later."""
 
-_SQLITE_MARK = b"SQLite format 3\0"
-"""How every SQLite file begins. Source: the SQLite file format, section 1.3."""
-
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # per batch: limits of MLflow's REST API, "Log Batch"
 
 
@@ -59,18 +56,25 @@ def database_path(store: Path) -> Path:
 def require_undamaged(store: Path) -> None:
     """Refuse what stands for a store's database and is none of SQLite; without one, or an empty one, all is well.
 
+    SQLite itself looks, for a file that is opened and closed beside it loses the locks of this process's connections,
+    and whoever ends last then takes the log away from under them. Source: https://sqlite.org/howtocorrupt.html, 2.2.
+
     Raises:
         StoreError: If it is something else.
     """
     path = database_path(store)
     if not path.is_file():
         return
-    with path.open("rb") as file:
-        if file.read(len(_SQLITE_MARK)) not in (b"", _SQLITE_MARK):
-            raise StoreError(
-                f"{path} must be MLflow's database, but is damaged or something else; put a copy of it back, or move "
-                "it away and let `hyq-search run` make it again"
-            )
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError:  # busy, or in a folder of others: whoever uses it will say so
+        return
+    except sqlite3.DatabaseError as error:
+        raise StoreError(
+            f"{path} must be MLflow's database, but is damaged or something else; put a copy of it back, or move "
+            "it away and let `hyq-search run` make it again"
+        ) from error
 
 
 def tracking_uri(store: Path, uri: str | None = None) -> str:

@@ -160,7 +160,8 @@ def test_a_bug_on_any_rank_fails_its_trial_with_its_traceback_and_the_group_star
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_one_rank_cannot_do_stops_its_slot_with_one_sentence(study_with, rank):
-    with pytest.raises(SearchError, match="study faulty-study stopped early: a faulty model must be loaded by another"):
+    sentence = f"study faulty-study stopped early: stage load on rank {rank}: a faulty model must be loaded by another"
+    with pytest.raises(SearchError, match=sentence):
         study_with([{"what": "refuse", "rank": rank}], slots=[{"ranks": 2}])
 
 
