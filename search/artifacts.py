@@ -1,18 +1,20 @@
 """What a store may lose: pictures and videos of trials outside the study's policy, and cache entries above its quota.
 
-Numbers stay in MLflow and Optuna, and a tag says that files were removed. Of the cache, which can be built again, goes
-first what was used least recently, and nothing while any study of the store is in progress.
+Numbers stay in MLflow and Optuna, and a tag says that files were removed. Of the cache goes first what was used least
+recently, nothing that cannot be built again, and nothing while a study or a command has the store in hand.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import optuna
 
+from search.certified_clips import CERTIFIED, judged_by
 from search.errors import StoreError
 from search.locks import held_by_workers
 from search.mlflow_client import database_path
@@ -28,7 +30,6 @@ RECENT_S = 3600.0
 """What was used so recently may be in use."""
 
 _MEDIA = ("videos.mp4", "strip.png")
-_RUNNER = ".runner.lock"
 
 
 class Removal(NamedTuple):
@@ -41,7 +42,13 @@ class Removal(NamedTuple):
 
 
 def removals(
-    store: Path, study: optuna.Study, policy: ArtifactsConfig, *, is_server: bool, is_media_only: bool = False
+    store: Path,
+    study: optuna.Study,
+    policy: ArtifactsConfig,
+    *,
+    is_server: bool,
+    is_media_only: bool = False,
+    is_runner: bool = False,
 ) -> tuple[Removal, ...]:
     """Return what the policy lets go, first what goes first; nothing is removed.
 
@@ -51,31 +58,48 @@ def removals(
         policy: Its policy.
         is_server: Whether an MLflow server keeps the artifacts; those are the server's own.
         is_media_only: Whether to leave the cache alone.
+        is_runner: Whether the caller is the study's runner, whose slots have ended.
 
     Raises:
         StoreError: If MLflow does not answer.
     """
     media = [] if is_server else list(_media(store, study, policy))
-    if policy.quota_gb is None or is_media_only or is_in_use(store, but=study.study_name):
+    runner = f"{study.study_name}.runner.lock" if is_runner else None
+    if policy.quota_gb is None or is_media_only or any(path.name != runner for path in held_by_workers(store)):
         return tuple(media)
-    held = sum(size_bytes(store / name) for name in ("artifacts", "cache") if (store / name).is_dir())
-    excess = held - sum(one.size_bytes for one in media) - policy.quota_gb * 1e9
+    excess = _held_bytes(store) - sum(one.size_bytes for one in media) - policy.quota_gb * 1e9
     return (*media, *_least_recent(store, excess, f"the store holds more than {policy.quota_gb:g} GB"))
 
 
-def apply(store: Path, study: str, chosen: Sequence[Removal]) -> int:
-    """Remove what was chosen, and say so in MLflow; return how many bytes went.
+def shortfall(store: Path, policy: ArtifactsConfig, chosen: Sequence[Removal] = ()) -> str | None:
+    """Return in a sentence that a store holds more than its quota also without what was chosen; None if it does not."""
+    if policy.quota_gb is None:
+        return None
+    left_gb = (_held_bytes(store) - sum(one.size_bytes for one in chosen)) / 1e9
+    if left_gb <= policy.quota_gb:
+        return None
+    return (
+        f"the store must hold at most {policy.quota_gb:g} GB, but {left_gb:.4g} GB stay: artifacts within keep: "
+        f"{policy.keep}, clips of certificates, and what of the cache is in use or was within the hour; keep fewer "
+        "videos, raise quota_gb or try later"
+    )
 
-    What cannot be removed is warned about and stays.
+
+def apply(store: Path, study: str, chosen: Sequence[Removal]) -> int:
+    """Remove what was chosen, once MLflow says so; return how many bytes went.
+
+    What cannot be removed is warned about and stays, and so does what of the cache was used since it was chosen.
     """
     tracker, freed = Tracker(store, study), 0
     for one in chosen:
         try:
+            if one.run_id is not None:
+                tracker.tag(one.run_id, REMOVED_TAG, one.why)
+            elif time.time() - _last_use(one.paths) < RECENT_S:
+                continue
             gone = [remove(path, store) for path in one.paths]
             if all(gone):
                 freed += one.size_bytes
-            if one.run_id is not None:
-                tracker.tag(one.run_id, REMOVED_TAG, one.why)
         except (OSError, StoreError) as error:
             logger.warning("not removed from %s: %s", store, error)
     return freed
@@ -84,16 +108,15 @@ def apply(store: Path, study: str, chosen: Sequence[Removal]) -> int:
 def apply_policy(store: Path, study: optuna.Study, policy: ArtifactsConfig, *, is_server: bool, at_end: bool) -> None:
     """Let a run keep its study's policy; a store that does not let it is warned about."""
     try:
-        chosen = removals(store, study, policy, is_server=is_server, is_media_only=not at_end)
+        apply(
+            store,
+            study.study_name,
+            removals(store, study, policy, is_server=is_server, is_media_only=not at_end, is_runner=True),
+        )
+        if at_end and (sentence := shortfall(store, policy)):
+            logger.warning("%s", sentence)
     except (OSError, StoreError) as error:
         logger.warning("artifacts must be kept within the policy, but: %s", error)
-    else:
-        apply(store, study.study_name, chosen)
-
-
-def is_in_use(store: Path, *, but: str) -> bool:
-    """Say whether a study of the store is in progress on this host, other than through the runner of `but`."""
-    return any(path.name != but + _RUNNER for path in held_by_workers(store))
 
 
 def kept_trials(study: optuna.Study, policy: ArtifactsConfig) -> set[int]:
@@ -124,10 +147,12 @@ def _media(store: Path, study: optuna.Study, policy: ArtifactsConfig) -> Iterato
 
 def _least_recent(store: Path, excess: float, why: str) -> Iterator[Removal]:
     entries: dict[str, list[Path]] = {}
+    kept = set(judged_by(store / "cache"))
     for path in (store / "cache").glob("[!.]*"):
-        if is_inside(path, store):
-            entries.setdefault(path.name if path.is_dir() else path.stem, []).append(path)
-    used = {key: max(map(_last_use, paths)) for key, paths in entries.items()}
+        key = path.name if path.is_dir() else path.stem
+        if is_inside(path, store) and key not in kept and not key.startswith(CERTIFIED):
+            entries.setdefault(key, []).append(path)
+    used = {key: _last_use(paths) for key, paths in entries.items()}
     for key in sorted(entries, key=lambda key: used[key]):
         if excess <= 0 or time.time() - used[key] < RECENT_S:
             return
@@ -136,6 +161,14 @@ def _least_recent(store: Path, excess: float, why: str) -> Iterator[Removal]:
         yield Removal(tuple(sorted(entries[key])), size, why)
 
 
-def _last_use(path: Path) -> float:
-    found = [part.lstat() for part in (path, *path.rglob("*")) if not part.is_dir()]
-    return max((max(one.st_mtime, one.st_atime) for one in found), default=path.lstat().st_mtime)
+def _last_use(paths: Sequence[Path]) -> float:
+    """Return when an entry was written or used last (`hyquant.calibration.store.mark_used`), in seconds."""
+    newest = 0.0
+    for part in (part for path in paths for part in (path, *path.rglob("*"))):
+        with suppress(FileNotFoundError):  # removed by somebody else meanwhile
+            newest = max(newest, part.lstat().st_mtime)
+    return newest
+
+
+def _held_bytes(store: Path) -> int:
+    return sum(size_bytes(store / name) for name in ("artifacts", "cache") if (store / name).is_dir())

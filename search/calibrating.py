@@ -14,7 +14,7 @@ from hyquant.needs import needs_attention_stats, needs_stats
 from hyquant.plan import build_plan
 from search.calibrated import calibrate_for
 from search.errors import SearchError
-from search.locks import HostLock
+from search.locks import HostLock, at_work
 from search.prompts import StudyPrompts
 from search.stages import Stages
 from search.study import StudyConfig
@@ -62,7 +62,8 @@ def write_statistics(
     )
     if not (needs_stats(plan) or needs_attention_stats(plan)):
         raise CalibrationError("a config is calibrated for ranges or scales that it stores, but this one stores none")
-    found = calibrate_for(bench, plan, Stages(bench.group))
+    with at_work(Path(config.store), "calibrate"):
+        found = calibrate_for(bench, plan, Stages(bench.group))
     info = CalibrationInfo(
         config=point,
         num_steps=num_steps,

@@ -33,10 +33,11 @@ from metrics.embedders import Embedder, load_embedder
 from metrics.registry import find_metric
 from metrics.score import score_samples
 from search.certificate import Certificate, Pair, Software, export_digests
+from search.certified_clips import CERTIFIED, about_clip
 from search.clip_space import require_room, require_writable, writing_to
 from search.errors import SearchError
 from search.judging import Scores, judged
-from search.locks import HostLock
+from search.locks import HostLock, at_work
 from search.margins import CertificateConfig
 from search.study import JudgeConfig, StudyConfig
 
@@ -123,7 +124,8 @@ def certify_export(
         clips=ClipStore(Path(config.store) / "cache"),
     )
     require_room(subject.clips.root, settings, num_missing_clips(subject))
-    scores = score_pairs(subject, names, on_progress)
+    with at_work(Path(config.store), "certify"):
+        scores = score_pairs(subject, names, on_progress)
     return judged(
         Certificate(
             verdict="INCONCLUSIVE",
@@ -216,7 +218,8 @@ def _scores(subject: Subject, names: Sequence[str], on_progress: OnProgress) -> 
                 videos = model.render(prompts, seeds, subject.settings, on_step=subject.lock.let_measurements_pass)
                 floats = [_float_clip(subject, *pair) for pair in zip(prompts, seeds, strict=True)]
                 for prompt, seed, video in zip(prompts, seeds, videos, strict=True):
-                    subject.clips.put(candidate_key(subject, prompt, seed), {"video": video}, {"prompt": prompt})
+                    about = about_clip(prompt, float_key(subject, prompt, seed))
+                    subject.clips.put(candidate_key(subject, prompt, seed), {"video": video}, about)
                 samples = [Sample(*parts) for parts in zip(prompts, videos, floats, strict=True)]
                 for name, scored in score_samples(samples, names, subject.judge).items():
                     values[name] += scored
@@ -280,7 +283,7 @@ class ClipStore(Store):
 def candidate_key(subject: Subject, prompt: str, seed: int) -> str:
     """Return the key of a candidate's clip in a store: it depends on the bytes of the export."""
     weights = read_manifest(subject.export).model_dump(mode="json", include={"files"})
-    return f"certified-{digest([float_key(subject, prompt, seed), weights], length=32)}"
+    return f"{CERTIFIED}{digest([float_key(subject, prompt, seed), weights], length=32)}"
 
 
 def _float_clip(subject: Subject, prompt: str, seed: int) -> Tensor:

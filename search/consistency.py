@@ -4,6 +4,8 @@ Looking writes nothing. While the study is in progress, what is in flight is no 
 ended is not in MLflow yet, and its log lies in the spool for a moment.
 """
 
+import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -16,10 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import StoreError
 from search.findings import Finding, mend
-from search.lease import LEASE
+from search.lease import LEASE, LeaseWatch
 from search.leftovers import artifact_findings, cache_findings, hang_findings, writer_findings
 from search.locks import held_by_workers
-from search.mlflow_client import prepare_store
+from search.mlflow_client import database_path, prepare_store
 from search.repair import differences, repair
 from search.resume import is_dead_here, local_worker, reclaim
 from search.run_log import RunLog
@@ -59,42 +61,54 @@ def findings(place: Place, study: optuna.Study, *, grace_s: float) -> tuple[Find
 def mended(place: Place, study: optuna.Study, *, grace_s: float) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
     """Mend what can be mended; return all that was found, and what is left of it.
 
-    Mending shows more: a trial that is taken back must become a failed run in MLflow.
+    Mending shows more: a trial that is taken back must become a failed run in MLflow. Artifacts stay where they are if
+    MLflow's database is made here: it knows no run of before, and a copy may be put back.
     """
-    left = found = findings(place, study, grace_s=grace_s)
+    had_runs = database_path(place.store).is_file()
+
+    def look() -> tuple[Finding, ...]:
+        seen = findings(place, study, grace_s=grace_s)
+        return seen if had_runs else tuple(map(_left_alone, seen))
+
+    left = found = look()
     for _ in range(MAX_ROUNDS):
-        if not left:
+        if all(finding.mend is None for finding in left):
             break
         mend(left)
-        left = findings(place, study, grace_s=grace_s)
+        left = look()
         found += tuple(finding for finding in left if finding.sentence not in {known.sentence for known in found})
     return found, left
 
 
 def is_in_progress(store: Path, study: str) -> bool:
     """Say whether a runner or a worker of this host has the study in hand."""
-    return any(held_by_workers(store, f"{study}.*.lock"))
+    host = re.escape(socket.gethostname())  # it and the study's name may hold dots: those of other studies are no host
+    own = re.compile(rf"{re.escape(study)}\.(runner|({host}|[^.]+)-[0-9a-f]{{6}}-\d+)\.lock")
+    return any(own.fullmatch(path.name) for path in held_by_workers(store))
 
 
-def stale_trials(study: optuna.Study, *, grace_s: float, poll_s: float = 1.0) -> set[int]:
-    """Return the running trials that nobody has in hand.
+def stale_trials(
+    study: optuna.Study, *, grace_s: float, poll_s: float = 1.0, clock: Callable[[], float] = time.monotonic
+) -> dict[int, object]:
+    """Return the running trials that nobody has in hand, with their leases.
 
-    Of this host's workers it is known at once; those of others must renew a lease within `grace_s`.
+    Of this host's workers it is known at once; those of others must renew a lease within `grace_s`, of which time when
+    nobody could look does not count (`search.lease`).
     """
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    dead = {trial.number for trial in running if is_dead_here(trial)}
-    first = {trial.number: trial.user_attrs.get(LEASE) for trial in running if local_worker(trial) is None}
-    deadline = time.monotonic() + grace_s
-    while first and time.monotonic() < deadline:
+    dead = {trial.number: trial.user_attrs.get(LEASE) for trial in running if is_dead_here(trial)}
+    quiet = {trial.number: trial.user_attrs.get(LEASE) for trial in running if local_worker(trial) is None}
+    watch = LeaseWatch(grace_s, clock)
+    while watch.stopped(quiet) != set(quiet):
         time.sleep(min(poll_s, grace_s))
         still = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         leases = {trial.number: trial.user_attrs.get(LEASE) for trial in still}
-        first = {number: lease for number, lease in first.items() if leases.get(number, _GONE) == lease}
-    return dead | set(first)
+        quiet = {number: lease for number, lease in quiet.items() if leases.get(number, _GONE) == lease}
+    return dead | quiet
 
 
-def _trial_findings(study: optuna.Study, stale: set[int]) -> Iterator[Finding]:
-    take_back = partial(reclaim, study, frozenset(stale))
+def _trial_findings(study: optuna.Study, stale: dict[int, object]) -> Iterator[Finding]:
+    take_back = partial(reclaim, study, stale)
     for number in sorted(stale):
         yield Finding("trials", f"trial {number} is running, but no worker has it", "is queued again", take_back)
 
@@ -164,6 +178,14 @@ def _send_aside(spool: Spool, tracker: Tracker, folder: Path) -> None:
     if number.isdecimal() and files is not None:
         tracker.send(RunLog(number=int(number)), files)
     spool.remove(folder)
+
+
+def _left_alone(finding: Finding) -> Finding:
+    """Return a finding about artifacts without its mending."""
+    if finding.part != "artifacts":
+        return finding
+    way_out = "stays, as MLflow's database is new: put a copy of the old one back, or --repair again"
+    return finding._replace(way_out=way_out, mend=None)
 
 
 def _tolerant(look: Callable[[], Iterator[Finding]]) -> list[Finding]:

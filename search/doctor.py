@@ -69,9 +69,10 @@ def examine(
         _compiler,
         _weights,
         _codec,
-        lambda: _disk(store or Path()),
     ]
-    if study is not None:
+    if study is None:
+        looks.append(lambda: _disk(store or Path()))
+    else:
         looks.append(lambda: _study(study, store, storage, tracking, is_repair=is_repair))
     return tuple(check for look in looks for check in look())
 
@@ -203,6 +204,7 @@ def _study(
 
     try:
         ref = locate_study(text, store, storage)
+        yield from _disk(ref.store)
         server = tracking or (None if ref.config is None else ref.config.tracking)
         with opened_study(ref) as study:
             place = Place(ref.store, ref.name, server)
@@ -221,9 +223,8 @@ def _study(
         if finding.sentence not in remaining:
             yield Check(finding.part, "mended", finding.what)
     for finding in left:
-        yield Check(
-            finding.part, "problem", finding.what, finding.way_out if is_repair else f"--repair: {finding.way_out}"
-        )
+        way_out = finding.way_out if is_repair or finding.mend is None else f"--repair: {finding.way_out}"
+        yield Check(finding.part, "problem", finding.what, way_out)
     for part in PARTS:
         if part not in {finding.part for finding in (*found, *left)}:
             yield Check(part, "ok", _AGREES.get(part, "nothing to mend"))

@@ -25,7 +25,7 @@ from hyquant.plan import build_plan
 from hyquant.quantize import restore_
 from search.calibrated import calibrate_for
 from search.errors import SearchError
-from search.locks import HostLock
+from search.locks import HostLock, at_work
 from search.overview import Overview, TrialRow
 from search.picks import PICK_NAMES
 from search.prompts import StudyPrompts
@@ -138,7 +138,8 @@ def export_config(
         names=names,
         part_size_bytes=shape.part_size_bytes,
     )
-    found = calibrate_for(bench, plan, Stages(bench.group))
+    with at_work(Path(config.store), "export"):
+        found = calibrate_for(bench, plan, Stages(bench.group))
     quantize_calibrated_(model.denoiser, plan, found, model.clock)
     try:
         info = model_info(model)

@@ -7,6 +7,7 @@ Renderings pass the turnstile after every denoising step, so a measurement waits
 
 import fcntl
 import getpass
+import itertools
 import os
 import stat
 import tempfile
@@ -79,10 +80,28 @@ def is_held(path: Path) -> bool:
 
 
 def held_by_workers(store: Path, pattern: str = "*.lock") -> Iterator[Path]:
-    """Yield the locks of a store, of some names, that a runner or worker of this host holds while it is at work."""
+    """Yield the locks of a store, of some names, that a runner, worker or command of this host holds at work."""
     for path in (store / "locks").glob(pattern):
         if not path.name.endswith(_MOMENTARY) and is_held(path):
             yield path
+
+
+@contextmanager
+def at_work(store: Path, command: str) -> Iterator[None]:
+    """Let `held_by_workers` show for a block that a command has a store in hand; any number of them may at once.
+
+    A store in which no lock can be made is used without one.
+    """
+    locks = (FileLock(store / "locks" / f"{command}-{number}.lock") for number in itertools.count())
+    try:
+        lock = next(lock for lock in locks if lock.acquire(blocking=False))
+    except StoreError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class HostLock:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hyquant.calibration.store import Store
 from hyquant.config import FrozenModel
+from hyquant.holding import held
 from metrics.base import Sample
 from metrics.registry import find_metric
 from metrics.score import score_samples
@@ -40,6 +41,7 @@ from search.certifying import (
 from search.clip_space import require_room, writing_to
 from search.errors import SearchError
 from search.judging import Scores, judged
+from search.locks import at_work
 from search.metric_names import has_drop
 from search.moves import Move, PairMoves, judged_moves
 from search.rendering import load_float_model
@@ -92,7 +94,12 @@ def repeat_certificate(
     require_weights(names)
     require_room(store, old.settings, 2 * len(old.pairs))
     model = load_float_model(export, device=device)
-    with writing_to(store), tempfile.TemporaryDirectory(prefix=".again-", dir=store) as folder:
+    with (
+        writing_to(store),
+        at_work(store, "certify"),
+        tempfile.TemporaryDirectory(prefix=".again-", dir=store) as folder,
+        held(Path(folder)),
+    ):
         subject = Subject(
             model=model,
             export=export,

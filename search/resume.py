@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.errors import StudyMismatch
 from search.lean import WORKER
-from search.lease import LeaseWatch
+from search.lease import LEASE, LeaseWatch
 from search.poison import note_crash
 from search.processes import ProcessId, WorkerId, is_alive, is_local, this_process
 from search.prompts import StudyPrompts
@@ -102,10 +102,13 @@ def forgive_all(study: optuna.Study, tries: Collection[int], blame: Blame) -> No
             blame.forgive(trial)
 
 
-def reclaim(study: optuna.Study, numbers: Collection[int]) -> None:
-    """Fail these trials, which are known to be lost, unless they have ended meanwhile, and queue their parameters."""
+def reclaim(study: optuna.Study, leases: Mapping[int, object]) -> None:
+    """Fail these trials, which were lost when they had these leases, and queue their parameters.
+
+    Those that have ended since, or renewed their lease, are left alone.
+    """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.number in numbers:
+        if trial.number in leases and trial.user_attrs.get(LEASE) == leases[trial.number]:
             _reclaimed(study, trial, NO_BLAME)
 
 

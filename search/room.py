@@ -1,7 +1,8 @@
 """Room on disk: what a trial is going to write, whether there is room for it, and waiting for room.
 
-    files of a trial   what earlier trials of the store left in MLflow, else a quarter of its pictures' raw bytes;
-                       three times, as they lie in the temporary folder, the spool and MLflow for a moment
+    files of a trial   what earlier trials of the store left in MLflow, of those that still have their video, else a
+                       quarter of its pictures' raw bytes; three times, as they lie in the temporary folder, the spool
+                       and MLflow for a moment
     once per study     float clips, and records of the calibration prompts (latents and text of every step)
 
 A disk that refuses in the middle fails the trial as an affair of the machine and not of its config: it is queued again
@@ -28,6 +29,7 @@ FULL_BYTES = 2**20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 
 _COPIES = 3
+_VIDEO = "videos.mp4"
 _SHOWN_SAMPLES, _LOOKED_AT = 8, 16
 _TEXT_BYTES = 8 * 2**20  # of one prompt: 256 tokens of 4096 channels, twice, in float32
 _LATENT_CHANNELS, _SPACE, _TIME = 16, 8, 4  # HunyuanVideo's VAE
@@ -36,8 +38,9 @@ _LATENT_CHANNELS, _SPACE, _TIME = 16, 8, 4  # HunyuanVideo's VAE
 def trial_bytes(config: StudyConfig, store: Path) -> int:
     """Return how much one trial's files take at their peak, in bytes."""
     settings = config.workload.settings
-    folders = islice((store / "artifacts").glob("*/artifacts"), _LOOKED_AT)
-    sizes = [sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) for folder in folders]
+    looked_at = islice((store / "artifacts").glob("*/artifacts"), _LOOKED_AT)
+    whole = [folder for folder in looked_at if (folder / _VIDEO).is_file()]  # a policy may have taken others' files
+    sizes = [sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) for folder in whole]
     shown = min(_SHOWN_SAMPLES, config.workload.num_search_prompts)
     raw_bytes = shown * 2 * 3 * settings.num_frames * settings.height * settings.width
     return _COPIES * (max(sizes, default=0) or raw_bytes // 4)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from pydantic import JsonValue
 from torch import Tensor
 
-from hyquant.calibration.records import StoredRecords, are_intact, write_records
-from hyquant.calibration.store import Store
+from hyquant.calibration.records import INDEX, StoredRecords, are_intact, write_records
+from hyquant.calibration.store import Store, mark_used
 from hyquant.config import digest
 from hyquant.latents import LatentTrace
 from hyquant.models.base import Record, RenderSettings, VideoModel
@@ -56,6 +56,7 @@ def capture_records(
     for prompt, seed in zip(prompts, seeds, strict=True):
         key = cache_key("records", model, prompt, seed, settings)
         folder = store.folder(key)
+        mark_used(folder / INDEX)  # before it is judged: who tidies up leaves alone what was used a moment ago
         if not are_intact(folder):
             store.fetch_folder(key, are_intact)
             if not are_intact(folder):

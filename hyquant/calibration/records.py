@@ -195,6 +195,10 @@ def _load(folder: Path, name: str) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             tensor = file.get_tensor(_TENSOR)
+    except FileNotFoundError as error:
+        raise CalibrationError(
+            f"records must stay while they are read, but {path} is gone; capture them again"
+        ) from error
     except SafetensorError as error:
         raise CalibrationError(
             f"a record's tensor must be safetensors, but {path} is not ({error}); remove {folder} and capture again"

@@ -3,7 +3,8 @@
 An entry is `KEY.safetensors` and `KEY.json`. The JSON is written last and holds a SHA-256 over both, so an
 entry exists only if they are complete and agree; whatever else lies there (a file cut short, a changed byte, a leftover
 of a killed process) counts as missing, and the caller builds it again. Several processes may write one key: each
-writes files of its own and renames them. Nothing is ever unpickled.
+writes files of its own and renames them. Nothing is ever unpickled. Whoever takes an entry sets the time of its JSON
+file, because the time of the last reading is one that file systems keep for a day or not at all.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -49,8 +51,8 @@ class Store:
         self.root = Path(root)
 
     def has(self, key: str) -> bool:
-        """Tell whether an intact entry is there; reads it whole to know."""
-        return self.get(key) is not None
+        """Tell whether an intact entry is there; reads it whole to know, and does not count as its use."""
+        return self._read(key) is not None
 
     def holds(self, key: str) -> bool:
         """Tell whether an entry lies there, intact or not; reads nothing."""
@@ -58,19 +60,10 @@ class Store:
 
     def get(self, key: str) -> Entry | None:
         """Return an entry, or None if it is missing, incomplete or damaged."""
-        tensors_path, meta_path = self._paths(key)
-        try:
-            envelope = parse_json(meta_path.read_bytes())
-            payload = tensors_path.read_bytes()
-            if _digest(payload, envelope["meta"]) != envelope["sha256"]:
-                logger.warning("store entry key=%s does not match its sha256 and is built again", key)
-                return None
-            return Entry(load(payload), envelope["meta"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            logger.warning("store entry key=%s is damaged (%s) and is built again", key, error)
-            return None
+        found = self._read(key)
+        if found is not None:
+            mark_used(self._paths(key)[1])
+        return found
 
     def put(self, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, JsonValue]) -> None:
         """Write an entry, replacing what is there.
@@ -117,9 +110,30 @@ class Store:
     def give_folder(self, key: str, is_intact: Callable[[Path], bool]) -> None:
         """Share an entry of many files; a store of one level shares with nobody."""
 
+    def _read(self, key: str) -> Entry | None:
+        tensors_path, meta_path = self._paths(key)
+        try:
+            envelope = parse_json(meta_path.read_bytes())
+            payload = tensors_path.read_bytes()
+            if _digest(payload, envelope["meta"]) != envelope["sha256"]:
+                logger.warning("store entry key=%s does not match its sha256 and is built again", key)
+                return None
+            return Entry(load(payload), envelope["meta"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            logger.warning("store entry key=%s is damaged (%s) and is built again", key, error)
+            return None
+
     def _paths(self, key: str) -> tuple[Path, Path]:
         stem = self.folder(key).name
         return self.root / f"{stem}.safetensors", self.root / f"{stem}.json"
+
+
+def mark_used(path: Path) -> None:
+    """Let the time of a file say that it is used now; one that is gone, or somebody else's, keeps its time."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def _digest(payload: bytes, meta: JsonValue) -> str:

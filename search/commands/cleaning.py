@@ -17,7 +17,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List, or with --yes remove, what the study's `artifacts:` does not keep."""
-    from search.artifacts import apply, removals
+    from search.artifacts import apply, removals, shortfall
     from search.locate import config_to_run, locate_study, opened_study
 
     ref = locate_study(study, store, storage)
@@ -26,6 +26,8 @@ def gc(
     with opened_study(ref) as opened:
         chosen = removals(ref.store, opened, config.artifacts, is_server=server is not None)
         freed = apply(ref.store, ref.name, chosen) if yes else 0
+    if sentence := shortfall(ref.store, config.artifacts, () if yes else chosen):
+        remark(sentence)
     if as_json:
         listed = [{"paths": list(map(str, one.paths)), "size_bytes": one.size_bytes, "why": one.why} for one in chosen]
         print_json({"study": ref.name, "removals": listed, "freed_bytes": freed})

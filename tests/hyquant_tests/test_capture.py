@@ -1,6 +1,7 @@
 """Captured records and reference videos, with and without a store."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -40,6 +41,16 @@ def test_records_from_the_store_equal_captured_ones(model, tmp_path):
 
     assert_same_records(first, captured)
     assert_same_records(second, captured)
+
+
+def test_records_that_are_used_again_have_the_time_of_their_use(model, tmp_path):
+    capture_records(model, PROMPTS, [1, 2], SETTINGS, Store(tmp_path))
+    indices = sorted(tmp_path.glob("*/records.json"))
+    for index in indices:
+        os.utime(index, (1000, 1000))
+    capture_records(model, PROMPTS[1:], [2], SETTINGS, Store(tmp_path))
+
+    assert sorted(index.stat().st_mtime > 1000 for index in indices) == [False, True]
 
 
 def test_each_prompt_is_an_entry_whatever_it_is_asked_with(model, tmp_path, monkeypatch):

@@ -71,6 +71,15 @@ def test_what_was_written_is_read_again_and_again(folder):
     assert_same_records(records, random_records())
 
 
+def test_records_that_vanish_while_they_are_read_are_one_sentence(folder):
+    records = StoredRecords([folder])
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+
+    with pytest.raises(CalibrationError, match=r"must stay while they are read, but .* is gone; capture them again"):
+        records[0]
+
+
 def test_prompts_are_counted_over_the_folders(folder):
     records = StoredRecords([folder, folder])
 

@@ -1,8 +1,10 @@
 """The content-addressed store: whole entries or none."""
 
 import json
+import os
 import stat
 import threading
+import time
 
 import pytest
 import torch
@@ -31,6 +33,17 @@ def test_what_was_put_is_got(store):
 def test_a_key_that_was_never_put_is_missing(store):
     assert store.get("other") is None
     assert not store.has("other")
+
+
+def test_taking_an_entry_sets_its_time_and_looking_whether_it_is_there_does_not(store):
+    """The time of the last reading would not do: with relatime it moves once a day, with noatime never."""
+    path = store.root / "key.json"
+    os.utime(path, (1000, 1000))
+
+    assert store.has("key")
+    assert path.stat().st_mtime == 1000
+    assert store.get("key") is not None
+    assert time.time() - path.stat().st_mtime < 60
 
 
 def test_files_are_not_readable_by_others(store):

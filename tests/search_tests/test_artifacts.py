@@ -5,12 +5,15 @@ import os
 import shutil
 import time
 
+import optuna
 import pytest
 import torch
 
 from hyquant.calibration.store import Store
 from search.artifacts import apply, apply_policy, kept_trials, removals
 from search.cli import exit_code_of
+from search.errors import SearchError, StoreError
+from search.leftovers import cache_findings
 from search.locks import FileLock
 from search.removal import is_inside, remove
 from search.storage import open_study, store_config
@@ -107,6 +110,20 @@ def test_a_run_whose_files_went_says_so(store, study):
     assert run.data.tags["hyq.files_removed"].endswith("is outside of keep: front")
 
 
+def test_files_go_only_once_their_run_says_so(store, study, monkeypatch, caplog):
+    def away(*_):
+        raise StoreError("MLflow is away")
+
+    before = files_of(store)
+    chosen = removals(store, study, ArtifactsConfig(keep="front"), is_server=False)
+    monkeypatch.setattr(Tracker, "tag", away)
+
+    assert apply(store, "demo", chosen) == 0
+    assert chosen
+    assert files_of(store) == before
+    assert "MLflow is away" in caplog.text
+
+
 def test_of_the_cache_the_least_recently_used_goes_until_the_quota_is_kept(store, study):
     cache = Store(store / "cache")
     for hours, key in ((2, "recent"), (9, "oldest"), (5, "middle"), (0, "now")):
@@ -122,18 +139,96 @@ def test_of_the_cache_the_least_recently_used_goes_until_the_quota_is_kept(store
     assert [cache.has(key) for key in ("recent", "oldest", "middle", "now")] == [True, False, False, True]
 
 
-def test_nothing_of_the_cache_goes_while_any_study_of_the_store_is_in_progress(store, study):
-    cache = Store(store / "cache")
+@pytest.fixture
+def old_entry(tmp_path):
+    """A store's cache with an entry of some kilobytes that was written nine hours ago."""
+    cache = Store(tmp_path / "store" / "cache")
     cache.put("old", {"x": torch.zeros(1000)}, {})
     age(cache.root, 9)
-    policy = ArtifactsConfig(quota_gb=1e-6)
-    lock = FileLock(store / "locks" / "other.runner.lock")
-    lock.acquire()
-    during = removals(store, study, policy, is_server=False)
-    lock.release()
+    return cache
+
+
+TIGHT = ArtifactsConfig(quota_gb=1e-6)
+
+
+def over_the_quota(cache, *, is_runner=False):
+    """Return what study demo lets go of a store whose cache this is."""
+    study = optuna.create_study(study_name="demo")
+    return removals(cache.root.parent, study, TIGHT, is_server=False, is_runner=is_runner)
+
+
+@pytest.mark.parametrize("name", ["other.runner.lock", "demo.runner.lock", "demo.host-0a1b2c-0.lock"])
+def test_nothing_of_the_cache_goes_while_any_study_of_the_store_is_in_progress(old_entry, name):
+    with FileLock(old_entry.root.parent / "locks" / name).held():
+        during = over_the_quota(old_entry)
 
     assert during == ()
-    assert len(removals(store, study, policy, is_server=False)) == 1
+    assert len(over_the_quota(old_entry)) == 1
+
+
+def test_a_runner_keeps_the_quota_of_its_own_study_at_its_end_though_it_still_holds_it(old_entry):
+    store = old_entry.root.parent
+    with FileLock(store / "locks" / "demo.runner.lock").held():
+        apply_policy(store, optuna.create_study(study_name="demo"), TIGHT, is_server=False, at_end=True)
+
+    assert not old_entry.has("old")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("exporting", ["export", "demo", "--pick", "safe"]),
+        ("calibrating", ["calibrate", "demo", "config.yaml"]),
+    ],
+)
+def test_nothing_of_the_cache_goes_while_a_command_calibrates_from_it(
+    stored_store, old_entry, module, arguments, tmp_path, monkeypatch
+):
+    seen = []
+
+    def look(*_):
+        seen.append(over_the_quota(old_entry, is_runner=True))
+        raise SearchError("it has been seen")
+
+    monkeypatch.setattr(f"search.{module}.calibrate_for", look)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("linear: {kind: w8a8_static}")
+
+    assert exit_code_of([*arguments, "--out", str(tmp_path / "out"), "--store", str(stored_store)]) == 1
+    assert seen == [()]
+    assert len(over_the_quota(old_entry)) == 1
+
+
+def test_what_is_used_after_it_was_chosen_stays(old_entry):
+    chosen = over_the_quota(old_entry)
+    old_entry.get("old")
+
+    assert len(chosen) == 1
+    assert apply(old_entry.root.parent, "demo", chosen) == 0
+    assert old_entry.has("old")
+    assert over_the_quota(old_entry) == ()
+
+
+def test_a_look_at_the_whole_cache_is_no_use_of_it(old_entry):
+    assert list(cache_findings(old_entry.root.parent)) == []
+    assert len(over_the_quota(old_entry)) == 1
+
+
+def test_what_stays_above_the_quota_is_said_by_gc_and_at_the_end_of_a_run(store, study, small_study, capsys, caplog):
+    """The artifacts of six trials, of which nothing may go, against a quota just below and just above."""
+    held = sum(path.stat().st_size for path in (store / "artifacts").rglob("*") if path.is_file())
+    for quota_bytes, is_above in ((held - 1000, True), (held + 1000, False)):
+        policy = ArtifactsConfig(quota_gb=quota_bytes / 1e9)
+        store_config(study, small_study.model_copy(update={"artifacts": policy}))
+        caplog.clear()
+        apply_policy(store, study, policy, is_server=False, at_end=False)
+        before_the_end = caplog.text
+        apply_policy(store, study, policy, is_server=False, at_end=True)
+        assert exit_code_of(["gc", "demo", "--store", str(store)]) == 0
+        sentence = f"but {held / 1e9:.4g} GB stay: artifacts within keep: all"
+
+        assert before_the_end == ""
+        assert (sentence in caplog.text) == (sentence in capsys.readouterr().err) == is_above
 
 
 def test_what_links_lead_to_is_never_touched(store, study, tmp_path):

@@ -1,22 +1,26 @@
 """Certificates of tiny exports, end to end by the command: what passes, what fails, what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from hyquant.calibration.store import write_atomically
+from hyquant.calibration.store import Store, write_atomically
 from hyquant.config import digest
 from hyquant.export import read_manifest
 from hyquant.export.folder import sha256_of
 from hyquant.export.manifest import FileInfo
+from search.artifacts import removals
 from search.certificate import read_certificate
 from search.certifying import heldout_pairs
 from search.cli import exit_code_of
 from search.prompts import StudyPrompts, load_heldout_prompts, read_prompts
+from search.study import ArtifactsConfig
 from search.study_file import load_study
 
 NUM_PROMPTS = 6
@@ -150,6 +154,20 @@ def test_clips_of_other_software_serve_as_those_of_then_and_not_as_those_of_toda
     assert {(move["metric"], move["floor"]) for move in again["moves"]} >= {("psnr_db", 0.0)}
     assert any(change.startswith("torch 0.1 -> ") for change in again["changed_software"])
     assert len(set(store.rglob("*.safetensors")) - clips_of_then) == len(clips_of_then) == 2 * 2 * NUM_PROMPTS
+
+
+def test_a_quota_takes_no_clip_that_a_certificate_was_given_for(export, study, tmp_path, certify):
+    """Twelve clips of the export and twelve of float stay; a float clip of a trial goes."""
+    store = tmp_path / "store"
+    study.write_text(yaml.safe_dump({**STUDY, "store": str(store)}))
+    certify(export, "--study", study)
+    Store(store / "cache").put("video-of-a-trial", {}, {"prompt": "x", "seed": 0})
+    for path in store.rglob("*"):
+        os.utime(path, (1000, 1000))
+    gone = removals(store, optuna.create_study(), ArtifactsConfig(quota_gb=1e-9), is_server=False)
+
+    assert {path.stem for one in gone for path in one.paths} == {"video-of-a-trial"}
+    assert len(list(store.glob("cache/*.json"))) == 1 + 4 * NUM_PROMPTS
 
 
 def test_a_certificate_whose_clips_moved_more_than_float_is_exit_code_3(export, study, store, certify, caplog):

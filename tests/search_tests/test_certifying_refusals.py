@@ -20,7 +20,8 @@ from metrics.errors import WeightsMissing
 from search.certificate import read_certificate
 from search.cli import exit_code_of
 from search.clip_space import clip_bytes
-from search.locks import HostLock
+from search.leftovers import writer_findings
+from search.locks import HostLock, held_by_workers
 from search.prompts import StudyPrompts, load_heldout_prompts
 from search.storage import create_study
 from search.study_file import load_study
@@ -127,6 +128,27 @@ def test_clips_of_a_repetition_are_kept_in_the_store_and_then_deleted(export, st
     assert certify(export, "--again", "--store", tmp_path / "store")[0] == 0
     assert roots == {tmp_path / "store"}
     assert set((tmp_path / "store").rglob("*")) == before
+
+
+@pytest.mark.parametrize("is_again", [False, True])
+def test_while_clips_are_rendered_the_store_is_seen_in_use_and_none_of_them_is_a_leftover(
+    export, study, tmp_path, certify, monkeypatch, is_again
+):
+    store, put, leftovers, locks = tmp_path / "store", Store.put, [], set()
+    if is_again:
+        certify(export, "--study", study)
+
+    def look(self, *entry):
+        put(self, *entry)
+        for path in store.rglob("*"):
+            os.utime(path, (1000, 1000))  # as if a batch took longer than an hour
+        leftovers.extend(writer_findings(store, "tiny-study"))
+        locks.update(path.name for path in held_by_workers(store))
+
+    monkeypatch.setattr(Store, "put", look)
+    assert certify(export, *(["--again", "--store", store] if is_again else ["--study", study]))[0] == 0
+    assert leftovers == []
+    assert locks == {"certify-0.lock"}
 
 
 def test_a_disk_that_fills_up_on_the_way_is_one_sentence(export, study, tmp_path, certify, monkeypatch):

@@ -1,6 +1,7 @@
 """Every way in which the parts of a study can contradict each other: found, mended, and found no more."""
 
 import os
+import shutil
 import time
 
 import optuna
@@ -12,8 +13,9 @@ from hyquant.calibration.records import write_records
 from hyquant.calibration.store import Store
 from hyquant.models import load_model
 from hyquant.models.base import RenderSettings
-from search.consistency import Place, findings, mended, stale_trials
+from search.consistency import Place, findings, is_in_progress, mended, stale_trials
 from search.findings import mend
+from search.joining import _crew
 from search.locks import FileLock
 from search.processes import WorkerId, this_worker
 from search.run_log import RunLog, trial_log
@@ -91,7 +93,66 @@ def test_trials_in_somebodys_hands_are_not_stale(study):
 
     study.get_trials = renewing
 
-    assert stale_trials(study, grace_s=0.5, poll_s=0.05) == set()
+    assert stale_trials(study, grace_s=0.5, poll_s=0.05) == {}
+
+
+def elsewhere(study, lease):
+    """Begin a trial of a worker of another host."""
+    trial = study.ask()
+    worker = WorkerId.model_validate({**this_worker(0).model_dump(), "host": "another-host"})
+    trial.set_user_attr("worker", worker.model_dump())
+    trial.set_user_attr("lease", lease)
+    return trial
+
+
+def test_time_when_nobody_could_look_is_not_held_against_a_trial(study):
+    """The database is away for five minutes at the second look, and one of two workers renews its lease after that."""
+    trials = [elsewhere(study, 7), elsewhere(study, 7)]
+    now, num_looks, read = 0.0, 0, study.get_trials
+
+    def away(*args, **kwargs):
+        nonlocal now, num_looks
+        num_looks += 1
+        now += 300.0 if num_looks == 2 else 1.0
+        if num_looks > 5:
+            trials[0].set_user_attr("lease", 7 + num_looks)
+        return read(*args, **kwargs)
+
+    study.get_trials = away
+
+    assert stale_trials(study, grace_s=60.0, poll_s=0.0, clock=lambda: now) == {trials[1].number: 7}
+    assert num_looks > 50
+
+
+def test_a_trial_whose_lease_was_renewed_since_the_look_is_left_to_its_worker(place, study):
+    renewed, still = elsewhere(study, 7), elsewhere(study, 7)
+    found = findings(place, study, grace_s=0.1)
+    renewed.set_user_attr("lease", 8)
+    mend(found)
+
+    assert [finding.part for finding in found] == ["trials", "trials"]
+    assert [trial.state.name for trial in study.trials[renewed.number :]] == ["RUNNING", "FAIL", "WAITING"]
+    assert still.number == renewed.number + 1
+
+
+@pytest.mark.parametrize("host", ["node", "node.example.org"])
+def test_a_study_is_not_in_progress_while_one_is_whose_name_begins_with_its_own(tmp_path, monkeypatch, host):
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+
+    def which():
+        return [name for name in ("mini", "mini.v2", "mini-2") if is_in_progress(tmp_path, name)]
+
+    found = []
+    for name in ("mini.v2", "mini"):
+        lock = FileLock(tmp_path / "locks" / f"{name}.runner.lock")
+        lock.acquire()
+        found.append(which())
+        lock.release()
+        with _crew(tmp_path, name):
+            found.append(which())
+
+    assert found == [["mini.v2"], ["mini.v2"], ["mini"], ["mini"]]
+    assert which() == []
 
 
 def test_runs_that_differ_are_corrected(place, study):
@@ -185,6 +246,41 @@ def test_damaged_and_unknown_cache_entries_go(place, study):
     assert [path.read_text() for path in (place.store / "unknown").iterdir()] == ["mine"]
 
 
+def test_an_entry_that_was_built_again_since_the_look_stays(place, study):
+    cache = Store(place.store / "cache")
+    cache.put("key", {"x": torch.arange(4.0)}, {})
+    (cache.root / "key.json").write_bytes(b"{")
+    make_old(cache.root)
+    found = findings(place, study, grace_s=0.2)
+    cache.put("key", {"x": torch.arange(4.0)}, {})
+    mend(found)
+
+    assert [finding.part for finding in found] == ["cache"]
+    assert cache.has("key")
+
+
+def test_an_entry_that_the_disk_does_not_give_is_named_and_left(place, study):
+    """Reading a process's memory at 0 is an input/output error, also for root."""
+    link = place.store / "cache" / "key.json"
+    link.parent.mkdir()
+    link.symlink_to("/proc/self/mem")
+    os.utime(link, (1000, 1000), follow_symlinks=False)
+    found, left = mended(place, study, grace_s=0.2)
+
+    assert found == left
+    assert [(finding.what, finding.mend) for finding in left] == [(f"{link} cannot be read: Input/output error", None)]
+
+
+def test_a_file_whose_name_is_no_key_is_no_entry(place, study):
+    notes = place.store / "cache" / "my notes.json"
+    notes.parent.mkdir()
+    notes.write_text("{}")
+    make_old(notes)
+
+    assert found_mended_and_gone(place, study) == [("cache", f"{notes} is no entry of a cache")]
+    assert [path.read_text() for path in (place.store / "unknown").iterdir()] == ["{}"]
+
+
 def test_what_killed_writers_left_goes_and_what_is_being_written_stays(place, study):
     left = [
         place.store / ".again-x",
@@ -216,7 +312,37 @@ def test_notes_about_hung_trials_go_when_the_trial_has_ended(place, study):
     assert (folder / "hung-2.txt").exists()
 
 
-def test_artifacts_of_runs_that_are_gone_go_and_nothing_outside_of_the_store(place, study, tmp_path):
+def test_no_video_goes_with_the_database_of_mlflow(
+    place, study, small_study, make_result, files, mlflow_template, tmp_path, monkeypatch
+):
+    """The call that makes the database leaves them where they are, the next one moves them aside."""
+    Tracker(place.store, "demo").finish_trial(0, "complete", make_result(quality=0.9), files=files)
+    study.set_user_attr("study_config", small_study.model_dump(mode="json"))
+    lost = Place(tmp_path / "lost", "demo")
+    shutil.copytree(place.store, lost.store, ignore=shutil.ignore_patterns("mlflow.db*"))
+    make_old(lost.store / "artifacts")
+    (video,) = lost.store.glob("artifacts/*/artifacts/videos.mp4")
+
+    def prepare(store):  # in place of seconds of migrations
+        for part in mlflow_template.glob("mlflow.db*"):
+            shutil.copy(part, store / part.name)
+
+    monkeypatch.setattr("search.consistency.prepare_store", prepare)
+    _, left = mended(lost, study, grace_s=0.1)
+    after_the_first = video.read_bytes()
+    _, left_again = mended(lost, study, grace_s=0.1)
+
+    assert {finding.part for finding in left} == {"artifacts"}
+    assert all("put a copy of the old one back" in finding.way_out for finding in left)
+    assert after_the_first == b"a video"
+    assert left_again == ()
+    assert not video.exists()
+    (moved,) = (lost.store / "unknown").rglob("videos.mp4")
+    assert moved.read_bytes() == b"a video"
+    assert moved.parents[1].name.endswith(f"-{video.parents[1].name}")
+
+
+def test_artifacts_of_unknown_runs_are_moved_aside_and_nothing_outside_of_the_store_is_touched(place, study, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("mine")
@@ -232,5 +358,6 @@ def test_artifacts_of_runs_that_are_gone_go_and_nothing_outside_of_the_store(pla
 
     assert [finding.what for finding in found] == [f"{orphan} belongs to no MLflow run"]
     assert not orphan.exists()
+    assert [path.name.rpartition("-")[2] for path in (place.store / "unknown").iterdir()] == [orphan.name]
     assert (outside / "precious").read_text() == "mine"
     assert len(list(artifacts.iterdir())) >= 1

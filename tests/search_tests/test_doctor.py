@@ -1,5 +1,8 @@
 import json
 import shutil
+from pathlib import Path
+
+import yaml
 
 from search.cli import exit_code_of
 from search.doctor import Check, examine
@@ -70,6 +73,15 @@ def test_a_study_whose_parts_disagree_is_a_problem_until_it_is_repaired(
         ("trials", "mended"),
     }
     assert "mended" not in str(answers[3])
+
+
+def test_the_disk_that_is_looked_at_is_that_of_the_studys_store(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    study = tmp_path / "study.yaml"
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "studies" / "mini.yaml").read_text())
+    study.write_text(yaml.safe_dump({**shipped, "store": str(tmp_path / "elsewhere")}))
+
+    assert by_name(examine(str(study)))["disk"].found.endswith(f"GiB free at {tmp_path / 'elsewhere'}")
 
 
 def test_repair_needs_a_study():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from search.locks import FileLock, HostLock
+from search.locks import FileLock, HostLock, at_work, held_by_workers
 
 
 @pytest.fixture
@@ -37,6 +37,26 @@ def test_shared_locks_go_together_and_keep_an_exclusive_one_out(make_lock):
     assert make_lock().acquire(shared=True)
     assert make_lock().acquire(shared=True)
     assert not make_lock().acquire(blocking=False)
+
+
+def test_commands_at_work_are_seen_each_and_only_while_they_are(tmp_path):
+    def seen():
+        return sorted(path.name for path in held_by_workers(tmp_path))
+
+    with at_work(tmp_path, "export"), at_work(tmp_path, "certify"):
+        with at_work(tmp_path, "export"):
+            three = seen()
+        two = seen()
+
+    assert three == ["certify-0.lock", "export-0.lock", "export-1.lock"]
+    assert two == ["certify-0.lock", "export-0.lock"]
+    assert seen() == []
+
+
+def test_a_store_that_takes_no_lock_is_used_without_one(tmp_path):
+    (tmp_path / "locks").touch()
+    with at_work(tmp_path, "export"):
+        assert list(held_by_workers(tmp_path)) == []
 
 
 HOLDER = """

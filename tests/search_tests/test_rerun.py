@@ -81,6 +81,13 @@ def test_an_honest_trial_agrees_and_its_store_is_left_as_it_was(stored, capsys):
     assert not list(store.rglob("cache/*"))
 
 
+def test_the_noise_floor_is_the_stored_one_and_is_not_measured_again(stored, capsys, monkeypatch):
+    store = stored()
+    monkeypatch.setattr("search.floor_measuring.render_changed", lambda *_, **__: pytest.fail("it was measured"))
+
+    assert again(store, capsys)[0] == 0
+
+
 def test_other_weights_do_not_agree(stored, capsys):
     code, answer = again(stored(source="1"), capsys)
 

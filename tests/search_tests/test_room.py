@@ -44,6 +44,19 @@ def test_a_trial_is_estimated_from_what_earlier_ones_left(study_config, tmp_path
     assert trial_bytes(study_config, tmp_path) == 3 * 5000
 
 
+def test_trials_whose_video_was_removed_say_nothing_about_the_next_one(study_config, tmp_path):
+    unknown = trial_bytes(study_config, tmp_path)
+    for number in range(10):
+        folder = tmp_path / "artifacts" / str(number) / "artifacts"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_bytes(bytes(10))
+    without = trial_bytes(study_config, tmp_path)
+    (folder / "videos.mp4").write_bytes(bytes(5000))
+
+    assert without == unknown > 10_000
+    assert trial_bytes(study_config, tmp_path) == 3 * 5010
+
+
 def test_the_first_trial_of_a_real_workload_writes_its_float_clips(study_config):
     """129 frames of 720p for 16 prompts are 22.8 GB of float32 pixels; HunyuanVideo's records are small beside them."""
     settings = study_config.workload.settings.model_copy(update={"num_frames": 129, "height": 720, "width": 1280})
