@@ -222,7 +222,10 @@ def _study(
             yield Check(finding.part, "mended", finding.what)
     for finding in left:
         yield Check(
-            finding.part, "problem", finding.what, finding.way_out if is_repair else f"--repair: {finding.way_out}"
+            finding.part,
+            "problem",
+            finding.what,
+            finding.way_out if is_repair or finding.mend is None else f"--repair: {finding.way_out}",
         )
     for part in PARTS:
         if part not in {finding.part for finding in (*found, *left)}:
