@@ -132,7 +132,7 @@ def _media(store: Path, study: optuna.Study, policy: ArtifactsConfig) -> Iterato
     if policy.keep == "all" or not database_path(store).is_file():
         return
     holding = {path.parents[1].name for name in _MEDIA for path in (store / "artifacts").glob(f"*/artifacts/{name}")}
-    numbers = Tracker(store, study.study_name).trial_numbers(holding)  # before the trials: newer runs are left alone
+    numbers = Tracker.of(store, study).trial_numbers(holding)  # before the trials: newer runs are left alone
     kept = kept_trials(study, policy)
     finished = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
     for run_id, number in sorted(numbers.items(), key=itemgetter(1)):

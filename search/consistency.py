@@ -8,29 +8,27 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from search.errors import StoreError
 from search.findings import Finding, mend
+from search.in_flight import SETTLE_S, in_flight
 from search.lease import LEASE, LeaseWatch
 from search.leftovers import artifact_findings, cache_findings, hang_findings, writer_findings
 from search.locks import held_by_workers
 from search.mlflow_client import database_path, prepare_store
 from search.repair import differences, repair
 from search.resume import is_dead_here, local_worker, reclaim
-from search.run_log import RunLog
-from search.spool import Spool
+from search.set_aside import aside_findings
+from search.spool import GIVE_SERVER, Spool
 from search.storage import stored_config
+from search.study_run import OtherStudy
 from search.tracking import Tracker
-
-SETTLE_S = 600.0
-"""How long after a trial's end MLflow may not have it yet, while the study is in progress."""
 
 MAX_ROUNDS = 3
 
@@ -50,8 +48,11 @@ def findings(place: Place, study: optuna.Study, *, grace_s: float) -> tuple[Find
     stale = stale_trials(study, grace_s=grace_s)
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     is_busy = is_in_progress(place.store, place.study) or any(trial.number not in stale for trial in running)
-    found = [*_trial_findings(study, stale), *_spool_findings(place, is_busy=is_busy)]
+    found = [*_trial_findings(study, stale), *_spool_findings(place, study, is_busy=is_busy)]
     found += _mlflow_findings(place, study, is_busy=is_busy)
+    tracker, spool = Tracker.of(place.store, study, place.tracking), Spool(place.store, place.study)
+    can_send = place.tracking is not None or not spool.is_for_server()
+    found += aside_findings(spool, tracker, study, can_send=can_send, is_busy=is_busy)  # behind the runs files go to
     if place.tracking is None:
         found += _tolerant(lambda: artifact_findings(place.store))
     found += [*cache_findings(place.store), *writer_findings(place.store, place.study)]
@@ -71,13 +72,17 @@ def mended(place: Place, study: optuna.Study, *, grace_s: float) -> tuple[tuple[
         return seen if had_runs else tuple(map(_left_alone, seen))
 
     left = found = look()
+    reasons: dict[str, str] = {}
     for _ in range(MAX_ROUNDS):
         if all(finding.mend is None for finding in left):
             break
-        mend(left)
+        reasons = mend(left)
         left = look()
         found += tuple(finding for finding in left if finding.sentence not in {known.sentence for known in found})
-    return found, left
+    return found, tuple(
+        finding._replace(way_out=f"not mended: {reasons[finding.sentence]}") if finding.sentence in reasons else finding
+        for finding in left
+    )
 
 
 def is_in_progress(store: Path, study: str) -> bool:
@@ -115,69 +120,55 @@ def _trial_findings(study: optuna.Study, stale: dict[int, object]) -> Iterator[F
 
 def _mlflow_findings(place: Place, study: optuna.Study, *, is_busy: bool) -> Iterator[Finding]:
     correct = partial(_correct_mlflow, place, study)
-    waiting = {spooled.log.number for spooled in Spool(place.store, place.study).waiting()}
+    spool = Spool(place.store, place.study)
+    if place.tracking is None and spool.is_for_server():
+        yield Finding("MLflow and Optuna", "the record is on an MLflow server, which was not given", GIVE_SERVER)
+        return
+    waiting = {spooled.log.number for spooled in spool.waiting()}
     try:
-        runs = Tracker(place.store, place.study, place.tracking).trial_runs()
+        runs = Tracker.of(place.store, study, place.tracking).trial_runs()
+    except OtherStudy as error:
+        yield Finding("MLflow and Optuna", str(error), "until then nothing is changed there")
+        return
     except StoreError as error:
         yield Finding("MLflow and Optuna", str(error), "is made from Optuna, if MLflow answers", correct)
         return
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}  # after the runs: see `repair`
+    passed_over = waiting | in_flight(trials.values()) if is_busy else waiting
     for difference in differences(trials.values(), runs):
-        trial = trials.get(difference.number)
-        is_in_flight = is_busy and trial is not None and _has_just_ended(trial)
-        if not is_in_flight and difference.number not in waiting:
+        if difference.number not in passed_over:
             yield Finding("MLflow and Optuna", str(difference), "is made to agree with Optuna", correct)
-
-
-def _has_just_ended(trial: FrozenTrial) -> bool:
-    ended = trial.datetime_complete
-    return ended is None or abs((datetime.now() - ended).total_seconds()) < SETTLE_S
 
 
 def _correct_mlflow(place: Place, study: optuna.Study) -> None:
     """Make MLflow agree, and the study's run in it if there is none.
 
     Raises:
-        StoreError: If MLflow does not answer.
+        StoreError: If MLflow does not answer, or does not take something.
     """
-    tracker = Tracker(place.store, place.study, place.tracking)
+    tracker = Tracker.of(place.store, study, place.tracking)
     if place.tracking is None:
         prepare_store(place.store)
     if not tracker.knows_study():
         tracker.open_study(stored_config(study).without_places())
-    repair(place.store, study, place.tracking)
+    if refused := repair(place.store, study, place.tracking).refused:
+        raise StoreError(refused[0])
 
 
-def _spool_findings(place: Place, *, is_busy: bool) -> Iterator[Finding]:
+def _spool_findings(place: Place, study: optuna.Study, *, is_busy: bool) -> Iterator[Finding]:
     spool = Spool(place.store, place.study)
-    tracker = Tracker(place.store, place.study, place.tracking)
+    tracker = Tracker.of(place.store, study, place.tracking)
     for spooled in spool.waiting():
-        if not is_busy or spooled.age_s > SETTLE_S:
+        if is_busy and spooled.age_s <= SETTLE_S:
+            continue
+        if spooled.log.is_for_server and place.tracking is None:
+            yield Finding("spool", f"{spooled.folder} waits for an MLflow server", GIVE_SERVER)
+        else:
             yield Finding("spool", f"{spooled.folder} waits for MLflow", "is sent", tracker.deliver)
     for folder in spool.damaged():
         yield Finding("spool", f"the log in {folder} is damaged", "is set aside, its files are sent", tracker.deliver)
     for path in spool.leftovers():
         yield Finding("spool", f"{path} was left by a killed process", "is removed", tracker.deliver)
-    for folder, why in spool.kept_aside():
-        yield Finding(
-            "spool",
-            f"{folder} was set aside: {why}",
-            "its numbers are in MLflow from Optuna, its files are sent",
-            partial(_send_aside, spool, tracker, folder),
-        )
-
-
-def _send_aside(spool: Spool, tracker: Tracker, folder: Path) -> None:
-    """Send the files alone of a log that was set aside to its trial's run: Optuna has all numbers.
-
-    Raises:
-        StoreError: If MLflow does not take them either; they stay where they are.
-    """
-    number = folder.name.rpartition("-")[2]
-    files = spool.files_of(folder)
-    if number.isdecimal() and files is not None:
-        tracker.send(RunLog(number=int(number)), files)
-    spool.remove(folder)
 
 
 def _left_alone(finding: Finding) -> Finding:

@@ -27,10 +27,19 @@ class Finding(NamedTuple):
         return f"{self.part}: {self.what}"
 
 
-def mend(findings: Iterable[Finding]) -> None:
-    """Mend what can be mended, each thing once; what fails is found again by whoever looks again."""
-    for action in dict.fromkeys(finding.mend for finding in findings if finding.mend is not None):
+def mend(findings: Iterable[Finding]) -> dict[str, str]:
+    """Mend what can be mended, each thing once; return why something failed, by the sentences of what shares it.
+
+    What fails is found again by whoever looks again.
+    """
+    sharing: dict[Callable[[], object], list[Finding]] = {}
+    for finding in findings:
+        if finding.mend is not None:
+            sharing.setdefault(finding.mend, []).append(finding)
+    reasons: dict[str, str] = {}
+    for action, shared in sharing.items():
         try:
             action()
-        except (StoreError, OSError):
-            continue
+        except (StoreError, OSError) as error:
+            reasons |= {finding.sentence: str(error) for finding in shared}
+    return reasons

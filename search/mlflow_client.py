@@ -141,14 +141,14 @@ def mlflow_errors(store: Path, uri: str | None = None) -> Iterator[None]:
             status = error.get_http_status_code()
         elif isinstance(error, HTTPError) and error.response is not None:
             status = error.response.status_code
-        kind = Refused if status in _FOR_GOOD else StoreError
+        where = f"store {store}" if uri is None else f"server {redacted(uri)}"
+        sentence = f"the MLflow {where} must answer, but gave '{first_line}'"
+        if status in _FOR_GOOD:
+            raise Refused(f"{sentence}, which it will give again; mend in MLflow what it names.") from error
         if uri is not None:
-            raise kind(
-                f"the MLflow server {redacted(uri)} must answer, but gave '{first_line}'; "
-                "start it, or give another --tracking-uri."
-            ) from error
-        raise kind(
-            f"the MLflow store {store} must answer, but gave '{first_line}'; run again when it is free "
+            raise StoreError(f"{sentence}; start it, or give another --tracking-uri.") from error
+        raise StoreError(
+            f"{sentence}; run again when it is free "
             f"(after an upgrade of MLflow: mlflow db upgrade {tracking_uri(store)})."
         ) from error
 

@@ -47,7 +47,7 @@ class Recorder:
         self._study = study
         self._order = order
         self._restart_count = restart_count
-        self._tracker = Tracker(order.store, order.study, order.tracking)
+        self._tracker = Tracker.of(order.store, study, order.tracking)
         self._is_tracking = False
         self._has_told_of_float = False
 

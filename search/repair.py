@@ -9,11 +9,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial
 
 from search.logged import result_metrics
+from search.mlflow_client import Refused
 from search.run_log import RUN_STATUS, trial_log
 from search.study_run import TrialRun
 from search.tracking import Tracker
@@ -33,45 +35,60 @@ class Difference:
         return f"trial {self.number} {self.what}"
 
 
+class Repaired(NamedTuple):
+    """What was wrong in MLflow, one sentence each: what is right now, and what MLflow refused to correct, and why."""
+
+    corrected: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
 def agreement(store: Path, study: optuna.Study, uri: str | None = None) -> tuple[str, ...]:
     """Return in one sentence each where MLflow and Optuna differ; nothing is written.
 
     Raises:
         StoreError: If the MLflow store does not answer or does not know the study.
     """
-    runs = Tracker(store, study.study_name, uri).trial_runs()
+    runs = Tracker.of(store, study, uri).trial_runs()
     return tuple(str(difference) for difference in differences(study.get_trials(deepcopy=False), runs))
 
 
-def repair(store: Path, study: optuna.Study, uri: str | None = None) -> tuple[str, ...]:
-    """Correct MLflow where it differs from Optuna and return in one sentence each what was wrong.
+def repair(store: Path, study: optuna.Study, uri: str | None = None) -> Repaired:
+    """Correct MLflow where it differs from Optuna and return what was wrong.
 
     What waits in the spool is sent first. A run that was lost without a trace there gets its parameters and numbers
-    back, not its videos; a run that exists keeps its files.
+    back, not its videos; a run that exists keeps its files. A trial that MLflow refuses holds up no other.
 
     Raises:
-        StoreError: If the MLflow store does not answer or does not know the study.
+        StoreError: If the MLflow store does not answer, does not know the study or has another one of its name.
     """
-    tracker = Tracker(store, study.study_name, uri)
+    tracker = Tracker.of(store, study, uri)
     tracker.deliver()
     runs = tracker.trial_runs()  # before the trials, or a run of a trial begun meanwhile would look like nobody's
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-    found = differences(trials.values(), runs)
-    for difference in found:
-        for run_id in difference.extra_runs:
-            tracker.delete_run(run_id)
-        trial = trials.get(difference.number)
-        if trial is not None:
-            log = trial_log(
-                trial.number,
-                trial_state(trial),
-                trial_result(trial),
-                reason=trial_reason(trial),
-                span=(trial.datetime_start, trial.datetime_complete),
-                is_repaired=True,
-            )
-            tracker.send(log)
-    return tuple(str(difference) for difference in found)
+    corrected, refused = [], []
+    for difference in differences(trials.values(), runs):
+        try:
+            _put_right(tracker, difference, trials.get(difference.number))
+        except Refused as refusal:
+            refused.append(f"{difference}: {refusal}")
+        else:
+            corrected.append(str(difference))
+    return Repaired(tuple(corrected), tuple(refused))
+
+
+def _put_right(tracker: Tracker, difference: Difference, trial: FrozenTrial | None) -> None:
+    for run_id in difference.extra_runs:
+        tracker.delete_run(run_id)
+    if trial is not None:
+        log = trial_log(
+            trial.number,
+            trial_state(trial),
+            trial_result(trial),
+            reason=trial_reason(trial),
+            span=(trial.datetime_start, trial.datetime_complete),
+            is_repaired=True,
+        )
+        tracker.send(log)
 
 
 def differences(trials: Iterable[FrozenTrial], runs: Iterable[TrialRun]) -> tuple[Difference, ...]:
@@ -93,9 +110,12 @@ def differences(trials: Iterable[FrozenTrial], runs: Iterable[TrialRun]) -> tupl
         expected = {} if result is None else {metric.name: metric.value for metric in result_metrics(result)}
         what = _what_differs(state, digest, expected, own)
         if what is not None:
-            good = (run for run in own if _what_differs(state, digest, expected, [run]) is None)
-            kept = next(good, own[0] if own else None)
-            found.append(Difference(trial.number, what, tuple(run.run_id for run in own if run is not kept)))
+            # A run's params never change: one of another config cannot be corrected, only replaced.
+            usable = [run for run in own if run.digest in (None, digest)]
+            good = (run for run in usable if _what_differs(state, digest, expected, [run]) is None)
+            kept = next(good, usable[0] if usable else None)
+            extra = tuple(run.run_id for run in own if kept is None or run.run_id != kept.run_id)
+            found.append(Difference(trial.number, what, extra))
     for number, own in by_number.items():
         if number not in known:
             found.append(Difference(number, "is in MLflow but not in Optuna", tuple(run.run_id for run in own)))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from search.confirmation import Confirmation
     from search.study import StudyConfig
 
-STUDY_TAG, TRIAL_TAG, STATE_TAG = "hyq.study", "hyq.trial", "hyq.state"
+STUDY_TAG, STUDY_ID_TAG, TRIAL_TAG, STATE_TAG = "hyq.study", "hyq.study_id", "hyq.trial", "hyq.state"
 DIGEST_TAG, REASON_TAG, REPAIRED_TAG = "hyq.config_digest", "hyq.reason", "hyq.repaired"
 AGAIN_TAG, STOPPED_TAG = "hyq.measured_again", "hyq.stopped_by"
 LATENCY_TAG, MEASUREMENT_TAG = "hyq.latency", "hyq.measurement_error"
@@ -43,6 +43,8 @@ class RunLog(FrozenModel):
         status: MLflow's status; all but "RUNNING" end the run, None leaves it.
         started_ms: When the run began, in milliseconds since 1970; None is now.
         finished_ms: When it ended.
+        is_for_server: Whether it waits for an MLflow server, whose address is not stored; the store's own database must
+            not take it then.
     """
 
     number: int | None
@@ -52,6 +54,7 @@ class RunLog(FrozenModel):
     tags: dict[str, str] = Field(default_factory=dict)
     started_ms: int | None = None
     finished_ms: int | None = None
+    is_for_server: bool = False
 
 
 def study_log(config: "StudyConfig") -> RunLog:

@@ -219,7 +219,7 @@ def _open_tracking(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
     from search.tracking import Tracker
 
     store = Path(config.store)
-    tracker = Tracker(store, config.name, config.tracking)
+    tracker = Tracker.of(store, study, config.tracking)
     if config.tracking is None:
         prepare_store(store)
         tracker.open_study(config.without_places())

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 LEFTOVER_S = 3600.0
 """What a writer began and did not touch for so long was left by one that was killed."""
 
+GIVE_SERVER = "give its address as --tracking-uri"
+"""What to do about logs for a server that was not given."""
+
 _LOG, _FILES, _WHY, _NEW = "log.json", "files", "why.txt", ".new-"
 
 
@@ -101,6 +104,11 @@ class Spool:
             self.set_aside(folder, "its log.json is damaged")
         for path in self.leftovers():
             shutil.rmtree(path, ignore_errors=True)
+
+    def is_for_server(self) -> bool:
+        """Say whether logs here, waiting or set aside, are for an MLflow server."""
+        logs = map(_read, (*self._folders(), *self.aside.glob("[0-9]*-*")))
+        return any(log is not None and log.is_for_server for log in logs)
 
     def kept_aside(self) -> tuple[tuple[Path, str], ...]:
         """Return what was set aside, and why."""

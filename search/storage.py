@@ -4,6 +4,7 @@ The runner alone creates studies. Workers and readers open what exists.
 
     study.user_attrs    study_config, prompts    what the study is; workers read it from here
                         content_digests          digests of both, so that who joins from elsewhere can check them
+                        study_id                 random, tells it from others of its name in MLflow (`search.study_run`)
                         float_scores             metrics of the float videos, by name, once measured
                         noise_floor              how far float itself moves under neutral changes, once measured and
                                                  agreed upon (`search.floor_agreement`)
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import optuna
 from optuna.storages import BaseStorage
@@ -36,6 +38,7 @@ from spaces.space import did_you_mean
 
 FLOOR = "noise_floor"
 MIN_FREE_BYTES = 200 * 2**20
+_ID = "study_id"
 _RESULTS = TypeAdapter(dict[str, MetricResult])
 
 
@@ -82,6 +85,7 @@ def create_study(
             with known_experiments():
                 study.set_metric_names([objective.metric for objective in config.objectives])
             study.set_user_attr("prompts", prompts.model_dump(mode="json"))
+            study.set_user_attr(_ID, uuid4().hex)
             store_config(study, config)
         return study, is_new
 
@@ -124,6 +128,12 @@ def study_names(store: Path, *, url: str | None = None) -> tuple[str, ...]:
             return _names(open_storage(store, url=url))
     except EmptyStore:
         return ()
+
+
+def study_id(study: optuna.Study) -> str | None:
+    """Return what tells a study from others of its name; None if it was made before there were ids."""
+    found = study.user_attrs.get(_ID)
+    return None if found is None else str(found)
 
 
 def stored_config(study: optuna.Study) -> StudyConfig:

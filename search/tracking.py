@@ -8,7 +8,7 @@ fails or holds up a trial. `search.repair` makes up for what is missing in the e
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,18 +28,24 @@ from search.run_log import (
     study_log,
     trial_log,
 )
-from search.spool import Spool
+from search.spool import Spool, Spooled
+from search.storage import study_id
 from search.study_run import (
+    OtherStudy,
     StudyIds,
     TrialRun,
     find_or_make_study_run,
     find_study_run,
     first_run,
+    known_study_run,
+    log_first_params,
     trial_runs,
     trial_runs_among,
 )
 
 if TYPE_CHECKING:
+    import optuna
+
     from search.confirmation import Confirmation
     from search.mlflow_client import Client, Run
     from search.study import StudyConfig
@@ -58,13 +64,21 @@ class Tracker:
         study: The study's name, which is also the name of the MLflow experiment.
         uri: Address of an MLflow server; None is the store's own database.
         clock: Seconds that never go back.
+        study_id: Tells the study from others of its name; None for studies of old, which have no id.
     """
 
     def __init__(
-        self, store: Path, study: str, uri: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Path,
+        study: str,
+        uri: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        study_id: str | None = None,
     ) -> None:
         self._store = store
         self._study = study
+        self._study_id = study_id
         self._uri = uri
         self._clock = clock
         self._spool = Spool(store, study)
@@ -74,18 +88,31 @@ class Tracker:
         self._silence_s = RETRY_S
         self._has_warned = False
 
+    @classmethod
+    def of(cls, store: Path, study: "optuna.Study", uri: str | None = None) -> "Tracker":
+        """Return what logs a stored study, and no other one of its name."""
+        return cls(store, study.study_name, uri, study_id=study_id(study))
+
     def open_study(self, config: "StudyConfig") -> str:
         """Find or create the study's experiment and parent run, mark it running, and return the parent's run id.
 
         Raises:
-            StoreError: If MLflow does not answer.
+            StoreError: If MLflow does not answer, or has another study of this name.
         """
         with tempfile.TemporaryDirectory(prefix="hyq-study-") as name:
             self.send(study_log(config), _with_study_file(Path(name), config))
         return self._study_ids().run_id
 
     def start_study(self, config: "StudyConfig") -> None:
-        """Do what `open_study` does, now or, if MLflow does not answer, when it does."""
+        """Do what `open_study` does, now or, if MLflow does not answer, when it does.
+
+        Raises:
+            OtherStudy: If MLflow has another study of this name.
+        """
+        try:
+            self._attempt(self._made_ids)
+        except Refused as refusal:
+            self._warn(str(refusal))
         with tempfile.TemporaryDirectory(prefix="hyq-study-") as name:
             self._log("open", study_log(config), _with_study_file(Path(name), config))
 
@@ -93,7 +120,7 @@ class Tracker:
         """Create the trial's child run in status RUNNING, if MLflow answers; `finish_trial` does it otherwise."""
         try:
             self._attempt(lambda: self._create_run(number, None))
-        except Refused as refusal:
+        except (Refused, OtherStudy) as refusal:
             self._warn(str(refusal))
 
     def finish_trial(
@@ -133,21 +160,15 @@ class Tracker:
     def deliver(self) -> int:
         """Send what waits in the spool, oldest first, unless MLflow is known to be away; return how many remain.
 
-        What MLflow refuses for good and what is damaged is set aside there (`Spool.aside`).
+        What MLflow refuses for good and what is damaged is set aside there (`Spool.aside`). What waits for a server
+        is not sent to the store's own database.
         """
         with self._spool.sending() as is_ours:
             if is_ours:
                 self._spool.sweep()
                 for spooled in self._spool.waiting():
-                    try:
-                        is_sent = self._attempt(lambda spooled=spooled: self.send(spooled.log, spooled.files))  # type: ignore[misc]
-                    except Refused as refusal:
-                        logger.warning("set aside in %s: %s", self._spool.folder, refusal)
-                        self._spool.set_aside(spooled.folder, str(refusal))
-                        continue
-                    if not is_sent:
+                    if not self._deliver_one(spooled):
                         break
-                    self._spool.remove(spooled.folder)
         return sum(1 for _ in self._spool.waiting())
 
     def send(self, log: RunLog, files: Path | None = None) -> None:
@@ -159,7 +180,7 @@ class Tracker:
         with mlflow_errors(self._store, self._uri):
             if log.number is None:
                 run_id, timestamp_ms = self._made_ids().run_id, 0
-                self._log_first_params(run_id, log.params)
+                log_first_params(self._client, run_id, log.params, self._store, self._uri)
             else:
                 run = self._find_trial_run(log.number) or self._create_run(log.number, log.started_ms)
                 run_id, timestamp_ms = str(run.info.run_id), int(run.info.start_time)
@@ -179,7 +200,7 @@ class Tracker:
             StoreError: If MLflow does not answer.
         """
         with mlflow_errors(self._store, self._uri):
-            return find_study_run(self._client, self._study) is not None
+            return find_study_run(self._client, self._study, self._study_id) is not None
 
     def trial_runs(self) -> tuple[TrialRun, ...]:
         """Return every child run of the study, oldest first.
@@ -228,13 +249,33 @@ class Tracker:
     def _is_silent(self) -> bool:
         return self._clock() < self._silent_until
 
+    def _deliver_one(self, spooled: Spooled) -> bool:
+        """Send one log, set it aside, or leave it to its server; False if those behind it cannot be sent either."""
+        if spooled.log.is_for_server and self._uri is None:
+            self._warn(
+                f"{spooled.folder} must go to the study's MLflow server, but none is given; give --tracking-uri."
+            )
+            return True
+        try:
+            is_sent = self._attempt(lambda: self.send(spooled.log, spooled.files))
+        except OtherStudy as error:
+            self._warn(str(error))
+            return False
+        except Refused as refusal:
+            logger.warning("set aside in %s: %s", self._spool.folder, refusal)
+            self._spool.set_aside(spooled.folder, str(refusal))
+            return True
+        if is_sent:
+            self._spool.remove(spooled.folder)
+        return is_sent
+
     def _log(self, label: str, log: RunLog, files: Path | None = None) -> None:
         """Write a log to the spool and send what lies there; nothing is kept for a store without MLflow."""
         if self._uri is None and not database_path(self._store).is_file():
             self._attempt(lambda: self._client)
             return
         try:
-            self._spool.add(label, log, files)
+            self._spool.add(label, log.model_copy(update={"is_for_server": self._uri is not None}), files)
         except OSError as error:
             self._warn(f"the spool must take what MLflow is to get, but {self._spool.folder} gave '{error}'.")
             return
@@ -248,13 +289,14 @@ class Tracker:
 
         Raises:
             Refused: If MLflow answers, but will never take this.
+            OtherStudy: If it has another study of this name.
         """
         if self._is_silent:
             return False
         try:
             with mlflow_errors(self._store, self._uri):
                 action()
-        except Refused:
+        except (Refused, OtherStudy):
             raise
         except StoreError as error:
             self._warn(str(error))
@@ -272,33 +314,14 @@ class Tracker:
     def _study_ids(self) -> StudyIds:
         """Return where the study is in MLflow; makes nothing."""
         if self._ids is None:
-            self._ids = find_study_run(self._client, self._study)
-        if self._ids is None:
-            raise StoreError(
-                f"MLflow must know study '{self._study}', but {self._store} has no run of it; "
-                "start it with hyq-search run."
-            )
+            self._ids = known_study_run(self._client, self._study, self._study_id, self._store, self._uri)
         return self._ids
 
     def _made_ids(self) -> StudyIds:
         """Return where the study is in MLflow, made by whoever is first."""
         if self._ids is None:
-            self._ids = find_or_make_study_run(self._client, self._study, self._store, self._uri)
+            self._ids = find_or_make_study_run(self._client, self._study, self._study_id, self._store, self._uri)
         return self._ids
-
-    def _log_first_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Log the params of the study's first start, which MLflow refuses to change; of several hosts one does."""
-        if not params or self._has_params(run_id):
-            return
-        try:
-            with mlflow_errors(self._store, self._uri):
-                log_params(self._client, run_id, params)
-        except StoreError:
-            if not self._has_params(run_id):
-                raise
-
-    def _has_params(self, run_id: str) -> bool:
-        return bool(self._client.get_run(run_id).data.params)
 
     def _find_trial_run(self, number: int) -> "Run | None":
         experiment_id, parent_id = self._made_ids()

@@ -167,7 +167,7 @@ def tidy_up(study: optuna.Study, config: StudyConfig, status: str, on_event: OnE
     if lost := reclaim_lost_trials(study):
         on_event(event("note", lost_in_words(study.get_trials(deepcopy=False), lost), study, config))
     store = Path(config.store)
-    tracker = Tracker(store, config.name, config.tracking)
+    tracker = Tracker.of(store, study, config.tracking)
     correct_mlflow(study, config, on_event)
     for number, confirmation in confirmations(study).items():
         tracker.log_again(number, confirmation)
@@ -196,10 +196,14 @@ def correct_mlflow(study: optuna.Study, config: StudyConfig, on_event: OnEvent) 
     from search.repair import repair
 
     try:
-        for sentence in repair(Path(config.store), study, config.tracking):
-            on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+        repaired = repair(Path(config.store), study, config.tracking)
     except StoreError as error:
         on_event(event("note", f"{error} Its MLflow record is completed later", study, config))
+        return
+    for sentence in repaired.corrected:
+        on_event(event("note", f"corrected in MLflow: {sentence}", study, config))
+    for sentence in repaired.refused:
+        on_event(event("note", f"not corrected in MLflow: {sentence}", study, config))
 
 
 def leave_at_once(study: optuna.Study, slots: Sequence[RunningSlot], crew: str, interrupts: Interrupts) -> list[int]:

@@ -56,7 +56,7 @@ def _write_store(folder: Path) -> None:
     study, _ = create_study(store, config, load_prompts(config.workload, folder))
     point = QuantConfig(linear=W8A8Dynamic())
     known = {"config": point.model_dump(mode="json"), "config_digest": digest(point)}
-    Tracker(store, config.name).open_study(config)
+    Tracker.of(store, study).open_study(config)
     study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={**known, "reason": "out of memory"}))
 
 

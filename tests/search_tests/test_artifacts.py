@@ -27,7 +27,7 @@ def store(stored_store, mlflow_template, small_study, make_result, tmp_path):
     """A store with the study of `filled_study`, whose first six trials have videos of 1000 bytes in MLflow."""
     for part in mlflow_template.glob("mlflow.db*"):
         shutil.copy(part, stored_store / part.name)
-    tracker = Tracker(stored_store, "demo")
+    tracker = Tracker.of(stored_store, open_study(stored_store, "demo"))
     tracker.open_study(small_study)
     files = tmp_path / "files"
     files.mkdir()
@@ -43,8 +43,12 @@ def study(store):
     return open_study(store, "demo")
 
 
+def runs_of(store):
+    return Tracker.of(store, open_study(store, "demo")).trial_runs()
+
+
 def files_of(store):
-    runs = {run.run_id: run.number for run in Tracker(store, "demo").trial_runs()}
+    runs = {run.run_id: run.number for run in runs_of(store)}
     found = {}
     for run_id, number in runs.items():
         found[number] = sorted(path.name for path in (store / "artifacts" / run_id / "artifacts").iterdir())
@@ -63,9 +67,9 @@ def test_by_default_everything_stays(store, study):
 @pytest.mark.parametrize("policy", [ArtifactsConfig(keep="front"), ArtifactsConfig(keep="last", last=9)])
 def test_media_of_trials_outside_the_policy_go_and_their_numbers_stay(store, study, policy):
     kept = kept_trials(study, policy)
-    before = {run.number: run.metrics for run in Tracker(store, "demo").trial_runs()}
+    before = {run.number: run.metrics for run in runs_of(store)}
     apply_policy(store, study, policy, is_server=False, at_end=False)
-    after = {run.number: run.metrics for run in Tracker(store, "demo").trial_runs()}
+    after = {run.number: run.metrics for run in runs_of(store)}
 
     assert {trial.number for trial in front(study)} <= kept
     assert set(range(6)) - kept
@@ -92,7 +96,7 @@ def test_only_runs_that_still_have_media_are_read(store, study, monkeypatch):
     apply_policy(store, study, policy, is_server=False, at_end=False)
     monkeypatch.setattr(MlflowClient, "search_runs", counted)
     left = removals(store, study, policy, is_server=False)
-    numbers = {run.run_id: run.number for run in Tracker(store, "demo").trial_runs()}
+    numbers = {run.run_id: run.number for run in runs_of(store)}
     asked = read[: -len(numbers)]
 
     assert left == ()
@@ -235,7 +239,7 @@ def test_what_links_lead_to_is_never_touched(store, study, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "videos.mp4").write_bytes(b"precious")
-    for run in Tracker(store, "demo").trial_runs():
+    for run in runs_of(store):
         folder = store / "artifacts" / run.run_id / "artifacts"
         folder.rename(folder.with_name("moved"))
         folder.symlink_to(outside)

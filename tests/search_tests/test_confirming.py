@@ -142,7 +142,7 @@ def make_leader(bench, mlflow_store):
         config = bench.config.model_copy(update={"store": str(mlflow_store), **changes})
         study, _ = create_study(mlflow_store, config, PROMPTS)
         study.set_user_attr("study_config", config.model_dump(mode="json"))
-        Tracker(mlflow_store, config.name).open_study(config)
+        Tracker.of(mlflow_store, study).open_study(config)
         order = WorkOrder(
             store=mlflow_store, url=None, study=config.name, slot=0, first_trial=0, deadline=None, until_trial=None
         )
@@ -349,7 +349,7 @@ def test_both_ends_of_a_front_larger_than_its_members_are_measured_again(measure
 
 
 def test_the_record_in_mlflow_has_both_measurements(measured, make_result, mlflow_store):
-    tracker = Tracker(mlflow_store, measured.study_name)
+    tracker = Tracker.of(mlflow_store, measured)
     tracker.finish_trial(0, "complete", trial_result(measured.trials[0]))
     confirmation = again(make_result, 0.75, 0.7)
 

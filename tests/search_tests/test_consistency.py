@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from datetime import datetime, timedelta
 
 import optuna
 import pytest
@@ -13,6 +14,7 @@ from hyquant.calibration.records import write_records
 from hyquant.calibration.store import Store
 from hyquant.models import load_model
 from hyquant.models.base import RenderSettings
+from search.confirmation import Confirmation, store_confirmation
 from search.consistency import Place, findings, is_in_progress, mended, stale_trials
 from search.findings import mend
 from search.joining import _crew
@@ -177,7 +179,7 @@ def test_a_study_that_mlflow_does_not_know_is_made(mlflow_store, stored_store):
     mend(findings(place, study, grace_s=0.1))
 
     assert findings(place, study, grace_s=0.1) == ()
-    assert len(Tracker(mlflow_store, "demo").trial_runs()) == 16
+    assert len(Tracker.of(mlflow_store, study).trial_runs()) == 16
 
 
 def test_spooled_logs_are_sent_with_their_files(place, study, make_result, tmp_path):
@@ -361,3 +363,100 @@ def test_artifacts_of_unknown_runs_are_moved_aside_and_nothing_outside_of_the_st
     assert [path.name.rpartition("-")[2] for path in (place.store / "unknown").iterdir()] == [orphan.name]
     assert (outside / "precious").read_text() == "mine"
     assert len(list(artifacts.iterdir())) >= 1
+
+
+def test_what_mlflow_refuses_is_left_with_its_reason(place, study, make_result):
+    result = make_result()
+    for _ in range(2):
+        study.add_trial(create_trial(values=result.values, user_attrs={"result": result.model_dump(mode="json")}))
+    Tracker(place.store, "demo").send(RunLog(number=2, params={"strategy": "another"}))
+    _, left = mended(place, study, grace_s=0.2)
+
+    assert [finding.what.split()[1] for finding in left] == ["2"]
+    assert "not mended: trial 2" in left[0].way_out
+    assert "strategy" in left[0].way_out
+
+
+def test_logs_for_a_server_wait_for_its_address_and_no_database_is_made(stored_store, make_result, files, tmp_path):
+    from search.storage import open_study
+
+    study, place = open_study(stored_store, "demo"), Place(stored_store, "demo")
+    away = Tracker.of(stored_store, study, "http://127.0.0.1:9")
+    for number in range(3):
+        away.finish_trial(number, "complete", make_result(), files=files)
+    spool = Spool(stored_store, "demo")
+    spool.add("trial-3", RunLog(number=3), files)
+    (damaged,) = spool.folder.glob("*-trial-3")
+    (damaged / "log.json").write_bytes(b"")
+    before = snapshot(spool.folder)
+    _, left = mended(place, study, grace_s=0.2)
+
+    assert {path.relative_to(spool.folder).parts[-1] for path in before} == {"log.json", "videos.mp4"}
+    assert {data for _, data in before.items()} <= {data for _, data in snapshot(spool.folder).items()}
+    assert not (stored_store / "mlflow.db").exists()
+    assert [finding.part for finding in left] == ["spool"] * 3 + ["MLflow and Optuna", "spool"]
+    assert all("--tracking-uri" in finding.way_out and finding.mend is None for finding in left)
+
+
+def test_what_a_log_that_was_set_aside_was_about_is_sent_again(place, study, small_study, make_result, tmp_path):
+    """The report of a study, its end, what was measured again, and videos; Optuna has all but the files."""
+    study.set_user_attr("study_config", small_study.model_dump(mode="json"))
+    again = make_result(quality=0.7)
+    store_confirmation(study, 0, Confirmation(result=again))
+    spool = Spool(place.store, "demo")
+    for label, name in (("report", "front.html"), ("again-0", None), ("trial-1", "videos.mp4"), ("open", "study.yaml")):
+        folder = tmp_path / label
+        folder.mkdir()
+        if name is not None:
+            (folder / name).write_text(label)
+        spool.add(label, RunLog(number=None), folder if name else None)
+    for folder in spool.folder.glob("[0-9]*"):
+        (folder / "log.json").write_bytes(b"")
+    found, left = mended(place, study, grace_s=0.2)
+    client = Tracker(place.store, "demo")._client
+    (experiment,) = client.search_experiments(filter_string="name = 'demo'")
+    runs = {run.data.tags.get("hyq.trial"): run for run in client.search_runs([experiment.experiment_id])}
+    files = {
+        number: sorted(file.path for file in client.list_artifacts(run.info.run_id)) for number, run in runs.items()
+    }
+
+    assert len(found) == 8  # damaged, then set aside
+    assert left == ()
+    assert not list(spool.aside.iterdir())
+    assert files == {None: ["front.html", "study.yaml"], "0": [], "1": ["videos.mp4"]}
+    assert runs[None].info.status == "KILLED"  # its budget is not used
+    assert runs["0"].data.metrics["again.clip_reference_mean"] == again.metrics["clip_reference"].mean
+
+
+def test_a_log_of_what_optuna_does_not_know_is_kept(place, study, files):
+    spool = Spool(place.store, "demo")
+    for label in ("trial-99", "again-0"):
+        spool.add(label, RunLog(number=99), files)
+    for folder in spool.folder.glob("[0-9]*"):
+        spool.set_aside(folder, "it was refused")
+    _, left = mended(place, study, grace_s=0.2)
+
+    assert sorted(finding.way_out.partition("does not know ")[2].split(";")[0] for finding in left) == [
+        "again-0",
+        "trial-99",
+    ]
+    assert len(list(spool.aside.glob("*/files/videos.mp4"))) == 2
+
+
+@pytest.mark.parametrize("ahead_h", [-8, 8])
+def test_what_is_in_flight_is_judged_by_the_clock_of_its_host(place, study, make_result, ahead_h):
+    """While a study is in progress: a trial that its host went on from is missed in MLflow, its last one is not."""
+    elsewhere = WorkerId.model_validate({**this_worker(0).model_dump(), "host": "another-host"})
+    result = make_result()
+    first = datetime.now() + timedelta(hours=ahead_h)
+    for minutes in (0, 11):
+        attrs = {"result": result.model_dump(mode="json"), "worker": elsewhere.model_dump()}
+        trial = create_trial(values=result.values, user_attrs=attrs)
+        trial.datetime_start = trial.datetime_complete = first + timedelta(minutes=minutes)
+        study.add_trial(trial)
+    lock = FileLock(place.store / "locks" / "demo.runner.lock")
+    lock.acquire()
+    found = findings(place, study, grace_s=0.2)
+    lock.release()
+
+    assert [finding.what for finding in found] == ["trial 2 has no MLflow run"]

@@ -7,6 +7,7 @@ import yaml
 from search.cli import exit_code_of
 from search.doctor import Check, examine
 from search.mlflow_client import prepare_store
+from search.storage import open_study
 from search.tracking import Tracker
 
 
@@ -58,7 +59,7 @@ def test_a_study_whose_parts_disagree_is_a_problem_until_it_is_repaired(
     monkeypatch.setattr("search.lease.GRACE_S", 0.1)
     for part in mlflow_template.glob("mlflow.db*"):
         shutil.copy(part, stored_store / part.name)
-    Tracker(stored_store, "demo").open_study(small_study)
+    Tracker.of(stored_store, open_study(stored_store, "demo")).open_study(small_study)
     doctor = ["doctor", "demo", "--store", str(stored_store), "--json"]
     codes, answers = [], []
     for options in ([], [], ["--repair"], []):
@@ -82,6 +83,20 @@ def test_the_disk_that_is_looked_at_is_that_of_the_studys_store(tmp_path):
     study.write_text(yaml.safe_dump({**shipped, "store": str(tmp_path / "elsewhere")}))
 
     assert by_name(examine(str(study)))["disk"].found.endswith(f"GiB free at {tmp_path / 'elsewhere'}")
+
+
+def test_what_repair_does_not_change_it_does_not_offer(stored_store, mlflow_template, small_study, capsys, monkeypatch):
+    monkeypatch.setattr("search.lease.GRACE_S", 0.1)
+    for part in mlflow_template.glob("mlflow.db*"):
+        shutil.copy(part, stored_store / part.name)
+    Tracker(stored_store, "demo").open_study(small_study)  # another study: it has no id
+    code = exit_code_of(["doctor", "demo", "--store", str(stored_store), "--json"])
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    (found,) = (check for check in checks if check["name"] == "MLflow and Optuna")
+
+    assert code == 3
+    assert "another study of this name" in found["found"]
+    assert found["way_out"] == "until then nothing is changed there"
 
 
 def test_repair_needs_a_study():

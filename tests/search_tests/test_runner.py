@@ -16,9 +16,11 @@ from search.prompts import load_prompts
 from search.repair import agreement
 from search.runner import run_study
 from search.slots import agent_command
+from search.spool import Spool
 from search.storage import create_study, require_space, stored_config
 from search.study import Budget, JudgeConfig, Slot
 from search.study_run import find_study_run
+from search.tracking import Tracker
 from search.trials import count_states
 from tests.toys.mlflow_server import mlflow_server
 
@@ -84,6 +86,19 @@ def test_a_run_outlives_an_mlflow_server_that_is_away_and_the_next_one_completes
     assert summary.evaluated == 1
     assert "Its MLflow record is completed later" in " ".join(event.message for event in events)
     assert found == ()
+
+
+@pytest.mark.parametrize("is_server", [False, True])
+def test_a_run_whose_name_is_anothers_in_mlflow_is_refused(prepared, mlflow_store, tmp_path, is_server):
+    path, config, _ = prepared
+    address = f"sqlite:///{mlflow_store}/mlflow.db"
+    Tracker(mlflow_store, config.name).finish_trial(0, "complete", None)  # of a study without an id
+    before = {run.run_id for run in Tracker(mlflow_store, config.name).trial_runs()}
+
+    with pytest.raises(StoreError, match=r"is of another study of this name .* rename the experiment"):
+        run(path, config.model_copy(update={"tracking": address if is_server else None}))
+    assert {run.run_id for run in Tracker(mlflow_store, config.name).trial_runs()} == before
+    assert list(Spool(mlflow_store, config.name).waiting()) == []
 
 
 def test_a_study_is_resumed_by_name_with_its_stored_prompts(prepared):

@@ -131,6 +131,11 @@ def test_an_unreachable_store_warns_once_and_fails_no_trial(tmp_path, make_resul
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_study_that_a_store_does_not_know_may_be_on_a_server(mlflow_store):
+    with pytest.raises(StoreError, match="give --tracking-uri if its record is on a server"):
+        Tracker(mlflow_store, "elsewhere").trial_runs()
+
+
 def test_a_locked_database_is_one_clear_sentence(mlflow_store, monkeypatch):
     holder = sqlite3.connect(mlflow_store / "mlflow.db")
     holder.execute("BEGIN IMMEDIATE")

@@ -201,7 +201,7 @@ def test_repair_sends_the_spool_before_it_makes_up_for_what_is_missing(server, s
     found = repair(tmp_path / "store", stored, server.url)
     held = {run.number: len(client_of(server).list_artifacts(run.run_id)) for run in tracker.trial_runs()}
 
-    assert found == ("trial 1 has no MLflow run",)
+    assert found.corrected == ("trial 1 has no MLflow run",)
     assert held == {0: 1, 1: 0}
     assert agreement(tmp_path / "store", stored, server.url) == ()
 

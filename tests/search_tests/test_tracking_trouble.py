@@ -158,3 +158,24 @@ def test_a_log_of_what_is_no_number_waits_and_is_sent(tracker, spool):
     (run,) = tracker.trial_runs()
     assert math.isnan(run.metrics["a"])
     assert run.metrics["b"] > 1e300
+
+
+def test_logs_for_a_server_never_go_to_the_stores_own_database(
+    mlflow_store, spool, tracker, files, make_result, caplog
+):
+    away = Tracker(mlflow_store, "demo", "http://127.0.0.1:9")
+    away.finish_trial(0, "complete", make_result(), files=files)
+    tracker.finish_trial(1, "complete", make_result(), files=files)
+
+    assert [(spooled.log.number, spooled.files is not None) for spooled in spool.waiting()] == [(0, True)]
+    assert [run.number for run in tracker.trial_runs()] == [1]
+    assert "give --tracking-uri" in caplog.text
+
+
+def test_logs_for_a_server_go_to_it_from_wherever_it_is_given(mlflow_store, spool, make_result, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Tracker(mlflow_store, "demo", "http://127.0.0.1:9").finish_trial(0, "complete", make_result())
+    there = Tracker(mlflow_store, "demo", f"sqlite:///{tmp_path}/server.db")
+
+    assert there.deliver() == 0
+    assert [run.number for run in there.trial_runs()] == [0]

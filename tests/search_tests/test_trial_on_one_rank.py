@@ -327,7 +327,7 @@ def make_leader(bench, mlflow_store):
     def make(embedder=bench.embedder, until_trial=None, **changes):
         config = bench.config.model_copy(update={"store": str(mlflow_store), **changes})
         study, _ = create_study(mlflow_store, config, PROMPTS)
-        Tracker(mlflow_store, config.name).open_study(config)
+        Tracker.of(mlflow_store, study).open_study(config)
         order = WorkOrder(
             store=mlflow_store,
             url=None,

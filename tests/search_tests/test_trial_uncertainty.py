@@ -135,7 +135,7 @@ def excess_study(bench, mlflow_template, tmp_path_factory):
         update={"store": str(store), "objectives": EXCESS_OBJECTIVES, "budget": Budget(trials=2), "constraints": ()}
     )
     study, _ = create_study(store, config, PROMPTS)
-    Tracker(store, config.name).open_study(config)
+    Tracker.of(store, study).open_study(config)
     for strategy in ("dynamic", "m4"):
         study.enqueue_trial({"strategy": strategy, "exclusion": "none"})
     order = WorkOrder(store=store, url=None, study=config.name, slot=0, first_trial=0, deadline=None, until_trial=None)

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 import psutil
 import yaml
 
@@ -84,15 +85,15 @@ def soak(folder: Path, *, seconds: float, interval_s: float) -> Soaked:
     return Soaked(
         samples,
         [t.datetime_complete.timestamp() - started_unix for t in trials if t.datetime_complete is not None],
-        videos_of(folder / "store"),
+        videos_of(folder / "store", study),
         kept_trials(study, stored_config(study).artifacts),
     )
 
 
-def videos_of(store: Path) -> set[int]:
+def videos_of(store: Path, study: optuna.Study) -> set[int]:
     """Return the trials whose videos lie in a store."""
     folders = {path.parents[1].name for path in (store / "artifacts").glob("*/artifacts/videos.mp4")}
-    return set(Tracker(store, NAME).trial_numbers(folders).values())
+    return set(Tracker.of(store, study).trial_numbers(folders).values())
 
 
 def write_study(folder: Path) -> Path:
