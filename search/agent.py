@@ -4,24 +4,21 @@
 
 CORES is "all" or a list such as "0,1"; the workers inherit what the agent may run on.
 
-On Linux the kernel sends it SIGTERM when the runner dies (prctl, PR_SET_PDEATHSIG), and torchrun then ends its workers.
+On Linux the kernel sends it SIGTERM when the runner dies, and torchrun then ends its workers.
 """
 
-import ctypes
 import os
 import signal
 import sys
 
 from search.order import AGENT_VARIABLE
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from search.parent import send_when_parent_ends
 
 
 def main() -> None:
     """Tie this process to the runner, then be torchrun."""
     runner_pid = int(sys.argv[1])
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    send_when_parent_ends(signal.SIGTERM)
     if os.getppid() != runner_pid:
         sys.exit("the runner ended before its agent began")
     if (cores := sys.argv[3]) != "all":
@@ -29,7 +26,11 @@ def main() -> None:
     os.environ[AGENT_VARIABLE] = str(os.getpid())
     from torch.distributed import run
 
+    from search import rendezvous
+
+    rendezvous.register()
     grace_s, arguments = sys.argv[2], sys.argv[4:]
+    arguments = [f"--rdzv-backend={rendezvous.NAME}", f"--rdzv-endpoint={rendezvous.LOOPBACK}", *arguments]
     # Older torchrun has no such option; there workers get its fixed 30 seconds to end.
     if "--shutdown-timeout" in run.get_args_parser().format_help():
         arguments = [f"--shutdown-timeout={grace_s}", *arguments]

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from hyquant.devices import resolve_device
+from search.device_cards import cards
 from search.errors import SearchError
 from search.locks import FileLock
 from search.order import WorkOrder
-from search.ports import claim_block
+from search.ports import VARIABLES, claim_block
 from search.slot_devices import assign_devices, claim_devices, devices_here
 from search.study import Slot
 
@@ -73,19 +74,23 @@ def claimed(slots: Sequence[Slot], order: WorkOrder, *, device: str) -> list[Cla
     here = devices_here(kind, os.environ)
     are_cores = kind.visible_devices_env is None
     assigned = assign_devices([(slot.ranks, slot.devices) for slot in slots], here, are_cores=are_cores)
+    named = [name for devices in assigned for name in devices or ()]
+    cards_here = cards(named, kind=kind.name, environment=os.environ)
     with ExitStack() as on_error:
         found = []
         for index, (slot, devices) in enumerate(zip(slots, assigned, strict=True)):
             holder = f"slot {index} of study {order.study}, pid {os.getpid()}"
-            locks = claim_devices(devices or (), kind=kind.name, holder=holder)
+            locks = claim_devices(devices or (), kind=kind.name, cards=cards_here, holder=holder)
             for lock in locks:
                 on_error.callback(lock.release)
             defaults: dict[str, str] = {}
             if kind.name == "npu":
-                block, lock = claim_block()
-                on_error.callback(lock.release)
-                locks.append(lock)
-                defaults = {**NPU_DEFAULTS, **block.environment}
+                defaults = dict(NPU_DEFAULTS)
+                if not {*os.environ, *slot.environment} & set(VARIABLES):
+                    block, lock = claim_block()
+                    on_error.callback(lock.release)
+                    locks.append(lock)
+                    defaults |= block.environment
             found.append(Claim(slot, devices, kind.visible_devices_env, defaults, tuple(locks)))
         on_error.pop_all()
     return found

@@ -6,7 +6,6 @@ Renderings pass the turnstile after every denoising step, so a measurement waits
 """
 
 import fcntl
-import getpass
 import itertools
 import os
 import stat
@@ -161,10 +160,12 @@ class HostLock:
 def default_lock_folder() -> Path:
     """Make and return the folder of this host's locks: one per user, shared by all studies, as they share the devices.
 
+    It bears the user's number, because the variables with the name keep that of whoever became another user.
+
     Raises:
         StoreError: If it cannot be made, or is somebody else's: whoever may write there could hold up every study.
     """
-    folder = Path(tempfile.gettempdir()) / f"hyq-search-{_user()}"
+    folder = Path(tempfile.gettempdir()) / f"hyq-search-{os.geteuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -174,14 +175,6 @@ def default_lock_folder() -> Path:
     except OSError as error:
         raise StoreError(f"the lock folder {folder} must be usable, but is not: {error.strerror}; free it") from error
     raise StoreError(f"the lock folder {folder} must be a folder of this user, but is not; remove it or set TMPDIR")
-
-
-def _user() -> str:
-    """Return this user's name, or number: in a container it may have no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.geteuid())
 
 
 def _open(path: Path) -> IO[str]:

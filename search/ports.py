@@ -1,9 +1,9 @@
 """Blocks of ports for HCCL: one per live slot, on this host, whoever runs it.
 
-torchrun needs none of them: its rendezvous listens on port 0, so the kernel picks a free port, and that same listening
-socket is MASTER_PORT (torch.distributed.elastic shares its TCP store with the ranks). HCCL however starts from fixed
-ports, 60000 on the host and 16666 on the card, where two groups on one host meet. A block is claimed by a lock on a
-file, which the kernel releases when its owner dies, and lies outside of the ports that the kernel hands out by itself.
+torchrun needs none of them: the kernel picks MASTER_PORT, which listens from then on (`search.rendezvous`). HCCL
+however starts from fixed ports, 60000 on the host and 16666 on the card, where two groups on one host meet. A block is
+claimed by a lock on a file, which the kernel releases when its owner dies, and lies outside of the ports that the
+kernel hands out by itself. Whoever sets one of the variables gets none of ours: our range would go before their port.
 
     HCCL_IF_BASE_PORT           first port of the block
     HCCL_HOST_SOCKET_PORT_RANGE first half of the block; goes before HCCL_IF_BASE_PORT where HCCL knows it
@@ -22,6 +22,7 @@ from pathlib import Path
 from search.errors import SearchError
 from search.locks import FileLock, default_lock_folder
 
+VARIABLES = ("HCCL_IF_BASE_PORT", "HCCL_HOST_SOCKET_PORT_RANGE", "HCCL_NPU_SOCKET_PORT_RANGE")
 BLOCK_SIZE = 64
 _FIRST, _LAST = 20_000, 65_535
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -37,11 +38,7 @@ class PortBlock:
     def environment(self) -> dict[str, str]:
         """Return what tells HCCL of the block."""
         middle, end = self.first + BLOCK_SIZE // 2, self.first + BLOCK_SIZE
-        return {
-            "HCCL_IF_BASE_PORT": str(self.first),
-            "HCCL_HOST_SOCKET_PORT_RANGE": f"{self.first}-{middle - 1}",
-            "HCCL_NPU_SOCKET_PORT_RANGE": f"{middle}-{end - 1}",
-        }
+        return dict(zip(VARIABLES, (str(self.first), f"{self.first}-{middle - 1}", f"{middle}-{end - 1}"), strict=True))
 
 
 def claim_block(folder: Path | None = None) -> tuple[PortBlock, FileLock]:

@@ -4,12 +4,14 @@ A process id alone is not enough, because ids are used again; the start time of 
 """
 
 import os
+import signal
 import socket
 import threading
 import time
 from pathlib import Path
 
 from hyquant.config import FrozenModel, digest
+from search.parent import send_when_parent_ends
 
 _WATCH_INTERVAL_S = 0.5
 
@@ -84,8 +86,10 @@ def is_alive(process: ProcessId) -> bool:
 def exit_with_parent(parent_pid: int) -> None:
     """Watch in a daemon thread whether the parent process still is `parent_pid`; end this process at once if not.
 
-    A worker whose agent was killed has nobody left who would stop it.
+    A worker whose agent was killed has nobody left who would stop it. On Linux the kernel kills it, for a thread cannot
+    end a process while another one holds the interpreter's lock, in a driver's call for example.
     """
+    send_when_parent_ends(signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == parent_pid:

@@ -23,6 +23,17 @@ from search.patience import database_errors, first_line, is_away
 
 NUM_THREADS = 32
 
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+    ("grpc.enable_http_proxy", 0),  # HTTP_PROXY leads out of the private network that the proxy belongs in
+)
+
+
+def address(host: str, port: int) -> str:
+    """Return HOST:PORT, with brackets around an IPv6 address, which may have them already."""
+    return f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
+
 
 class ProxyStorage(GrpcStorageProxy):
     """A client of the proxy each of whose calls ends after a time, because a cut network answers nothing at all.
@@ -38,11 +49,24 @@ class ProxyStorage(GrpcStorageProxy):
         super().__init__(host=host, port=port)
 
     def _setup(self) -> None:
-        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_reconnect_backoff_ms", 5000)]
-        channel = grpc.insecure_channel(f"{self._host}:{self._port}", options=unlimited)
-        self._channel = grpc.intercept_channel(channel, _Deadline(self._timeout_s))
+        self._channel = grpc.intercept_channel(self._open_channel(), _Deadline(self._timeout_s))
         self._stub = StorageServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._cache = GrpcClientCache(self._stub)
+
+    def wait_server_ready(self, timeout: float | None = None) -> None:
+        """Wait until the proxy answers; Optuna's own opens a channel without our options.
+
+        Raises:
+            ConnectionError: If it does not within so many seconds.
+        """
+        try:
+            with self._open_channel() as channel:
+                grpc.channel_ready_future(channel).result(timeout=timeout)
+        except grpc.FutureTimeoutError as error:
+            raise ConnectionError("the proxy does not answer") from error
+
+    def _open_channel(self) -> grpc.Channel:
+        return grpc.insecure_channel(address(self._host, self._port), options=_CHANNEL_OPTIONS)
 
 
 class _Deadline(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
@@ -84,9 +108,10 @@ def serve(database: BaseStorage, host: str, port: int) -> grpc.Server:
     """
     server = grpc.server(ThreadPoolExecutor(NUM_THREADS, "proxy"), interceptors=[_Away()])
     add_StorageServiceServicer_to_server(OptunaStorageProxyService(database), server)  # type: ignore[no-untyped-call]
+    place = address(host, port)
     try:
-        server.add_insecure_port(f"{host}:{port}")
+        server.add_insecure_port(place)
     except RuntimeError as error:
-        raise StoreError(f"a storage proxy needs a free port, but {host}:{port} is not; give another --port") from error
+        raise StoreError(f"a storage proxy needs a free port, but {place} is not; give another --port") from error
     server.start()
     return server

@@ -7,7 +7,9 @@ cut in order from those that no other slot names: one for each rank, and on the 
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 
 from hyquant.devices import resolve_device
 from hyquant.devices.base import Device
@@ -15,6 +17,7 @@ from search.errors import SearchError
 from search.locks import FileLock, default_lock_folder
 
 AUTO = "auto"
+_NO_CARDS: Mapping[str, str] = MappingProxyType({})
 _LAYOUT = re.compile(r"\s*(\d{1,4})\s*[x×]\s*(\d{1,4})\s*")
 
 
@@ -52,13 +55,31 @@ def read_layout(text: str) -> list[dict[str, object]]:
 
 
 def devices_here(device: Device, environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the devices that this process may use, in order."""
+    """Return the devices that this process may use, in order.
+
+    Raises:
+        SearchError: If the variable that names them does not hold a list.
+    """
     variable = device.visible_devices_env
     if variable is None:
         return tuple(map(str, cores_here()))
     if listed := environment.get(variable, "").strip():
-        return read_devices(listed)
+        return _read_visible(listed, variable)
     return tuple(map(str, range(device.num_devices())))
+
+
+def _read_visible(listed: str, variable: str) -> tuple[str, ...]:
+    """Return the devices that a variable names, up to -1.
+
+    Source: CUDA C++ programming guide, environment variables: what stands behind an invalid index is invisible.
+    """
+    names = list(takewhile(lambda name: name != "-1", (name.strip() for name in listed.split(","))))
+    try:
+        return read_devices(",".join(names)) if names else ()
+    except ValueError as error:
+        raise SearchError(
+            f"{variable} must name different devices, such as 0,1, but is {listed!r}; correct it"
+        ) from error
 
 
 def count_devices(name: str) -> int:
@@ -106,13 +127,16 @@ def assign_devices(
     return found
 
 
-def claim_devices(devices: Sequence[str], *, kind: str, holder: str, folder: Path | None = None) -> list[FileLock]:
+def claim_devices(
+    devices: Sequence[str], *, kind: str, holder: str, cards: Mapping[str, str] = _NO_CARDS, folder: Path | None = None
+) -> list[FileLock]:
     """Claim devices for one slot until the locks are released or their owners end.
 
     Args:
         devices: Names of devices.
         kind: Their kind, "npu" for example.
         holder: Who claims them; told to those who are refused.
+        cards: What devices are called in every container (`search.device_cards`), by name; others go by their name.
         folder: Where the locks are; None is this host's.
 
     Raises:
@@ -122,7 +146,7 @@ def claim_devices(devices: Sequence[str], *, kind: str, holder: str, folder: Pat
     folder = default_lock_folder() if folder is None else folder
     locks: list[FileLock] = []
     for name in devices:
-        lock = FileLock(folder / f"{kind}-{re.sub(r'[^A-Za-z0-9-]', '_', name)}.lock")
+        lock = FileLock(folder / f"{kind}-{re.sub(r'[^A-Za-z0-9-]', '_', cards.get(name, name))}.lock")
         if not lock.acquire(blocking=False):
             owner = lock.path.read_text(encoding="utf-8").strip() or "another process"
             for held in locks:

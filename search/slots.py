@@ -23,6 +23,8 @@ MAX_RESTARTS = 1000
 
 TERMINATION_GRACE_S = 10
 
+LOOPBACK_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
+
 MAX_LOG_BYTES = 16 * 2**20
 """A log that is longer when a slot starts becomes `log.old.txt`, so that no slot keeps more than two."""
 
@@ -91,13 +93,14 @@ def slot_environment(
     """Return the environment of a slot's ranks.
 
     What the slot itself sets goes before what the user's environment has, and that before our defaults: the library's
-    variables for its device, its ports, and its share of the cores.
+    variables for its device, its ports, its share of the cores, and loopback for what its ranks tell each other.
     """
     slot = claim.slot
     threads = num_cores // sum(other.slot.ranks for other in claims)
     if claim.cores:
         threads = len(claim.cores) // slot.ranks
-    result = {"OMP_NUM_THREADS": str(max(1, threads)), **claim.defaults, **environment}
+    ours = {"OMP_NUM_THREADS": str(max(1, threads)), "GLOO_SOCKET_IFNAME": LOOPBACK_INTERFACE}
+    result = {**ours, **claim.defaults, **environment}
     if claim.devices is not None and claim.variable is not None:
         result[claim.variable] = ",".join(claim.devices)
     return result | {name: str(value) for name, value in slot.environment.items()}
@@ -113,14 +116,12 @@ def rank_threads(slots: Sequence[Slot]) -> int:
 
 
 def agent_command(slot: Slot, order: WorkOrder, *, runner_pid: int, cores: Sequence[int] = ()) -> list[str]:
-    """Return the command of a slot's agent: torchrun with a rendezvous of its own on a free loopback port."""
+    """Return the command of a slot's agent: torchrun, which needs no port and no folder of its own."""
     torchrun = [
         "--nnodes=1",
         f"--nproc-per-node={slot.ranks}",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
         f"--rdzv-id={order.study}-slot{order.slot}",
-        "--local-addr=127.0.0.1",
+        f"--log-dir={os.devnull}",
         f"--max-restarts={MAX_RESTARTS}",
         "--module",
         "search.worker",

@@ -71,7 +71,11 @@ def open_study(
 def create_study(
     store: Path, config: StudyConfig, prompts: StudyPrompts, *, url: str | None = None
 ) -> tuple[optuna.Study, bool]:
-    """Open a study, or create it with its config and prompts; return it and whether it is new."""
+    """Open a study, or create it with its config and prompts; return it and whether it is new.
+
+    Raises:
+        StoreError: If the database cannot be used, or takes the name for that of another study.
+    """
     with store_errors(store):
         storage = open_storage(store, create=True, url=url)
         is_new = config.name not in _names(storage)
@@ -81,6 +85,11 @@ def create_study(
             directions=[objective.direction for objective in config.objectives],
             load_if_exists=True,
         )
+        if study.study_name != config.name:
+            raise StoreError(
+                f"a study needs a name of its own, but this database takes {config.name!r} for {study.study_name!r}, "
+                f"which it holds (MySQL compares names without case); give another name"
+            )
         if "study_config" not in study.user_attrs:
             with known_experiments():
                 study.set_metric_names([objective.metric for objective in config.objectives])

@@ -76,7 +76,7 @@ def storage_proxy(
     from search.databases import open_database
     from search.locate import DEFAULT_STORE, STORAGE_VARIABLE, quiet_optuna
     from search.patience import Patience
-    from search.proxy import serve
+    from search.proxy import address, serve
     from search.storage import store_errors
 
     quiet_optuna()
@@ -84,5 +84,5 @@ def storage_proxy(
     with store_errors(folder):
         url = storage or os.environ.get(STORAGE_VARIABLE)
         server = serve(open_database(folder, create=False, url=url, patience=Patience()), host, port)
-    remark(f"proxy at grpc://{host}:{port} (Ctrl-C ends it)")
+    remark(f"proxy at grpc://{address(host, port)} (Ctrl-C ends it)")
     server.wait_for_termination()

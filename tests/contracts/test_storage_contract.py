@@ -69,6 +69,21 @@ def open_again(place, small_study):
     return lambda: open_study(store, config.name, url=url)
 
 
+def test_a_name_in_capitals_is_another_study_or_is_refused(place, open_again, small_study):
+    """MySQL finds the first study by it, and says so nowhere."""
+    store, url = place
+    name = open_again().study_name.upper()
+    config = small_study.model_copy(update={"name": name, "storage": url, "store": str(store)})
+    create = partial(create_study, store, config, StudyPrompts(calibration=("a",), search=("b",)), url=url)
+    if url is not None and url.startswith("mysql"):
+        with pytest.raises(StoreError, match=f"takes {name!r} for {name.lower()!r}"):
+            create()
+    else:
+        study, is_new = create()
+
+        assert (study.study_name, is_new) == (name, True)
+
+
 def at_once(*calls):
     """Run calls in threads that begin together, and return their answers in order."""
     barrier = threading.Barrier(len(calls))

@@ -1,18 +1,24 @@
 """Devices, cores, environment and logs of slots; what a slot holds is held against other studies of this host."""
 
+import itertools
 import os
 import re
+import socket
 import time
+from functools import partial
 
 import pytest
 from pydantic import ValidationError
 
 import search.slots
+from hyquant.devices.cuda import CudaDevice
 from hyquant.devices.npu import NpuDevice
 from search.claims import NPU_DEFAULTS, Claim, claimed
+from search.device_cards import cards
 from search.errors import SearchError, StoreError
 from search.locks import HostLock, default_lock_folder
 from search.order import WorkOrder
+from search.ports import VARIABLES
 from search.slot_devices import assign_devices, claim_devices, devices_here, read_devices, read_layout
 from search.slots import keep_short, rank_threads, slot_environment, start_slots, stop_slots
 from search.study import Slot
@@ -72,6 +78,17 @@ def test_devices_are_those_the_user_left_visible(monkeypatch):
     assert devices_here(device, {"ASCEND_RT_VISIBLE_DEVICES": "4-5,7"}) == ("4", "5", "7")
 
 
+def test_minus_one_ends_the_visible_devices_and_what_is_no_list_is_refused_with_the_variables_name():
+    """CUDA reads a list up to the first index that is none."""
+    cuda = CudaDevice()
+
+    assert devices_here(cuda, {"CUDA_VISIBLE_DEVICES": "0, 1,-1,2"}) == ("0", "1")
+    assert devices_here(cuda, {"CUDA_VISIBLE_DEVICES": "-1"}) == ()
+    for broken in ("0,1,", "0,0", "0;1"):
+        with pytest.raises(SearchError, match=f"CUDA_VISIBLE_DEVICES must name different devices.*{broken}"):
+            devices_here(cuda, {"CUDA_VISIBLE_DEVICES": broken})
+
+
 def test_a_claimed_device_is_refused_with_who_holds_it():
     locks = claim_devices(["0", "1"], kind="npu", holder="slot 0 of study first, pid 1")
 
@@ -82,6 +99,83 @@ def test_a_claimed_device_is_refused_with_who_holds_it():
         lock.release()
     for lock in claim_devices(["0", "1"], kind="npu", holder="z"):
         lock.release()
+
+
+def test_names_of_one_card_are_one_claim_and_equal_indices_of_two_cards_are_two(monkeypatch, tmp_path):
+    """Two containers with one lock folder, each of which counts its own two cards from 0."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def claim(first_card, *names):
+        list_nvidia_cards(tmp_path, range(first_card, first_card + 2))
+        known = cards(names, kind="cuda", environment={})
+        return claim_devices(names, kind="cuda", cards=known, holder=f"the container of card {first_card}")
+
+    held = [claim(0, "0", "1"), claim(2, "0")]
+
+    for first_card, name in ((0, "GPU-1"), (2, "0"), (1, "1"), (2, f"GPU-2{'a' * 7}")):
+        with pytest.raises(SearchError, match=f"cuda {name} is held by the container of card"):
+            claim(first_card, name)
+    for lock in [*itertools.chain(*held), *claim(2, "GPU-3")]:
+        lock.release()
+
+
+def test_an_index_is_no_card_where_cuda_counts_in_an_order_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    list_nvidia_cards(tmp_path, range(2), models=["H200", "L4"])
+    found = partial(cards, ["0", "GPU-1", "MIG-9"], kind="cuda")
+    uuids = [f"GPU-{index}{'a' * 7}-0000" for index in range(2)]
+
+    assert found(environment={}) == {"GPU-1": uuids[1]}
+    assert found(environment={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == {"0": uuids[0], "GPU-1": uuids[1]}
+    (tmp_path / "nvidia-smi").unlink()
+    assert found(environment={}) == {}
+
+
+def test_ascend_cards_are_those_in_dev(monkeypatch, tmp_path):
+    for name in ("davinci6", "davinci10", "davinci_manager", "null"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("search.device_cards._DEV", tmp_path)
+
+    assert cards(["0", "1", "2"], kind="npu", environment={}) == {"0": "davinci6", "1": "davinci10"}
+    assert cards(["0"], kind="cpu", environment={}) == {}
+
+
+def list_nvidia_cards(folder, numbers, *, models=("H200",)):
+    """Put a program into a folder that lists cards as `nvidia-smi -L` does; they are counted from 0."""
+    lines = [
+        f"GPU {index}: NVIDIA {models[index % len(models)]} (UUID: GPU-{number}{'a' * 7}-0000)"
+        for index, number in enumerate(numbers)
+    ]
+    program = folder / "nvidia-smi"
+    program.write_text("\n".join(["#!/bin/sh", '[ "$*" = -L ] || exit 1', *(f"echo '{line}'" for line in lines)]))
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_slot_of_npus_gets_no_ports_where_the_user_has_chosen_some(monkeypatch, name):
+    """A range of ours would go before a port of the user's."""
+    npu = NpuDevice()
+    monkeypatch.setattr(NpuDevice, "num_devices", lambda self: 1)
+    monkeypatch.setattr("search.claims.resolve_device", lambda device: npu)
+
+    def defaults_of(slot):
+        (claim,) = claimed([slot], ORDER, device="npu")
+        claim.release()
+        return set(claim.defaults)
+
+    assert defaults_of(Slot()) == {*NPU_DEFAULTS, *VARIABLES}
+    assert defaults_of(Slot(environment={name: "61000"})) == set(NPU_DEFAULTS)
+    monkeypatch.setenv(name, "61000")
+    assert defaults_of(Slot()) == set(NPU_DEFAULTS)
+
+
+def test_ranks_talk_over_loopback_unless_the_user_says_otherwise():
+    claim = Claim(Slot(ranks=2))
+    loopbacks = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+
+    assert slot_environment(claim, [claim], environment={}, num_cores=2)["GLOO_SOCKET_IFNAME"] in loopbacks
+    user = {"GLOO_SOCKET_IFNAME": "eth7"}
+    assert slot_environment(claim, [claim], environment=user, num_cores=2)["GLOO_SOCKET_IFNAME"] == "eth7"
 
 
 def test_the_slot_goes_before_the_user_and_the_user_before_defaults():
@@ -149,7 +243,9 @@ def test_an_agent_keeps_its_slot_on_its_cores_and_its_claim_ends_with_it(tmp_pat
         "    run.get_args_parser = lambda: types.SimpleNamespace(format_help=str)\n"
         "    parent = types.ModuleType('torch.distributed')\n"
         "    parent.run = run\n"
+        "    meeting = types.SimpleNamespace(register=list, NAME='', LOOPBACK='')\n"
         "    sys.modules.update({'torch': types.ModuleType('torch'), 'torch.distributed': parent})\n"
+        "    sys.modules['search.rendezvous'] = meeting\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.getcwd()}")
     running = start_slots([Slot(devices=core)], order, device="cpu")
@@ -197,13 +293,10 @@ def test_the_lock_folder_is_this_users_alone(tmp_path):
         default_lock_folder()
 
 
-def test_a_user_without_a_name_has_a_lock_folder(monkeypatch):
-    """A container may run as a number that is in no list of users."""
-
-    def nameless():
-        raise KeyError("getpwuid(): uid not found: 12345")
-
-    monkeypatch.setattr("getpass.getuser", nameless)
+def test_the_lock_folder_goes_by_the_number_of_a_user_and_not_by_variables(monkeypatch):
+    """After `su` they still hold the name of whoever was there before; in a container there may be no name at all."""
+    monkeypatch.setenv("LOGNAME", "alice")
+    monkeypatch.setenv("USER", "alice")
     folder = default_lock_folder()
 
     assert folder.name == f"hyq-search-{os.geteuid()}"
