@@ -196,8 +196,8 @@ def _run_slots(
         try:
             with FileLock(mlflow_lock_path(store)).held():
                 running = start_slots(slots, order, device=config.model.device)
-                has_started = True
                 _open_tracking(study, config, on_event)
+                has_started = True
             watch(study, config, running, interrupts, on_event)
             status = "FINISHED"
         except KeyboardInterrupt:

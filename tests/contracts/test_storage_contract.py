@@ -33,7 +33,8 @@ from search.resume import HANDED_BACK, hand_back_trials, queue_forgotten_trials,
 from search.sharing import MemberClaims
 from search.storage import create_study, open_study, require_intact, stored_config, stored_floor, stored_prompts
 from search.trials import count_states, trial_reason, trial_result
-from tests.toys.servers import free_port, mariadb, postgres
+from tests.toys.ports import free_port
+from tests.toys.servers import mariadb, postgres
 
 NAMES = (f"study-{index}" for index in itertools.count())
 LONG = "a long prompt of 世界 and 🎬, " * 8000  # 240 kB: MySQL's TEXT ends at 64 KiB

@@ -8,7 +8,6 @@ Attention on int8 is simulated on both sides, as it is wherever it spans ranks.
 import json
 import multiprocessing
 import os
-import socket
 import sys
 from contextlib import contextmanager
 from hashlib import sha256
@@ -31,6 +30,7 @@ from hyquant.models.sampling import draw_noise
 from hyquant.parallel import parallelize_, parallelize_vae_, unparallelize_, unparallelize_vae_
 from hyquant.plan import build_plan
 from hyquant.quantize import quantize_, restore_, structural_twin
+from tests.toys.ports import free_port
 
 os.environ[FORCED] = "reference"
 
@@ -271,9 +271,7 @@ def run_rank(prepared, work, rank, num_ranks, port, queue):
 
 
 def run(prepared, work, num_ranks):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
     ranks = [

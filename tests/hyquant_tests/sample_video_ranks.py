@@ -9,7 +9,6 @@ import json
 import logging
 import multiprocessing
 import os
-import socket
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 
@@ -24,6 +23,7 @@ from hyquant.video.flags import parse
 from hyquant.video.loading import load_video_model
 from hyquant.video.ranks import Run
 from tests.hyquant_tests.parallel_ranks import EVEN, ODD, call, error, inputs_of, watching
+from tests.toys.ports import free_port
 
 NUM_RANKS = 2
 
@@ -82,9 +82,7 @@ def rank_of(name, words, rank, port, queue):
 
 
 def on_ranks(name, words):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
     ranks = [fork.Process(target=rank_of, args=(name, words, rank, port, queue)) for rank in range(NUM_RANKS)]

@@ -118,10 +118,12 @@ def test_whatever_is_quantized_stays_on_its_device():
 
 def test_cpu_time_and_memory_are_seconds_and_bytes():
     cpu = resolve_device("cpu")
+    began = time.monotonic()
     start = cpu.now_s()
     time.sleep(0.02)
+    slept_s = cpu.now_s() - start
 
-    assert 0.02 <= cpu.now_s() - start < 2.0
+    assert 0.02 <= slept_s <= time.monotonic() - began
     assert cpu.torch_device(5) == torch.device("cpu")
     assert cpu.memory_peak_bytes() > 50 * 2**20
 

@@ -38,7 +38,7 @@ def found():
     """What two and four ranks found out: a list by rank."""
     done = subprocess.run(
         [sys.executable, str(PROGRAM)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parents[2])},
         cwd=PROGRAM.parents[2],
         capture_output=True,
         text=True,

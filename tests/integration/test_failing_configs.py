@@ -1,6 +1,6 @@
 """Configs that run out of memory, hang or end their worker: real slots under torchrun, and a model that does so."""
 
-import time
+import re
 from pathlib import Path
 
 import optuna
@@ -16,15 +16,15 @@ from search.runner import run_study
 from search.storage import open_study
 from search.study_file import load_study
 from search.trials import count_states, trial_config, trial_reason, trial_result, trial_state
-from tests.toys.faulty import install
+from tests.toys.faulty import FAULTY
 from tests.toys.tiny_study import TINY_STUDY
 
-pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STUDY = {
     **TINY_STUDY,
     "name": "faulty-study",
-    "model": {"kind": "faulty", "source": "0", "device": "cpu"},
+    "model": FAULTY,
     "space": {
         "name": "two",
         "description": "one dynamic and one static recipe",
@@ -39,20 +39,22 @@ STUDY = {
     "sampler": {"kind": "grid"},
     "budget": {"trials": 4},
 }
+RENDER_LIMIT_S = 30
+TIMEOUTS = {"stages": {"render": RENDER_LIMIT_S}}
+"""A hundred times what a rendering takes, so that a busy machine makes none hang but the one that is meant to."""
+BACK_S = 180
+"""Python, torch and the model are loaded on a busy machine, and nothing is waited for: neither a rendezvous (300 s at
+least) nor the watchdog (four hours)."""
 
 
 @pytest.fixture
-def study_with(tmp_path, monkeypatch, tmp_path_factory):
+def study_with(tmp_path, monkeypatch, faults):
     """Run a study of the failing model; return it and what was told on the way."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    plugin = tmp_path / "plugin"
-    plugin.mkdir()
-    monkeypatch.setenv("PYTHONPATH", f"{plugin}:{Path(__file__).parents[2]}")
-    monkeypatch.syspath_prepend(str(plugin))
 
-    def run(faults, **changes) -> tuple[optuna.Study, list[str]]:
-        install(plugin, faults)
+    def run(wanted, **changes) -> tuple[optuna.Study, list[str]]:
+        faults.set(*wanted)
         (tmp_path / "calibration.txt").write_text("one red cube\ntwo blue balls\n")
         (tmp_path / "search.txt").write_text("a green cone\na grey ring\n")
         path = tmp_path / "study.yaml"
@@ -103,20 +105,19 @@ def test_a_config_that_ends_its_worker_twice_is_marked_and_the_study_ends_by_its
 
 
 def test_a_rank_that_hangs_is_ended_and_its_trial_tried_again(study_with):
-    started = time.monotonic()
-    study, _ = study_with([{"what": "hang", "rank": 1}], slots=[{"ranks": 2}], timeouts={"stages": {"render": 15}})
+    study, _ = study_with([{"what": "hang", "rank": 1}], slots=[{"ranks": 2}], timeouts=TIMEOUTS)
 
     (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
-    assert "stage render hung for 1" in trial_reason(lost)
-    assert "(limit 15 s)" in trial_reason(lost)
+    found = re.search(rf"stage render hung for (\d+) s \(limit {RENDER_LIMIT_S} s\)", trial_reason(lost))
+    assert found
+    assert int(found[1]) >= RENDER_LIMIT_S
     assert lost.user_attrs["config_digest"] in {digest(config) for config in evaluated(study)}
     assert count_states(study)["complete"] == 4
-    assert time.monotonic() - started < 300
     assert poisoned_by(study.user_attrs, lost.user_attrs["config_digest"]) == ()
 
 
 def test_a_stopped_rank_is_ended_with_its_group(study_with):
-    study, _ = study_with([{"what": "stop", "rank": 1}], slots=[{"ranks": 2}], timeouts={"stages": {"render": 15}})
+    study, _ = study_with([{"what": "stop", "rank": 1}], slots=[{"ranks": 2}], timeouts=TIMEOUTS)
 
     (lost,) = [trial for trial in study.trials if trial_state(trial) == "failed"]
     assert "stage render hung" in trial_reason(lost)
@@ -170,7 +171,7 @@ def test_what_one_rank_cannot_do_stops_its_slot_with_one_sentence(study_with, ra
     [{"what": "kill"}, {"what": "kill", "after_s": 3}],
     ids=["at work", "while rank 0 waits for it"],
 )
-def test_a_lost_rank_takes_its_group_along_which_is_back_within_seconds(study_with, fault):
+def test_a_lost_rank_takes_its_group_along_which_starts_anew_at_once(study_with, fault):
     """Rank 0 may hear of it from the closed connection or from torchrun; the trial is tried again either way."""
     study, _ = study_with([{**fault, "rank": 1}], slots=[{"ranks": 2}])
 
@@ -179,4 +180,4 @@ def test_a_lost_rank_takes_its_group_along_which_is_back_within_seconds(study_wi
     assert lost.user_attrs["config_digest"] in {digest(config) for config in evaluated(study)}
     assert trial_reason(lost).startswith("its worker died; see ")
     following = min(trial.datetime_start for trial in study.trials if trial.datetime_start > lost.datetime_start)
-    assert (following - lost.datetime_complete).total_seconds() < 60  # starting Python and torch, on a busy machine
+    assert (following - lost.datetime_complete).total_seconds() < BACK_S

@@ -16,7 +16,8 @@ import yaml
 
 from tests.toys.leaks import in_files, in_rows, in_text, watched_command_lines
 from tests.toys.mlflow_server import mlflow_server
-from tests.toys.servers import free_port, postgres
+from tests.toys.ports import free_port
+from tests.toys.servers import postgres
 from tests.toys.tiny_study import TINY_STUDY
 
 pytestmark = [

@@ -20,7 +20,7 @@ from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from hyquant.models import mini
 from search.confirmation import confirmations
-from search.errors import SearchError, StoreError
+from search.errors import SearchError
 from search.locate import locate_study
 from search.locks import HostLock
 from search.mlflow_client import prepare_store
@@ -29,15 +29,23 @@ from search.prepare import prepare_workbench
 from search.prompts import load_prompts
 from search.repair import agreement
 from search.rerun import run_again
+from search.resume import HANDED_BACK
+from search.retry import HANDED_BACK_FROM
 from search.runner import run_point, run_study
 from search.slot_devices import cores_here
 from search.stages import Stages
 from search.storage import open_study
 from search.study_file import load_study
 from search.trials import count_states, front, is_evaluated, trial_config, trial_result
+from tests.toys.faulty import FAULTY, Faults
 from tests.toys.tiny_study import TINY_STUDY
 
-pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
+pytestmark = [pytest.mark.multiproc, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+OBJECTIVES = [{"metric": name, "direction": "minimize"} for name in ("latent_l2", "weight_bytes")]
+"""What no clock has a say in: of the first three presets two at least are on the front."""
+PATIENCE_S = 600
+"""How long a busy machine may take to start a study, to run some trials, or to end in order."""
 
 
 @pytest.fixture(scope="session")
@@ -74,10 +82,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def run(path: Path):
+def run(path: Path, on_event=lambda event: None):
     """Run a study in this process, and return its summary, its trials and what was told on the way."""
     events = []
-    summary = run_study(load_study(path), study_file=path, on_event=events.append)
+
+    def note(event) -> None:
+        events.append(event)
+        on_event(event)
+
+    summary = run_study(load_study(path), study_file=path, on_event=note)
     return summary, stored(path), [event for event in events if event.message]
 
 
@@ -127,10 +140,16 @@ def test_a_slot_of_two_ranks_gives_the_scores_of_one_rank(make_study_file, tmp_p
             assert two_ranks.metrics[name].values == pytest.approx(metric.values, rel=1e-4, abs=1e-4), name
 
 
-def test_two_slots_share_a_study_without_a_duplicate_or_lost_trial(make_study_file):
-    path = make_study_file(budget={"trials": 7}, slots=[{"ranks": 1}, {"ranks": 1}])
+def test_two_slots_share_a_study_without_a_duplicate_or_lost_trial(make_study_file, faults):
+    """The first slot waits in its first trial until the second has one, or it might be done with all of them."""
+    path = make_study_file(model=FAULTY, budget={"trials": 7}, slots=[{"ranks": 1}, {"ranks": 1}])
+    faults.set({"what": "hold", "times": 100})
 
-    summary, study, _ = run(path)
+    def let_go(event) -> None:
+        if event.counts.get("running") == 2:
+            faults.set()
+
+    summary, study, _ = run(path, let_go)
 
     slots = {trial.user_attrs["worker"]["slot"] for trial in study.trials if trial.state.is_finished()}
     assert slots == {0, 1}
@@ -172,14 +191,13 @@ def test_two_ranks_climb_rungs_together_and_measure_the_front_again(make_study_f
     assert_sound(path, at_least=4, at_most=4)
 
 
-def test_a_run_killed_while_the_front_is_measured_again_loses_no_member(make_study_file):
-    path = make_study_file(budget={"trials": 3}, confirm={"members": 8, "seeds": 2})
+def test_a_run_killed_while_the_front_is_measured_again_loses_no_member(make_study_file, faults):
+    path = make_study_file(
+        model=FAULTY, budget={"trials": 3}, objectives=OBJECTIVES, confirm={"members": 8, "seeds": 2}
+    )
+    faults.set({"what": "hang", "skip": 3 + 1})
     runner = start_runner(path)
-    deadline = time.monotonic() + 240
-    while not (_trials(path) and confirmations(stored(path))):
-        assert runner.poll() is None, "the runner ended early"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_struck(faults, runner)
     os.kill(runner.pid, signal.SIGKILL)
     runner.wait()
     before = confirmations(stored(path))
@@ -187,6 +205,7 @@ def test_a_run_killed_while_the_front_is_measured_again_loses_no_member(make_stu
     summary, study, _ = run(path)
 
     after = confirmations(study)
+    assert len(before) == 1
     assert summary.evaluated == 3
     assert {number: after[number] for number in before} == before
     assert after.keys() >= {trial.number for trial in front(study)}
@@ -199,27 +218,23 @@ def start_runner(path: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=path.parent)
 
 
-def wait_for_trial(path: Path, number: int, runner: subprocess.Popen) -> optuna.trial.FrozenTrial:
-    """Wait until a trial is running with its worker's name in it."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
+def wait_until_struck(faults: Faults, runner: subprocess.Popen, place: int = 0) -> None:
+    """Wait until a rendering hangs."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not faults.has_struck(place):
         assert runner.poll() is None, "the runner ended early"
-        for trial in _trials(path):
-            if trial.number >= number and trial.state == TrialState.RUNNING and "worker" in trial.user_attrs:
-                return trial
+        assert time.monotonic() < deadline, "no rendering began"
         time.sleep(0.05)
-    raise AssertionError(f"trial {number} did not begin")
 
 
-def _trials(path: Path) -> list[optuna.trial.FrozenTrial]:
-    try:
-        return stored(path).trials
-    except StoreError:  # not created yet
-        return []
+def hanging_trial(path: Path, faults: Faults, runner: subprocess.Popen, place: int = 0) -> optuna.trial.FrozenTrial:
+    """Wait until a trial hangs in its rendering, so that it is in hand for as long as its worker lives; return it."""
+    wait_until_struck(faults, runner, place)
+    return [trial for trial in stored(path).trials if trial.state == TrialState.RUNNING][-1]
 
 
 def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
@@ -229,28 +244,30 @@ def wait_until_gone(pid: int) -> None:
     raise AssertionError(f"process {pid} outlived its runner")
 
 
-def test_a_study_survives_kill_nine_of_its_worker_and_of_its_runner(make_study_file):
-    path = make_study_file(budget={"trials": 9})
+def test_a_study_survives_kill_nine_of_its_worker_and_of_its_runner(make_study_file, faults):
+    path = make_study_file(model=FAULTY, budget={"trials": 9})
+    faults.set({"what": "hang", "skip": 2}, {"what": "hang", "skip": 4})
     runner = start_runner(path)
-    first = wait_for_trial(path, 2, runner)
+    first = hanging_trial(path, faults, runner)
     os.kill(first.user_attrs["worker"]["pid"], signal.SIGKILL)
-    second = wait_for_trial(path, first.number + 2, runner)
+    second = hanging_trial(path, faults, runner, place=1)
     os.kill(runner.pid, signal.SIGKILL)
     runner.wait()
     wait_until_gone(second.user_attrs["worker"]["pid"])
 
     summary, study, events = run(path)
 
-    assert study.trials[first.number].state == TrialState.FAIL
+    assert {study.trials[trial.number].state for trial in (first, second)} == {TrialState.FAIL}
     assert events[0].kind == "resumed"
     assert summary.evaluated >= 9
     assert_sound(path, at_least=9, at_most=9)
 
 
-def test_a_study_survives_kill_nine_of_all_its_processes_at_once(make_study_file):
-    path = make_study_file(budget={"trials": 6}, slots=[{"ranks": 2}])
+def test_a_study_survives_kill_nine_of_all_its_processes_at_once(make_study_file, faults):
+    path = make_study_file(model=FAULTY, budget={"trials": 6}, slots=[{"ranks": 2}])
+    faults.set({"what": "hang", "skip": 2})
     runner = start_runner(path)
-    running = wait_for_trial(path, 2, runner)
+    running = hanging_trial(path, faults, runner)
     family = psutil.Process(runner.pid).children(recursive=True)
     assert len(family) >= 3  # an agent and two ranks
     for process in (psutil.Process(runner.pid), *family):
@@ -259,10 +276,11 @@ def test_a_study_survives_kill_nine_of_all_its_processes_at_once(make_study_file
         process.kill()
     runner.wait()
     wait_until_gone(running.user_attrs["worker"]["pid"])
-    before = {trial.number for trial in _trials(path) if is_evaluated(trial)}
+    before = {trial.number for trial in stored(path).trials if is_evaluated(trial)}
 
     summary, study, _ = run(path)
 
+    assert len(before) == 2
     assert study.trials[running.number].state == TrialState.FAIL
     assert before <= {trial.number for trial in study.trials if is_evaluated(trial)}
     assert summary.evaluated == 6
@@ -302,18 +320,22 @@ def flipped(payload: bytes) -> bytes:
     return payload[:middle] + bytes([payload[middle] ^ 0xFF]) + payload[middle + 1 :]
 
 
-def test_ctrl_c_stops_the_run_gracefully_and_the_running_trial_is_queued_again(make_study_file):
-    path = make_study_file(budget={"trials": 50})
+def test_ctrl_c_stops_the_run_gracefully_and_the_running_trial_is_queued_again(make_study_file, faults):
+    path = make_study_file(model=FAULTY, budget={"trials": 50})
+    faults.set({"what": "hang", "skip": 1})
     runner = start_runner(path)
-    running = wait_for_trial(path, 1, runner)
+    running = hanging_trial(path, faults, runner)
     runner.send_signal(signal.SIGINT)
 
-    assert runner.wait(60) == 130
+    assert runner.wait(PATIENCE_S) == 130
     wait_until_gone(running.user_attrs["worker"]["pid"])
-    counts = count_states(stored(path))
-    assert counts["running"] == 0
-    assert counts["waiting"] >= 1
-    assert agreement(path.parent / "mlruns", stored(path)) == ()
+    study = stored(path)
+    (again,) = (trial for trial in study.trials if trial.system_attrs.get(HANDED_BACK_FROM) == running.number)
+    assert study.trials[running.number].state == TrialState.FAIL
+    assert study.trials[running.number].user_attrs["reason"] == HANDED_BACK
+    assert again.state == TrialState.WAITING
+    assert count_states(study)["running"] == 0
+    assert agreement(path.parent / "mlruns", study) == ()
 
 
 def test_a_hand_written_point_is_run_and_logged_like_the_rest(make_study_file):

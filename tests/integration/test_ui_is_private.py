@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from search.mlflow_client import prepare_store
-from tests.toys.servers import free_port
+from tests.toys.ports import free_port
 
 pytestmark = [pytest.mark.multiproc, pytest.mark.slow]
 

@@ -20,18 +20,20 @@ from search.resume import HANDED_BACK
 from search.retry import MAX_RETRIES, queued_again
 from search.storage import open_study, stored_config
 from search.trials import count_states, is_evaluated
+from tests.toys.faulty import FAULTY
 from tests.toys.servers import Cable, postgres
 from tests.toys.tiny_study import TINY_STUDY
 
 pytestmark = [
     pytest.mark.multiproc,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(shutil.which("initdb") is None, reason="initdb (PostgreSQL) is not installed"),
 ]
 
 STUDY = {
     **TINY_STUDY,
+    "model": FAULTY,
     "workload": {
         **TINY_STUDY["workload"],
         "num_calibration_prompts": 1,
@@ -41,14 +43,14 @@ STUDY = {
     "confirm": {"members": 2},
     "budget": {"trials": 14},
 }
-PATIENCE_S = 240
+PATIENCE_S = 600
 
 
 class Site:
     """A study on a database server, and hosts that work on it: each has a store of its own."""
 
-    def __init__(self, folder: Path, server):
-        self.folder, self.server, self.started = folder, server, []
+    def __init__(self, folder: Path, server, faults):
+        self.folder, self.server, self.faults, self.started = folder, server, faults, []
         (folder / "calibration.txt").write_text("one red cube\n")
         (folder / "search.txt").write_text("".join(f"a green cone on {count} cubes\n" for count in range(6)))
         (folder / "study.yaml").write_text(yaml.safe_dump({**STUDY, "store": str(folder / "owner")}))
@@ -71,6 +73,13 @@ class Site:
     def join(self, store, *options, url=None):
         return self.start("worker", "tiny-study", *options, store=store, url=url)
 
+    def hold(self, *, skip=0):
+        """Let trials begin, but none be rendered after so many, until they are let go."""
+        self.faults.set({"what": "hold", "skip": skip, "times": 1000})
+
+    def let_go(self):
+        self.faults.set()
+
     def interrupt_after(self, num_trials):
         """Let a run evaluate so many trials and be interrupted; what it leaves behind is a study to join."""
         owner = self.run()
@@ -82,13 +91,25 @@ class Site:
         return open_study(self.folder / "owner", "tiny-study", url=self.server.url)
 
     def wait_for(self, condition, process):
-        """Wait until a condition on the study's trials holds; the study may not exist yet."""
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and process.poll() is None:
+        """Wait until a condition on the study's trials holds, at the latest when a process has ended.
+
+        The study may not exist yet.
+        """
+        deadline, has_ended = time.monotonic() + PATIENCE_S, False
+        while time.monotonic() < deadline and not has_ended:
+            has_ended = process.poll() is not None
             if "study" in self.log(process) and condition(self.study().trials):
                 return
             time.sleep(0.2)
         raise AssertionError(self.log(process))
+
+    def wait_for_word(self, word, process):
+        """Wait until a process has said something."""
+        deadline = time.monotonic() + PATIENCE_S
+        while word not in self.log(process):
+            assert process.poll() is None, self.log(process)
+            assert time.monotonic() < deadline, self.log(process)
+            time.sleep(0.2)
 
     def log(self, process):
         return (self.folder / f"log-{self.started.index(process)}.txt").read_text()
@@ -112,9 +133,9 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, faults):
     with postgres() as server:
-        site = Site(tmp_path, server)
+        site = Site(tmp_path, server, faults)
         yield site
         site.end()
 
@@ -123,23 +144,20 @@ def num_evaluated(trials):
     return sum(map(is_evaluated, trials))
 
 
-def workers_seen(trials):
-    """Return the processes of joined workers that have had a trial in hand."""
-    seen = (trial.user_attrs.get("worker", {}) for trial in trials)
-    return {worker["pid"] for worker in seen if worker.get("crew")}
-
-
 def lost(study):
     return [t.number for t in study.trials if t.state == TrialState.FAIL and "reason" not in t.user_attrs]
 
 
 def test_a_server_that_is_away_for_a_while_costs_no_trial(site):
+    """The owner and both workers have a trial in hand when the server stops, and finish it while there is none."""
+    site.hold(skip=3)
     owner = site.run()
     site.wait_for(lambda trials: len(trials) > 0, owner)
     workers = [site.join(f"host{index}") for index in range(2)]
-    site.wait_for(lambda trials: workers_seen(trials) and num_evaluated(trials) >= 3, owner)
+    site.wait_for(lambda trials: len(all_in_hand(trials)) == 3 and num_evaluated(trials) == 3, owner)
 
     site.server.stop()
+    site.let_go()
     time.sleep(12)
     site.server.start()
 
@@ -151,15 +169,17 @@ def test_a_server_that_is_away_for_a_while_costs_no_trial(site):
 
 
 def test_after_everything_was_killed_at_once_the_run_goes_on(site):
+    site.hold(skip=3)
     owner = site.run()
     site.wait_for(lambda trials: len(trials) > 0, owner)
     worker = site.join("host")
-    site.wait_for(lambda trials: workers_seen(trials) and num_evaluated(trials) >= 3, owner)
+    site.wait_for(lambda trials: len(all_in_hand(trials)) == 2 and num_evaluated(trials) == 3, owner)
     before = {trial.number: trial.values for trial in site.study().trials if trial.state == TrialState.COMPLETE}
 
     for process in (owner, worker):
         process.kill()
     site.server.kill()
+    site.let_go()
     site.server.start()
     again = site.run()
 
@@ -171,36 +191,47 @@ def test_after_everything_was_killed_at_once_the_run_goes_on(site):
 def test_a_worker_leaves_after_its_trial_or_hands_it_back(site):
     site.interrupt_after(1)
     assert lost(site.study()) == []
+    site.hold()
     calm, hasty = site.join("calm"), site.join("hasty", "--now")
-    site.wait_for(lambda trials: len(workers_seen(trials)) == 2, calm)
+    site.wait_for(lambda trials: len(in_hand(trials)) == 2, calm)
+    both = in_hand(site.study().trials)
 
     calm.terminate()
     hasty.terminate()
+    site.wait_for_word("finishing the trials in hand", calm)
+    assert hasty.wait(PATIENCE_S) == 130
+    site.let_go()
 
     assert calm.wait(PATIENCE_S) == 0
-    assert hasty.wait(PATIENCE_S) == 130
     study = site.study()
     assert count_states(study)["running"] == 0
     assert lost(study) == []
+    finished = {number for number in both if is_evaluated(study.trials[number])}
+    handed_back = {number for number in both if study.trials[number].user_attrs.get("reason") == HANDED_BACK}
+    assert len(finished) == len(handed_back) == 1
+    assert handed_back <= queued_again(study.trials)
+
+
+def all_in_hand(trials):
+    """Return the trials that somebody has in hand."""
+    return [trial for trial in trials if trial.state == TrialState.RUNNING and "worker" in trial.user_attrs]
 
 
 def in_hand(trials):
     """Return the numbers of trials that a joined worker has in hand."""
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    return {trial.number for trial in running if trial.user_attrs.get("worker", {}).get("crew")}
+    return {trial.number for trial in all_in_hand(trials) if trial.user_attrs["worker"]["crew"]}
 
 
 def test_a_worker_that_is_cut_off_for_longer_than_its_lease_drops_its_trial_and_goes_on(site):
     cable = Cable(site.server.port)
     far = site.server.url.replace(str(site.server.port), str(cable.port))
     site.interrupt_after(1)
+    site.hold()
     worker = site.join("far", url=far)
-    site.wait_for(in_hand, worker)
+    site.wait_for(lambda trials: in_hand(trials) and site.faults.has_struck(), worker)
     cable.cut()
-    while not (cut_off := in_hand(site.study().trials)):  # it had finished in that moment
-        cable.mend()
-        site.wait_for(in_hand, worker)
-        cable.cut()
+    cut_off = in_hand(site.study().trials)
+    site.let_go()
     owner = site.run(before="import search.lease; search.lease.GRACE_S = 12.0")
     site.wait_for(lambda trials: all(trials[number].state == TrialState.FAIL for number in cut_off), owner)
     cable.mend()
@@ -228,7 +259,11 @@ def test_a_worker_with_other_weights_is_refused_and_one_without_a_record_is_told
 
 
 def test_interrupting_a_run_again_and_again_loses_no_trial(site):
-    """Were an interruption an attempt that failed, a trial would be given up after the third."""
+    """Were an interruption an attempt that failed, a trial would be given up after the third.
+
+    The first one certainly has a trial in hand, the others come whenever they come.
+    """
+    site.faults.set({"what": "hang"})
     for _ in range(MAX_RETRIES + 1):
         owner = site.run()
         site.wait_for(lambda trials: any("worker" in t.user_attrs and not t.state.is_finished() for t in trials), owner)

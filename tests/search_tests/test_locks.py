@@ -96,8 +96,8 @@ def test_a_measurement_waits_for_a_step_not_for_a_trial_and_then_runs_alone(tmp_
     while len(steps) < 20:
         time.sleep(0.001)
 
-    lock = HostLock(tmp_path)
-    with lock.measuring():
+    asked = len(steps)
+    with HostLock(tmp_path).measuring():
         before = len(steps)
         time.sleep(0.1)
         during = len(steps) - before
@@ -106,4 +106,4 @@ def test_a_measurement_waits_for_a_step_not_for_a_trial_and_then_runs_alone(tmp_
         slot.join(10)
 
     assert during == 0
-    assert lock.waited_s < 5.0
+    assert before - asked < 1000  # some, until it has the turnstile, and then one of each slot

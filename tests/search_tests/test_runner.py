@@ -17,7 +17,7 @@ from search.repair import agreement
 from search.runner import run_study
 from search.slots import agent_command
 from search.spool import Spool
-from search.storage import create_study, require_space, stored_config
+from search.storage import create_study, require_space, stored_config, study_id
 from search.study import Budget, JudgeConfig, Slot
 from search.study_run import find_study_run
 from search.tracking import Tracker
@@ -64,7 +64,7 @@ def test_a_study_whose_budget_is_used_starts_no_process_but_makes_mlflow_agree(p
     store = path.parent / "mlruns"
     assert agreement(store, study) == ()
     client = connect(store, None)
-    parent = find_study_run(client, config.name)
+    parent = find_study_run(client, config.name, study_id(study))
     assert client.get_run(parent.run_id).info.status == "FINISHED"
     assert {"study.yaml", "front.html"} <= {file.path for file in client.list_artifacts(parent.run_id)}
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from search.prompts import StudyPrompts
 from search.scales import prepare_scales
 from search.stages import Stages
 from search.study import StudyConfig
+from tests.toys.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {
@@ -56,10 +56,7 @@ def search_as(group, config, folder):
 @pytest.mark.multiproc
 def test_two_ranks_search_what_one_process_searches(study_config, tmp_path):
     """With one prompt a rank has no records at all; the first record is then the other's."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, study_config.model_dump_json(), str(tmp_path / str(rank))],

@@ -20,7 +20,7 @@ from search.run_log import study_log, trial_log
 from search.spool import Spool
 from search.tracking import Tracker
 from tests.toys.mlflow_server import mlflow_server
-from tests.toys.servers import free_port
+from tests.toys.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiproc]
 
@@ -145,7 +145,7 @@ def test_what_a_dead_server_misses_is_sent_with_its_videos_when_it_is_back(study
     floor = client.get_run(parent).data.metrics
     server.kill()
 
-    assert away_s < 20
+    assert away_s < 90  # asked once, and refused; MLflow itself would ask eight times, and pause for minutes
     assert len(caplog.records) == 1
     assert (silent, remaining, again) == (6, 0, 0)
     assert held == {number: ["videos.mp4"] for number in range(5)}

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from search.ui import server_environment
-from tests.toys.servers import Server, free_port
+from tests.toys.ports import free_port
+from tests.toys.servers import Server
 
 
 def mlflow_server(folder: Path) -> Server:

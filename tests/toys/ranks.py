@@ -1,21 +1,19 @@
 """A program as the ranks of a run: one process each, one thread each, joined by torchrun's environment."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.toys.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_ranks(arguments: Sequence[str], *, num_ranks: int = 2, timeout_s: float = 180) -> list[str]:
     """Run Python with these arguments on every rank, and return what each printed; all must end well."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = os.environ | {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
