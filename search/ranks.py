@@ -15,8 +15,10 @@ from search.objective import release_memory, run_trial
 from search.order import WorkOrder
 from search.pace import trouble
 from search.prepare import prepare_workbench
+from search.prompts import StudyPrompts
 from search.stages import Stages
 from search.storage import open_study, require_intact, store_errors, stored_config, stored_prompts
+from search.study import StudyConfig
 from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -32,9 +34,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     with store_errors(order.store):
-        study = open_study(order.store, order.study, url=order.url, is_known=True)
-        require_intact(study)
-        config, prompts = stored_config(study), stored_prompts(study)
+        config, prompts = _stored(order)
         device = resolve_device(config.model.device)
         group = init_group(device, timeout_s=max(DEFAULT_TIMEOUT_S, config.timeouts.first_s))
         cache = order.store / "cache"
@@ -42,6 +42,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
             config, prompts, group=group, device=device, cache=cache, lock=HostLock(), shared=order.shared
         )
         if group.rank == 0:
+            study = open_study(order.store, order.study, url=order.url, is_known=True)
             reason = Leader(bench, study, order, restart_count=restart_count).run()
             logger.info("done: %s", reason)
             if reason == trouble(study.get_trials(deepcopy=False), order):
@@ -49,6 +50,13 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
         else:
             follow(bench)
         group.close()
+
+
+def _stored(order: WorkOrder) -> tuple[StudyConfig, StudyPrompts]:
+    """Return the study's config and prompts; its connection is closed then, and rank 0 alone opens another."""
+    study = open_study(order.store, order.study, url=order.url, is_known=True)
+    require_intact(study)
+    return stored_config(study), stored_prompts(study)
 
 
 def follow(bench: Workbench) -> None:
