@@ -4,7 +4,7 @@
     1    a known error, in one line on stderr
     2    usage: unknown command, option or value
     3    export, verify or doctor found problems, certify gave no PASS, trial --from found other scores
-    130  interrupted
+    130  interrupted by a signal: started again, the command goes on
 
 Commands import what they need when they run, so that `hyq-search --help` answers at once.
 """
@@ -30,7 +30,7 @@ from search.commands import (
     workers,
 )
 from search.concealment import conceal_passwords
-from search.console import one_line, remark
+from search.console import INTERRUPTED, one_line, remark
 from search.install import check_installation
 
 app = typer.Typer(
@@ -82,7 +82,7 @@ def exit_code_of(arguments: list[str]) -> int:
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else int(finished.code is not None)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except known_errors() as error:
         remark(f"hyq-search: {one_line(str(error))}")
         return 1

@@ -5,7 +5,8 @@ rendered from fresh noise and timed once more (`search.confirming`), and picks g
 trial of Optuna cannot be changed, so they stand among the study's own attributes, one per trial: "confirmed:12".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import optuna
 
@@ -45,11 +46,17 @@ class Confirmation(FrozenModel):
 
 def confirmations(study: optuna.Study) -> dict[int, Confirmation]:
     """Return what was measured again, by number of the trial."""
-    return {
-        int(key.removeprefix(_PREFIX)): Confirmation.model_validate(value)
-        for key, value in study.user_attrs.items()
-        if key.startswith(_PREFIX)
-    }
+    return confirmations_among(study.user_attrs)
+
+
+def confirmations_among(attributes: Mapping[str, Any]) -> dict[int, Confirmation]:
+    """Return what was measured again by what stands among a study's own attributes."""
+    return {number: Confirmation.model_validate(attributes[f"{_PREFIX}{number}"]) for number in confirmed(attributes)}
+
+
+def confirmed(attributes: Iterable[str]) -> list[int]:
+    """Return which trials were measured again by the names of a study's own attributes."""
+    return [int(key.removeprefix(_PREFIX)) for key in attributes if key.startswith(_PREFIX)]
 
 
 def note_ended_worker(study: optuna.Study, number: int, who: str) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from hyquant.config import QuantConfig
-from search.confirmation import Confirmation, confirmations
+from search.confirmation import Confirmation, confirmations, confirmed
 from search.errors import DiskTrouble, TrialFailed
 from search.floor_measuring import Agree, own_floor
 from search.noise_floor import NoiseFloor
@@ -36,6 +37,33 @@ def pending(study: optuna.Study, config: StudyConfig) -> list[int]:
     at_first = offered(overview.config, points, overview.float_scores, overview.floor).values()
     first = dict.fromkeys((*known, *list(dict.fromkeys(at_first))[: config.confirm.members]))
     return spread(front, first=first, count=max(config.confirm.members, len(first)))[len(known) :]
+
+
+class PendingMembers:
+    """What `pending` says to somebody who asks again and again, read anew only when it may have changed.
+
+    Reading it takes every finished trial with all that it found out; while others measure, nothing of that changes.
+
+    Args:
+        study: The study.
+        config: Its config.
+    """
+
+    def __init__(self, study: optuna.Study, config: StudyConfig) -> None:
+        self._study, self._config = study, config
+        self._read_at: object = None
+        self._members: list[int] = []
+
+    def among(self, trials: Iterable[FrozenTrial]) -> list[int]:
+        """Return the members that are still to be measured again, in their order.
+
+        Args:
+            trials: All of the study, as they were just read.
+        """
+        now = sum(trial.state.is_finished() for trial in trials), confirmed(self._study.user_attrs)
+        if now != self._read_at:
+            self._read_at, self._members = now, pending(self._study, self._config)
+        return self._members
 
 
 def spread(front: Sequence[int], *, first: Iterable[int], count: int) -> list[int]:

@@ -8,6 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+INTERRUPTED = 130
+"""Exit code of a command that a signal has ended before its work was done: started again, it goes on."""
+
 
 def print_json(value: Any) -> None:
     """Print an answer as JSON, which programs read."""

@@ -171,6 +171,7 @@ def _open_tables(url: str, *, create: bool) -> Tables:
         _begin_immediate(storage.engine)
     elif create and storage.engine.name in ("mysql", "mariadb"):
         _widen(storage.engine)
+    storage.engine.dispose()  # opening took two connections at once, of which the pool would keep the second for good
     return storage
 
 
@@ -269,4 +270,3 @@ def _begin_immediate(engine: sqlalchemy.Engine) -> None:
 
     sqlalchemy.event.listen(engine, "connect", leave_transactions_to_us)
     sqlalchemy.event.listen(engine, "begin", begin)
-    engine.dispose()

@@ -1,7 +1,8 @@
 """The best of earlier studies on the same model, queued for a new one: what was good once is tried first again."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -55,9 +56,9 @@ def enqueue_earlier(study: optuna.Study, config: StudyConfig, fingerprint: str, 
     study.set_user_attr(NOTE, queued)
 
 
-def earlier_note(study: optuna.Study) -> str | None:
-    """Return in one sentence what was queued from earlier studies, None if nothing was."""
-    queued = study.user_attrs.get(NOTE)
+def earlier_note(attributes: Mapping[str, Any]) -> str | None:
+    """Return in one sentence what was queued from earlier studies by a study's attributes, None if nothing was."""
+    queued = attributes.get(NOTE)
     return f"queued from earlier studies on this model: {', '.join(queued)}" if queued else None
 
 

@@ -140,9 +140,9 @@ def _work(
             if _has_record(order):
                 _leave_in_order(study, config, on_event)
             return summary_of(study, "done")
-        if interrupts.count == 0 and order.max_trials is None:
+        if interrupts.count == 0:
             require_progress(study, config, running, None)
-        return summary_of(study, "left; the study goes on")
+        return summary_of(study, "left; the study goes on", was_asked_to_leave=interrupts.count > 0)
 
 
 def _has_record(order: WorkOrder) -> bool:

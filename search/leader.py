@@ -19,7 +19,7 @@ from hyquant.distributed import Group
 from hyquant.errors import HyquantError
 from search.blame import blame_within
 from search.confirmation import Confirmation, store_confirmation
-from search.confirming import bench_for_again, measure_again, pending
+from search.confirming import PendingMembers, bench_for_again, measure_again, pending
 from search.databases import open_storage
 from search.earlier import FINGERPRINT, enqueue_earlier
 from search.errors import DiskTrouble, SearchError, StudyMismatch, TrialFailed
@@ -30,6 +30,7 @@ from search.lease import LeaseWatch, leased
 from search.objective import release_memory
 from search.order import WorkOrder, is_asked_to_leave, slot_folder
 from search.pace import must_wait, next_draw, stop_reason, trouble
+from search.pauses import Pauses
 from search.profiling import ceiling_sentence, stored_profile
 from search.proposal import take
 from search.recorder import Recorder
@@ -45,7 +46,7 @@ from search.workbench import Workbench
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 1.0
+_FIRST_PAUSE_S = 1.0
 
 
 class Leader:
@@ -73,7 +74,9 @@ class Leader:
         self._num_done = 0
         self._was_tried_out = False
         self._knows_model = False
+        self._num_evaluated = 0
         self._room = RoomWatch(self._shortage, bench.config.timeouts.room_s)
+        self._pauses = Pauses(_FIRST_PAUSE_S)
         self._blame = blame_within(
             order.runner, lambda slot: slot_folder(order.store, order.study, slot, crew=order.crew)
         )
@@ -96,8 +99,7 @@ class Leader:
 
     def _run(self) -> str:
         if self._order.slot == 0 and self._order.until_trial is None and not self._order.crew:
-            storage = open_storage(self._order.store, url=self._order.url, is_known=True)
-            enqueue_earlier(self._study, self._bench.config, self._bench.model.fingerprint(), storage)
+            self._enqueue_earlier()
         self._profile()
         while (reason := self._wait_for_turn()) is None:
             self._require_same_model()
@@ -106,6 +108,11 @@ class Leader:
         if self._order.until_trial is None and self._may_confirm():
             self._confirm_front()
         return reason
+
+    def _enqueue_earlier(self) -> None:
+        """Queue the best of earlier studies; what is read of these, and the connection, go when it is done."""
+        storage = open_storage(self._order.store, url=self._order.url, is_known=True)
+        enqueue_earlier(self._study, self._bench.config, self._bench.model.fingerprint(), storage)
 
     def _require_same_model(self) -> None:
         """Refuse to add trials of other weights to a study; nothing is known before its first slot has loaded some."""
@@ -161,22 +168,30 @@ class Leader:
 
     def _confirm_front(self) -> None:
         """Measure the members of the front again that no slot has in hand; each is stored before the next begins."""
-        while self._awaits_trials() and self._reason_to_leave() is None:
-            self._rest()
+        while self._awaits_trials(trials := self._study.get_trials(deepcopy=False)) and self._reason_to_leave() is None:
+            self._rest(trials)
+        self._pauses.end()
         claims = MemberClaims(self._study, self._order.worker)
-        while (members := pending(self._study, self._bench.config)) and self._reason_to_leave() is None:
-            number = next(filter(claims.claim, members), None) if self._room.has_room() else None
-            if number is None:
-                self._rest()  # no room, or other slots have them in hand; if one dies, its members are still pending
-                continue
-            with claims.held(number):
-                if number in pending(self._study, self._bench.config):
-                    self._confirm(number)
-            self._recorder.sign_of_life()
+        still_pending = PendingMembers(self._study, self._bench.config)
+        while (members := still_pending.among(trials)) and self._reason_to_leave() is None:
+            number = claims.claim(members) if self._room.has_room() else None
+            if number is None:  # no room, or other slots have them in hand; if one dies, its members are still pending
+                self._rest(trials)
+            else:
+                self._confirm_held(number, claims)
+                self._pauses.end()
+            trials = self._study.get_trials(deepcopy=False)
 
-    def _awaits_trials(self) -> bool:
+    def _confirm_held(self, number: int, claims: MemberClaims) -> None:
+        """Measure a claimed member again, unless somebody has meanwhile, and give it up."""
+        with claims.held(number):
+            if number in pending(self._study, self._bench.config):
+                self._confirm(number)
+        self._recorder.sign_of_life()
+
+    def _awaits_trials(self, trials: Sequence[FrozenTrial]) -> bool:
         """Say whether a trial under way may still join the front; out of time, nobody waits for joined workers."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
         if self._order.is_out_of_time(now=time.monotonic()):
             return any(local_worker(trial, self._order.crew) is not None for trial in running)
         return bool(running)
@@ -224,21 +239,27 @@ class Leader:
         budget = self._bench.config.budget
         while True:
             trials = self._study.get_trials(deepcopy=False)
+            self._num_evaluated = num_evaluated(count_states(trials))
             reason = self._reason_to_stop(trials)
             is_drained = self._grid is not None and self._grid.is_drained(trials)
             must_rest = is_drained or must_wait(trials, budget, self._order)
             if reason is not None or (not must_rest and self._room.has_room()):
+                self._pauses.end()
                 return reason
-            self._rest()
+            self._rest(trials)
 
     def _shortage(self) -> str | None:
-        return trial_shortage(self._bench.config, self._order.store, num_evaluated(count_states(self._study)))
+        return trial_shortage(self._bench.config, self._order.store, self._num_evaluated)
 
-    def _rest(self) -> None:
-        """Wait a moment for other workers, and give up on those that are gone."""
-        reclaim_lost_trials(self._study, self._watch, self._blame)
+    def _rest(self, trials: Sequence[FrozenTrial]) -> None:
+        """Wait a moment for other workers, and give up on those that are gone.
+
+        Args:
+            trials: All trials, as they were just read.
+        """
+        reclaim_lost_trials(self._study, self._watch, self._blame, trials=trials)
         self._followers.keep_alive()
-        time.sleep(_POLL_S)
+        time.sleep(self._pauses.next_s())
 
     def _reason_to_stop(self, trials: Sequence[FrozenTrial]) -> str | None:
         budget, is_grid = self._bench.config.budget, self._grid is not None
@@ -246,7 +267,7 @@ class Leader:
         reason = reason or self._reason_to_leave()
         if reason is not None or self._order.until_trial is not None:
             return reason
-        return study_stall(self._study, self._bench.config) or self._tried_out(trials)
+        return study_stall(trials, self._bench.config) or self._tried_out(trials)
 
     def _tried_out(self, trials: Sequence[FrozenTrial]) -> str | None:
         """Return that the grid is done, if the last look said so too: what is lost is failed first, then queued."""

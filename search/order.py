@@ -10,7 +10,7 @@ from pydantic import ConfigDict, ValidationError
 
 from hyquant.calibration.store import write_atomically
 from hyquant.config import FrozenModel, digest
-from search.processes import ProcessId, WorkerId, this_worker
+from search.processes import ProcessId, WorkerId, this_process, this_worker
 
 MAX_DEATHS_IN_A_ROW = 3
 ORDER_VARIABLE = "HYQ_WORK_ORDER"
@@ -110,6 +110,28 @@ def write_state(folder: Path, state: SlotState) -> None:
     """Replace the state of a slot."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "state.json", state.model_dump_json().encode())
+
+
+def told_ns(folder: Path) -> int:
+    """Return when a slot's state was last written, in the file system's nanoseconds; 0 if never."""
+    try:
+        return (folder / "state.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def read_worker(folder: Path) -> ProcessId | None:
+    """Return which process last began to work as rank 0 of a slot; None if there was none."""
+    try:
+        return ProcessId.model_validate_json((folder / "worker.json").read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write_worker(folder: Path) -> None:
+    """Say that this process is rank 0 of a slot now, so that its runner sees it die."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "worker.json", this_process().model_dump_json().encode())
 
 
 def ask_to_leave(folder: Path) -> None:

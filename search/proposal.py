@@ -14,12 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hyquant.config import QuantConfig, digest
 from search.lean import CONFIG
+from search.pauses import Pauses
 from search.study import StudyConfig
 from search.trials import find_record
 from spaces.suggest import preset_params, suggest
 
 HOLDS = "config_digest"
-_POLL_S = 0.5
+_FIRST_PAUSE_S = 0.5
 
 
 def enqueue_presets(study: optuna.Study, config: StudyConfig) -> int:
@@ -74,7 +75,7 @@ def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[
     Args:
         trial: The running trial.
         config: What it chose.
-        while_waiting: Called about twice a second while waiting.
+        while_waiting: Called at every look while waiting.
     """
     key = digest(config)
     trial.set_user_attr(CONFIG, config.model_dump(mode="json"))
@@ -83,7 +84,7 @@ def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[
         trials = trial.study.get_trials(deepcopy=False)
         return find_record(trials, key), _holders(trials, key, trial.number)
 
-    is_holding = False
+    is_holding, pauses = False, Pauses(_FIRST_PAUSE_S)
     while True:
         record, others = look()
         if not is_holding and (record is not None or all(other > trial.number for other in others)):
@@ -96,7 +97,7 @@ def claim(trial: optuna.Trial, config: QuantConfig, *, while_waiting: Callable[[
             trial.set_user_attr(HOLDS, None)
             is_holding = False
         while_waiting()
-        time.sleep(_POLL_S)
+        time.sleep(pauses.next_s())
 
 
 def _holders(trials: list[FrozenTrial], key: str, number: int) -> list[int]:

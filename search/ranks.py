@@ -15,6 +15,7 @@ from search.objective import release_memory, run_trial
 from search.order import WorkOrder
 from search.pace import trouble
 from search.prepare import prepare_workbench
+from search.prompts import StudyPrompts
 from search.stages import Stages
 from search.storage import open_study, require_intact, store_errors, stored_config, stored_prompts
 from search.study import StudyConfig
@@ -34,9 +35,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
     with store_errors(order.store):
-        study = open_study(order.store, order.study, url=order.url, is_known=True)
-        require_intact(study)
-        config, prompts = stored_config(study), stored_prompts(study)
+        config, prompts = _stored(order)
         device = resolve_device(config.model.device)
         group = init_group(device, timeout_s=patience_s(config))
         cache = order.store / "cache"
@@ -44,6 +43,7 @@ def work(order: WorkOrder, *, restart_count: int) -> None:
             config, prompts, group=group, device=device, cache=cache, lock=HostLock(), shared=order.shared
         )
         if group.rank == 0:
+            study = open_study(order.store, order.study, url=order.url, is_known=True)
             reason = Leader(bench, study, order, restart_count=restart_count).run()
             logger.info("done: %s", reason)
             if reason == trouble(study.get_trials(deepcopy=False), order):
@@ -58,6 +58,13 @@ def patience_s(config: StudyConfig) -> float:
     timeouts = config.timeouts
     trials = 1 if config.confirm is None else config.confirm.seeds
     return max(DEFAULT_TIMEOUT_S, trials * max([timeouts.first_s, *timeouts.stages.values()])) + 2 * BACKSTOP_S
+
+
+def _stored(order: WorkOrder) -> tuple[StudyConfig, StudyPrompts]:
+    """Return the study's config and prompts; its connection is closed then, and rank 0 alone opens another."""
+    study = open_study(order.store, order.study, url=order.url, is_known=True)
+    require_intact(study)
+    return stored_config(study), stored_prompts(study)
 
 
 def follow(bench: Workbench) -> None:

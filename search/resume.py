@@ -1,6 +1,6 @@
 """Taking a stored study up again: whether it still is the same, and which running trials are lost."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,13 @@ def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: stored {stored!r}, file {given!r}"
 
 
-def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None, blame: Blame = NO_BLAME) -> list[int]:
+def reclaim_lost_trials(
+    study: optuna.Study,
+    watch: LeaseWatch | None = None,
+    blame: Blame = NO_BLAME,
+    *,
+    trials: Iterable[FrozenTrial] | None = None,
+) -> list[int]:
     """Fail running trials that are lost and queue their parameters again; return their numbers.
 
     Lost is what a dead process of this host had in hand, and what `watch` has seen without a moving lease for too long.
@@ -79,8 +85,10 @@ def reclaim_lost_trials(study: optuna.Study, watch: LeaseWatch | None = None, bl
         watch: What this process knows of leases; None looks at processes alone.
         blame: Who is responsible. A config that ended its worker too often is marked and not queued again
             (`search.poison`).
+        trials: All of the study, as they were just read; None reads them.
     """
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    found = study.get_trials(deepcopy=False) if trials is None else trials
+    running = [trial for trial in found if trial.state == TrialState.RUNNING]
     still = set() if watch is None else watch.lost(running)
     lost = [trial for trial in running if trial.number in still or is_dead_here(trial, blame.runner)]
     return [trial.number for trial in lost if _reclaimed(study, trial, blame)]

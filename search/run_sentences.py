@@ -1,10 +1,11 @@
 """What a run says about trials and the study: one line each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import optuna
 
-from search.confirmation import Confirmation, confirmations
+from search.confirmation import Confirmation, confirmations_among
 from search.earlier import earlier_note
 from search.readable import readable
 from search.retry import queued_again
@@ -20,10 +21,10 @@ def trial_sentence(trial: optuna.trial.FrozenTrial, config: StudyConfig) -> str:
     return f"trial {trial.number} {state}" + (f": {values}" if values else "") + (f": {reason}" if reason else "")
 
 
-def study_notes(study: optuna.Study, config: StudyConfig) -> list[str]:
-    """Return what workers have to tell about the study as a whole, in order."""
-    sentences = [study.user_attrs.get("ceiling"), earlier_note(study)]
-    again = [again_sentence(number, found, config) for number, found in confirmations(study).items()]
+def study_notes(attributes: Mapping[str, Any], config: StudyConfig) -> list[str]:
+    """Return what workers have to tell about the study as a whole, in its attributes, in order."""
+    sentences = [attributes.get("ceiling"), earlier_note(attributes)]
+    again = [again_sentence(number, found, config) for number, found in confirmations_among(attributes).items()]
     return [str(sentence) for sentence in (*sentences, *again) if sentence]
 
 

@@ -8,8 +8,9 @@ whoever sees another lets go and comes again after a moment. A claim whose lease
 of one that its runner ends (`search.watching`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import optuna
 
@@ -42,15 +43,18 @@ class MemberClaims:
         self._me = worker.key
         self._watch = watch or LeaseWatch()
 
-    def claim(self, number: int) -> bool:
-        """Try to claim a member; False if another slot has it or wants it in this moment."""
-        if self._others(number):
-            return False
-        self._write(number, 0)
-        if self._others(number):
+    def claim(self, numbers: Iterable[int]) -> int | None:
+        """Claim the first of these members that no other slot has, or wants in this moment; None if there is none."""
+        others = self._of_others()
+        for number in numbers:
+            if number in others:
+                continue
+            self._write(number, 0)
+            others = self._of_others()
+            if number not in others:
+                return number
             self._write(number, None)
-            return False
-        return True
+        return None
 
     @contextmanager
     def held(self, number: int) -> Iterator[None]:
@@ -59,12 +63,11 @@ class MemberClaims:
             yield
         self._write(number, None)
 
-    def _others(self, number: int) -> list[str]:
-        claims = member_claims(self._study)
+    def _of_others(self) -> set[int]:
+        """Return the members that others have or want, as far as their leases move."""
+        claims = member_claims(self._study.user_attrs)
         dead = self._watch.stopped(claims)
-        return [
-            key for key in claims if key.startswith(self._key(number, "")) and key not in dead and self._me not in key
-        ]
+        return {int(key.split(":")[1]) for key in claims if key not in dead and self._me not in key}
 
     def _write(self, number: int, lease: int | None) -> None:
         claim = None if lease is None else MemberClaim(worker=self._worker, lease=lease).model_dump()
@@ -91,8 +94,7 @@ def drop_dead(
             yield int(key.split(":")[1]), claim
 
 
-def member_claims(study: optuna.Study) -> Mapping[str, MemberClaim]:
-    """Return the claims there are by key."""
-    attributes = study.user_attrs.items()
-    held = {key: value for key, value in attributes if key.startswith(f"{_PREFIX}:") and value is not None}
+def member_claims(attributes: Mapping[str, Any]) -> dict[str, MemberClaim]:
+    """Return the claims there are among a study's own attributes, by key."""
+    held = {k: value for k, value in attributes.items() if k.startswith(f"{_PREFIX}:") and value is not None}
     return {key: MemberClaim.model_validate(value) for key, value in held.items()}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from search.claims import Claim, claimed
-from search.order import ORDER_VARIABLE, SlotState, WorkOrder, read_state, write_state
-from search.processes import this_process
+from search.order import ORDER_VARIABLE, SlotState, WorkOrder, read_state, read_worker, told_ns, write_state
+from search.processes import ProcessId, is_alive, this_process
 from search.slot_devices import AUTO, cores_here, read_devices
 from search.study import Slot
 
@@ -30,6 +30,21 @@ MAX_LOG_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
+class SlotSigns:
+    """What a slot tells of itself on its host, without the study's database.
+
+    Attributes:
+        is_running: Whether its agent runs.
+        worker: The process of its rank 0; None if that is dead, or not there yet.
+        told_ns: When it last wrote its state, as after every trial.
+    """
+
+    is_running: bool
+    worker: ProcessId | None
+    told_ns: int
+
+
+@dataclass(frozen=True)
 class RunningSlot:
     """A started slot: its agent process and where it logs."""
 
@@ -41,6 +56,12 @@ class RunningSlot:
     def is_running(self) -> bool:
         """Say whether the agent still runs."""
         return self.agent.poll() is None
+
+    def signs(self) -> SlotSigns:
+        """Look at the slot's processes and its folder."""
+        worker = read_worker(self.folder)
+        is_there = worker is not None and is_alive(worker)
+        return SlotSigns(self.is_running, worker if is_there else None, told_ns(self.folder))
 
     def failure(self) -> str | None:
         """Return why a slot that has ended did not do its work; None if it did."""

@@ -17,7 +17,7 @@ from search.hypervolume import Losses, hypervolume
 from search.picks import Direction, losses
 from search.samplers import grid_of_study
 from search.study import Budget, StudyConfig
-from search.trials import competitors, count_states, is_evaluated, num_evaluated, trial_state
+from search.trials import comparable, count_states, is_evaluated, num_evaluated, trial_state
 
 USED_UP = "the budget is used"
 _BEYOND = 0.1
@@ -47,20 +47,21 @@ def stall_reason(trials: Sequence[FrozenTrial], budget: Budget, directions: Sequ
     )
 
 
-def study_stall(study: optuna.Study, config: StudyConfig) -> str | None:
-    """Return why a stored study has stopped getting better, or None."""
+def study_stall(trials: Sequence[FrozenTrial], config: StudyConfig) -> str | None:
+    """Return why a study with these trials has stopped getting better, or None."""
     if config.budget.stall_trials is None:
         return None
-    comparable = {trial.number for trial in competitors(study)}
-    trials = [t for t in study.get_trials(deepcopy=False) if t.number in comparable or trial_state(t) != "complete"]
-    return stall_reason(trials, config.budget, [objective.direction for objective in config.objectives])
+    compared = {trial.number for trial in comparable(trials, [objective.metric for objective in config.objectives])}
+    telling = [trial for trial in trials if trial.number in compared or trial_state(trial) != "complete"]
+    return stall_reason(telling, config.budget, [objective.direction for objective in config.objectives])
 
 
 def why_over(study: optuna.Study, config: StudyConfig) -> str | None:
     """Return why no further trial is to come, whatever the time; None if trials are to come."""
-    if num_evaluated(count_states(study)) >= config.budget.trials:
+    trials = study.get_trials(deepcopy=False)
+    if num_evaluated(count_states(trials)) >= config.budget.trials:
         return USED_UP
-    return study_stall(study, config) or tried_out(grid_of_study(config), study.get_trials(deepcopy=False))
+    return study_stall(trials, config) or tried_out(grid_of_study(config), trials)
 
 
 def growth(before: Sequence[Losses], now: Sequence[Losses]) -> float:

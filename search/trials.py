@@ -144,15 +144,20 @@ def front(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def competitors(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the complete trials whose values are comparable.
+    """Return the complete trials of a study whose values are comparable."""
+    stored = study.user_attrs.get("study_config", {}).get("objectives", ())
+    return comparable(study.get_trials(deepcopy=False), [objective["metric"] for objective in stored])
+
+
+def comparable(trials: Iterable[FrozenTrial], objectives: Iterable[str]) -> list[FrozenTrial]:
+    """Return the complete trials whose values are comparable, by the metrics of the objectives.
 
     Where latency is an objective, trials whose latency is simulated compete only if there is no native one: the seconds
     of float arithmetic and those of integer kernels are not the same quantity. A trial of the float model runs neither,
     and competes with both.
     """
-    complete = [trial for trial in study.get_trials(deepcopy=False) if trial_state(trial) == "complete"]
-    stored = study.user_attrs.get("study_config", {}).get("objectives", ())
-    if any(objective["metric"].startswith("latency") for objective in stored):
+    complete = [trial for trial in trials if trial_state(trial) == "complete"]
+    if any(metric.startswith("latency") for metric in objectives):
         others = [trial for trial in complete if not is_simulated(trial)]
         complete = complete if all(map(is_float, others)) else others
     return complete

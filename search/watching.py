@@ -1,12 +1,14 @@
 """Watch slots while they work, say what happens, and leave a study in order: what `run` and `worker` have in common."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from hyquant.memory import give_back
 from search.blame import blame_still_workers, blame_within, end_still_workers, taken_from_still_workers
@@ -14,19 +16,20 @@ from search.confirmation import confirmations, note_ended_worker
 from search.confirming import pending
 from search.errors import SearchError, StoreError
 from search.interrupts import Interrupts
-from search.lease import LeaseWatch
+from search.lease import RENEW_S, LeaseWatch
 from search.order import ask_to_leave
 from search.processes import this_process
 from search.resume import hand_back_trials, reclaim_lost_trials, worker_of
 from search.room import fullness, trial_shortage
 from search.run_sentences import lost_in_words, study_notes, trial_sentence
 from search.sharing import drop_dead, member_claims
-from search.slots import RunningSlot, stop_slots
+from search.slots import RunningSlot, SlotSigns, stop_slots
 from search.stall import why_over
 from search.study import StudyConfig
 from search.trials import count_states, front, num_evaluated
 
 POLL_S = 0.5
+"""Slots of this process are looked at so often: their processes, and files in their folders."""
 
 EventKind = Literal["created", "resumed", "note", "progress", "trial", "slot_stopped"]
 
@@ -52,13 +55,23 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended."""
+    """How a run ended.
+
+    Attributes:
+        study: Name of the study.
+        counts: Trials by state, as `search.trials.count_states` gives them.
+        evaluated: How many trials count towards the budget.
+        front_size: Members of the front.
+        message: What ended it.
+        was_asked_to_leave: Whether a signal did, and the study goes on.
+    """
 
     study: str
     counts: dict[str, int]
     evaluated: int
     front_size: int
     message: str
+    was_asked_to_leave: bool = False
 
 
 OnEvent = Callable[[RunEvent], None]
@@ -69,14 +82,19 @@ EVERY_TRIALS = 10
 
 
 def event(
-    kind: EventKind, message: str, study: optuna.Study, config: StudyConfig, *, trial: int | None = None
+    kind: EventKind,
+    message: str,
+    trials: optuna.Study | Iterable[FrozenTrial],
+    config: StudyConfig,
+    *,
+    trial: int | None = None,
 ) -> RunEvent:
-    """Make an event of how the study stands now."""
-    counts = count_states(study)
+    """Make an event of how the study stands, now or when these trials of it were read."""
+    counts = count_states(trials)
     return RunEvent(kind=kind, message=message, counts=counts, budget=config.budget.trials, trial=trial)
 
 
-def summary_of(study: optuna.Study, message: str) -> RunSummary:
+def summary_of(study: optuna.Study, message: str, *, was_asked_to_leave: bool = False) -> RunSummary:
     """Sum up how a study stands at the end of a run."""
     counts = count_states(study)
     return RunSummary(
@@ -85,47 +103,89 @@ def summary_of(study: optuna.Study, message: str) -> RunSummary:
         evaluated=num_evaluated(counts),
         front_size=len(front(study)),
         message=message,
+        was_asked_to_leave=was_asked_to_leave,
     )
 
 
 def watch(
-    study: optuna.Study, config: StudyConfig, slots: list[RunningSlot], interrupts: Interrupts, on_event: OnEvent
+    study: optuna.Study,
+    config: StudyConfig,
+    slots: Sequence[RunningSlot],
+    interrupts: Interrupts,
+    on_event: OnEvent,
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Report progress until every slot has ended; take back the trials of workers that died."""
-    seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
-    num_kept_to = len(seen)
-    ended: set[int] = set()
-    was_short = False
-    leases, claims = LeaseWatch(), LeaseWatch()
-    told = set(study_notes(study, config)) - {study.user_attrs.get("ceiling")}
-    while len(ended) < len(slots):
-        for sentence in study_notes(study, config):
-            if sentence not in told:
-                told.add(sentence)
-                on_event(event("note", sentence, study, config))
-        for slot in slots:
-            if slot.index not in ended and not slot.is_running:
-                ended.add(slot.index)
+    """Report progress until every slot has ended; take back the trials of workers that died.
+
+    The study is read each `RENEW_S` seconds, because all processes of all hosts read it, and at once when a slot here
+    has something to tell: a trial has finished, rank 0 has died or begun, the slot has ended.
+    """
+    watcher = Watcher(study, config, slots, on_event)
+    told: list[SlotSigns] = []
+    due_s = clock()
+    while slots:
+        signs = [slot.signs() for slot in slots]
+        if signs != told or clock() >= due_s:
+            watcher.look()
+            told, due_s = signs, clock() + RENEW_S
+        if not any(sign.is_running for sign in signs):
+            return
+        interrupts.wait(POLL_S)
+
+
+class Watcher:
+    """What `run` or `worker` knows of its study and of its slots from one look to the next.
+
+    Args:
+        study: The study, opened by this process.
+        config: Its config.
+        slots: The slots of this process.
+        on_event: Told about everything worth showing.
+    """
+
+    def __init__(
+        self, study: optuna.Study, config: StudyConfig, slots: Sequence[RunningSlot], on_event: OnEvent
+    ) -> None:
+        self._study, self._config, self._slots, self._on_event = study, config, slots, on_event
+        attributes = study.user_attrs
+        self._told = set(study_notes(attributes, config)) - {attributes.get("ceiling")}
+        self._seen = {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+        self._num_kept_to = len(self._seen)
+        self._ended: set[int] = set()
+        self._was_short = False
+        self._leases, self._claims = LeaseWatch(), LeaseWatch()
+
+    def look(self) -> None:
+        """See how things stand and do what is to be done: one list of trials, one read of the study's attributes."""
+        attributes, trials = self._study.user_attrs, self._study.get_trials(deepcopy=False)
+        if _take_back(self._study, trials, self._slots, self._leases):
+            trials = self._study.get_trials(deepcopy=False)
+        _look_after_claims(self._study, attributes, self._claims)
+        for sentence in study_notes(attributes, self._config):
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self._on_event(event("note", sentence, trials, self._config))
+        for slot in self._slots:
+            if slot.index not in self._ended and not slot.is_running:
+                self._ended.add(slot.index)
                 if failure := slot.failure():
-                    on_event(event("slot_stopped", f"slot {slot.index} stopped: {failure}", study, config))
-        _take_back(study, slots, leases)
-        _look_after_claims(study, claims)
-        trials = study.get_trials(deepcopy=False)
+                    message = f"slot {slot.index} stopped: {failure}"
+                    self._on_event(event("slot_stopped", message, trials, self._config))
         counts = count_states(trials)
-        shortage = _shortage(config, counts)
-        if shortage is not None and not was_short:
-            on_event(event("note", f"waiting for room: {shortage}", study, config))
-        was_short = shortage is not None
+        shortage = _shortage(self._config, counts)
+        if shortage is not None and not self._was_short:
+            self._on_event(event("note", f"waiting for room: {shortage}", trials, self._config))
+        self._was_short = shortage is not None
         for trial in trials:
-            if trial.state.is_finished() and trial.number not in seen:
-                seen.add(trial.number)
-                on_event(event("trial", trial_sentence(trial, config), study, config, trial=trial.number))
-        if len(seen) >= num_kept_to + EVERY_TRIALS:
-            num_kept_to = len(seen)
-            _keep_policy(study, config, at_end=False)
-        on_event(RunEvent("progress", "", counts=counts, budget=config.budget.trials))
-        if len(ended) < len(slots):
-            interrupts.wait(POLL_S)
+            if trial.state.is_finished() and trial.number not in self._seen:
+                self._seen.add(trial.number)
+                sentence = trial_sentence(trial, self._config)
+                self._on_event(event("trial", sentence, trials, self._config, trial=trial.number))
+        if len(self._seen) >= self._num_kept_to + EVERY_TRIALS:
+            self._num_kept_to = len(self._seen)
+            _keep_policy(self._study, self._config, at_end=False)
+        self._on_event(RunEvent("progress", "", counts=counts, budget=self._config.budget.trials))
 
 
 def _shortage(config: StudyConfig, counts: dict[str, int]) -> str | None:
@@ -134,26 +194,37 @@ def _shortage(config: StudyConfig, counts: dict[str, int]) -> str | None:
     return fullness(store) if counts["running"] else trial_shortage(config, store, num_evaluated(counts))
 
 
-def _take_back(study: optuna.Study, slots: Sequence[RunningSlot], leases: LeaseWatch) -> None:
+def _take_back(
+    study: optuna.Study, trials: Sequence[FrozenTrial], slots: Sequence[RunningSlot], leases: LeaseWatch
+) -> bool:
     """Take lost trials back, mark the configs that ended workers of these slots too often, and end still workers.
 
     Others look at leases too, and may be first to take a trial from a worker of these slots that stands still.
+
+    Returns:
+        Whether any was taken back.
     """
     runner, folders = this_process(), {slot.index: slot.folder for slot in slots}
     blame = blame_within(runner, folders.__getitem__)
     doubtful = leases.doubtful()
-    numbers = reclaim_lost_trials(study, leases, blame)
+    numbers = reclaim_lost_trials(study, leases, blame, trials=trials)
     if not numbers and not doubtful:
-        return
-    trials = study.get_trials(deepcopy=False)
+        return False
     by_others = taken_from_still_workers(trials, doubtful - {*numbers}, runner)
     blame_still_workers(study, by_others, blame)
     end_still_workers(map(worker_of, [*(trials[number] for number in numbers), *by_others]), runner)
+    return bool(numbers)
 
 
-def _look_after_claims(study: optuna.Study, watch: LeaseWatch) -> None:
-    """See to workers of this process that measure members of the front again: end who stands still, note who ended."""
-    claims = member_claims(study)
+def _look_after_claims(study: optuna.Study, attributes: Mapping[str, Any], watch: LeaseWatch) -> None:
+    """See to workers of this process that measure members of the front again: end who stands still, note who ended.
+
+    Args:
+        study: The study.
+        attributes: Its own, as they were read last.
+        watch: What this process knows of the leases of claims.
+    """
+    claims = member_claims(attributes)
     for number, claim in drop_dead(study, claims, this_process()):
         note_ended_worker(study, number, claim.worker.key)
     end_still_workers([claims[key].worker for key in watch.stopped(claims)], this_process())

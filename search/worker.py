@@ -11,12 +11,21 @@ start find its word.
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hyquant.errors import HyquantError
 from search.concealment import conceal_passwords
 from search.errors import SearchError
-from search.order import AGENT_VARIABLE, MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, write_state
+from search.order import (
+    AGENT_VARIABLE,
+    MAX_DEATHS_IN_A_ROW,
+    ORDER_VARIABLE,
+    WorkOrder,
+    read_state,
+    write_state,
+    write_worker,
+)
 from search.processes import exit_with_parent
 
 logger = logging.getLogger(__name__)
@@ -31,6 +40,9 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank{rank} %(name)s %(message)s", stream=sys.stderr)
     folder = order.folder
+    if rank == 0:
+        with suppress(OSError):  # on a full disk; then it dies unseen until the runner next reads the study
+            write_worker(folder)
     state = read_state(folder)
     if state.stopped is not None:
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from search.commands.options import AsJson, Kernel, SharedFolder, Storage, Store, Study, TrackingUri
-from search.console import print_json, print_line, remark
+from search.console import INTERRUPTED, print_json, print_line, remark
 from search.progress import RunProgress
 
 
@@ -57,9 +57,11 @@ def worker(
         )
     if as_json:
         print_json({"study": summary.study, "message": summary.message, "trials": summary.counts})
-        return
-    counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
-    print_line(f"{summary.study}: {summary.message}; {counts}")
+    else:
+        counts = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count)
+        print_line(f"{summary.study}: {summary.message}; {counts}")
+    if summary.was_asked_to_leave:
+        raise typer.Exit(INTERRUPTED)
 
 
 def storage_proxy(

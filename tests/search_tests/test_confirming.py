@@ -10,7 +10,7 @@ from hyquant.devices import resolve_device
 from hyquant.distributed import Group
 from search.answers import table_row, trial_json, trial_lines
 from search.confirmation import Confirmation, confirmations, store_confirmation
-from search.confirming import bench_for_again, pending
+from search.confirming import PendingMembers, bench_for_again, pending
 from search.earlier import FINGERPRINT, earlier_note
 from search.leader import Leader
 from search.locks import HostLock
@@ -25,10 +25,11 @@ from search.run_log import AGAIN_TAG
 from search.rungs import Scored
 from search.scoring import measured_figures
 from search.stages import Stages
-from search.storage import create_study
+from search.storage import create_study, open_study
 from search.study import Budget, ConfirmConfig, Constraint, Objective, PresetsConfig, RungsConfig
 from search.tracking import Tracker
 from search.trials import count_states, front, trial_reason, trial_result, trial_state
+from tests.toys.statements import statements, texts
 
 PROMPTS = StudyPrompts(
     calibration=("one red cube",),
@@ -320,6 +321,25 @@ def test_what_is_offered_is_measured_again_first_and_no_more_than_asked_for(meas
     assert pending(measured, one) == []
 
 
+def test_who_asks_again_what_is_pending_reads_finished_trials_only_when_something_has_changed(
+    stored_store, small_study, make_result
+):
+    study = open_study(stored_store, "demo")
+    config = small_study.model_copy(update={"confirm": ConfirmConfig(members=2)})
+    members, trials = PendingMembers(study, config), study.get_trials(deepcopy=False)
+    with statements(study) as of_attributes:
+        study.user_attrs  # noqa: B018
+
+    first = members.among(trials)
+    with statements(study) as of_asking_again:
+        again_asked = members.among(trials)
+    assert first == again_asked == pending(study, config) != []
+    assert texts(of_asking_again) == texts(of_attributes)
+
+    store_confirmation(study, first[0], again(make_result, 0.9, 0.9))
+    assert members.among(trials) == pending(study, config) == first[1:]
+
+
 def test_both_ends_of_a_front_larger_than_its_members_are_measured_again(measured, make_result):
     """The ends and the knee by first values, then the middle of the widest gap; picks then come from these members."""
     for quality, ratio in [(0.69, 0.5), (0.6, 0.4), (0.5, 0.3), (0.4, 0.2), (0.3, 0.1)]:
@@ -379,6 +399,6 @@ def test_the_best_of_an_earlier_study_on_the_same_model_is_queued_for_a_new_one(
     best = next(row.number for row in read_overview(old).front if row.picks)
     presets = [trial.user_attrs["preset"] for trial in study.trials if "preset" in trial.user_attrs]
     assert presets == [f"trial {best} of earlier"]
-    assert f"trial {best} of earlier" in earlier_note(study)
+    assert f"trial {best} of earlier" in earlier_note(study.user_attrs)
     assert study.trials[0].params == old.trials[best].params
-    assert earlier_note(without) is None
+    assert earlier_note(without.user_attrs) is None

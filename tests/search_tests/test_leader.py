@@ -10,9 +10,14 @@ from optuna.trial import TrialState
 
 from search.grid import GridSampler
 from search.leader import Leader
+from search.lease import RENEW_S, LeaseWatch
 from search.order import WorkOrder, ask_to_leave
+from search.pauses import Pauses
 from search.processes import this_worker
-from search.study import ConfirmConfig
+from search.resume import NO_BLAME
+from search.storage import open_study
+from search.study import Budget, ConfirmConfig
+from tests.toys.statements import statements, texts
 
 CONFIRM = ConfirmConfig()
 
@@ -41,15 +46,15 @@ def make_leader(study, tmp_path, monkeypatch):
         leader._bench = SimpleNamespace(config=SimpleNamespace(confirm=confirm))
         rests = iter(range(20))
 
-        def rest():
+        def rest(trials):
             on_rest(order)
             if next(rests, None) is None:
                 raise StillWaiting
 
-        leader._rest = rest
+        leader._rest, leader._pauses = rest, Pauses(1.0)
         return leader
 
-    monkeypatch.setattr("search.leader.pending", lambda study, config: [])
+    monkeypatch.setattr("search.confirming.pending", lambda study, config: [])
     return make
 
 
@@ -104,3 +109,37 @@ def test_a_worker_that_is_asked_to_leave_waits_for_nobody(make_leader, study):
 def test_a_study_that_measures_nothing_again_waits_for_nobody(make_leader):
     assert make_leader()._may_confirm()
     assert not make_leader(confirm=None)._may_confirm()
+
+
+def test_who_waits_for_the_trials_of_others_asks_for_one_list_of_trials_each_time_and_less_and_less_often(
+    make_leader, small_study, stored_store, monkeypatch
+):
+    study = open_study(stored_store, "demo")
+    running = study.ask()
+    leader = make_leader()
+    del leader._rest  # the real one
+    leader._study, leader._watch, leader._blame = study, LeaseWatch(), NO_BLAME
+    leader._followers = SimpleNamespace(keep_alive=lambda: None)
+    num_evaluated = 13  # of the stored study
+    budget = Budget(trials=num_evaluated + 1, stall_trials=num_evaluated - 1)
+    leader._bench.config = small_study.model_copy(update={"budget": budget})
+    study.get_trials(deepcopy=False)
+    with statements(study) as one_list:
+        study.get_trials(deepcopy=False)
+    slept: list[float] = []
+    sent: list[list[str]] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        sent.append(texts(waiting))
+        waiting.clear()
+        if len(slept) == 5:
+            study.tell(running, state=optuna.trial.TrialState.FAIL)
+            raise StillWaiting
+
+    monkeypatch.setattr("search.leader.time.sleep", sleep)
+    with statements(study) as waiting, pytest.raises(StillWaiting):
+        leader._wait_for_turn()
+
+    assert sent == [texts(one_list)] * 5
+    assert slept == [1.0, 2.0, 4.0, RENEW_S, RENEW_S]

@@ -2,6 +2,8 @@
 
 import signal
 import subprocess
+import sys
+import time
 from itertools import count
 
 import optuna
@@ -11,13 +13,15 @@ from optuna.trial import TrialState
 from search.confirmation import confirmations
 from search.interrupts import Interrupts
 from search.lease import GRACE_S, LEASE, LeaseWatch
-from search.order import is_asked_to_leave
+from search.order import SlotState, is_asked_to_leave, write_state
 from search.processes import ProcessId, WorkerId, is_alive, process_id, this_process, this_worker
 from search.resume import reclaim_lost_trials
 from search.retry import queued_again
 from search.sharing import MemberClaims, member_claims
-from search.slots import RunningSlot
-from search.watching import _look_after_claims, _take_back, leave_at_once
+from search.slots import RunningSlot, SlotSigns
+from search.storage import open_study
+from search.watching import Watcher, _look_after_claims, _take_back, leave_at_once, watch
+from tests.toys.statements import statements, texts
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ class Looks:
         if there:
             reclaim_lost_trials(self.study, self.there)
         if here:
-            _take_back(self.study, self.slots, self.here)
+            _take_back(self.study, self.study.get_trials(deepcopy=False), self.slots, self.here)
 
 
 def crashes(study: optuna.Study) -> list[str]:
@@ -87,29 +91,29 @@ def test_a_worker_that_stands_still_while_it_measures_a_member_again_is_ended_by
     """It has no trial in hand whose lease would tell."""
     another = this_process().model_copy(update={"started": "1"})
     clock = count()
-    watch = LeaseWatch(clock=lambda: next(clock))
-    assert MemberClaims(study, identity(child, runner=None if is_own else another)).claim(3)
+    leases = LeaseWatch(clock=lambda: next(clock))
+    assert MemberClaims(study, identity(child, runner=None if is_own else another)).claim([3]) == 3
 
     for _ in range(int(GRACE_S)):
-        _look_after_claims(study, watch)
+        _look_after_claims(study, study.user_attrs, leases)
     assert child.poll() is None
-    _look_after_claims(study, watch)
+    _look_after_claims(study, study.user_attrs, leases)
 
     assert (child.wait(timeout=10) if is_own else child.poll()) == (-signal.SIGKILL if is_own else None)
 
 
 def test_a_worker_that_renews_its_claim_is_left_alone(study, child):
     clock = count(step=6)
-    watch = LeaseWatch(clock=lambda: next(clock))
+    leases = LeaseWatch(clock=lambda: next(clock))
     claims = MemberClaims(study, identity(child))
-    assert claims.claim(3)
+    assert claims.claim([3]) == 3
 
     for lease in range(int(GRACE_S)):
         claims._write(3, lease)
-        _look_after_claims(study, watch)
+        _look_after_claims(study, study.user_attrs, leases)
     claims._write(3, None)
     for _ in range(int(GRACE_S)):
-        _look_after_claims(study, watch)
+        _look_after_claims(study, study.user_attrs, leases)
 
     assert child.poll() is None
 
@@ -120,12 +124,14 @@ def test_a_member_that_ends_two_workers_that_measure_it_again_is_not_offered(stu
     dead = this_worker(0, runner=runner).model_copy(update={"started": "1"})
     for pid in (1, 2):
         assert 3 not in confirmations(study)
-        assert MemberClaims(study, dead.model_copy(update={"pid": pid})).claim(3) is (is_own or pid == 1)
-        _look_after_claims(study, LeaseWatch())
-        _look_after_claims(study, LeaseWatch())
+        assert MemberClaims(study, dead.model_copy(update={"pid": pid})).claim([3]) == (
+            3 if is_own or pid == 1 else None
+        )
+        _look_after_claims(study, study.user_attrs, LeaseWatch())
+        _look_after_claims(study, study.user_attrs, LeaseWatch())
 
     assert list(confirmations(study)) == ([3] if is_own else [])
-    assert len(member_claims(study)) == (0 if is_own else 1)
+    assert len(member_claims(study.user_attrs)) == (0 if is_own else 1)
     if is_own:
         assert confirmations(study)[3].reason == "measured again with fresh seeds: its worker ended 2 times"
 
@@ -193,3 +199,85 @@ def test_what_a_runner_that_was_killed_left_is_taken_back_by_the_next_and_blames
 
     assert [trial.state.name for trial in study.trials if trial.user_attrs.get("worker")] == ["FAIL"] * 3
     assert crashes(study) == []
+
+
+class SlotOfAStory:
+    """A slot whose signs change at given times of a clock that only the watcher's rests move."""
+
+    index = 0
+
+    def __init__(self, story: dict[float, SlotSigns]) -> None:
+        self.story, self.now_s = story, 0.0
+
+    def signs(self) -> SlotSigns:
+        return self.story[max(at_s for at_s in self.story if at_s <= self.now_s)]
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_the_study_is_read_every_five_seconds_and_at_once_when_a_slot_here_has_something_to_tell(
+    study, small_study, monkeypatch
+):
+    first, second = (ProcessId(pid=pid, started="1") for pid in (1, 2))
+    slot = SlotOfAStory(
+        {
+            0.0: SlotSigns(is_running=True, worker=None, told_ns=0),
+            2.0: SlotSigns(is_running=True, worker=first, told_ns=0),
+            13.5: SlotSigns(is_running=True, worker=first, told_ns=1),  # a trial has finished
+            21.0: SlotSigns(is_running=True, worker=None, told_ns=1),  # rank 0 died
+            21.5: SlotSigns(is_running=True, worker=second, told_ns=1),
+            30.0: SlotSigns(is_running=False, worker=None, told_ns=1),
+        }
+    )
+    looks: list[float] = []
+    monkeypatch.setattr(Watcher, "look", lambda self: looks.append(slot.now_s))
+
+    watch(study, small_study, [slot], slot, lambda event: None, clock=lambda: slot.now_s)
+
+    assert looks == [0.0, 2.0, 7.0, 12.0, 13.5, 18.5, 21.0, 21.5, 26.5, 30.0]
+
+
+@pytest.mark.multiproc
+def test_a_slot_tells_within_a_poll_that_its_rank_0_began_wrote_its_state_and_died(child, tmp_path):
+    slot = RunningSlot(index=0, agent=child, folder=tmp_path)
+    assert slot.signs() == SlotSigns(is_running=True, worker=None, told_ns=0)
+
+    code = "import sys, pathlib, search.order as order; order.write_worker(pathlib.Path(sys.argv[1])); input()"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE) as rank:
+        while slot.signs().worker is None and rank.poll() is None:
+            time.sleep(0.05)
+        began = slot.signs()
+        assert began.worker == process_id(rank.pid)
+        write_state(tmp_path, SlotState())
+        assert slot.signs().told_ns > began.told_ns
+        rank.kill()
+        rank.wait()
+    assert slot.signs().worker is None
+    child.kill()
+    child.wait()
+    assert not slot.signs().is_running
+
+
+@pytest.mark.parametrize("num_running", [1, 40])
+def test_a_look_is_one_list_of_unfinished_trials_and_one_read_of_the_studys_attributes(
+    stored_store, small_study, num_running
+):
+    study = open_study(stored_store, "demo")
+    finished = {trial._trial_id for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()}
+    elsewhere = this_worker(0).model_copy(update={"host": "elsewhere"})
+    for _ in range(num_running):
+        trial_of(study, elsewhere)
+    watcher = Watcher(study, small_study.model_copy(update={"store": str(stored_store)}), [], lambda event: None)
+    watcher.look()
+
+    with statements(study) as apart:
+        study.get_trials(deepcopy=False)
+        study.user_attrs  # noqa: B018
+    with statements(study) as looking:
+        watcher.look()
+
+    assert texts(looking) == texts(apart)
+    of_trials = [parameters for text, parameters in looking if "trial_user_attributes" in text]
+    assert of_trials
+    assert not any(finished.intersection(parameters) for parameters in of_trials)

@@ -15,7 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from search.cli import app
+from search.console import INTERRUPTED
 from search.locate import STORAGE_VARIABLE
+from search.slots import TERMINATION_GRACE_S
+from search.watching import POLL_S
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 SBATCH, JOB = EXAMPLES / "worker.sbatch", EXAMPLES / "worker-job.yaml"
@@ -41,7 +44,8 @@ class ValueFrom(Strict):
 
 class Variable(Strict):
     name: str
-    valueFrom: ValueFrom
+    value: str | None = None
+    valueFrom: ValueFrom | None = None
 
 
 class Resources(Strict):
@@ -52,6 +56,7 @@ class Resources(Strict):
 class Mount(Strict):
     name: str
     mountPath: str
+    readOnly: bool = False
 
 
 class Container(Strict):
@@ -65,6 +70,7 @@ class Container(Strict):
 
 class Claim(Strict):
     claimName: str
+    readOnly: bool = False
 
 
 class EmptyDir(Strict):
@@ -89,11 +95,33 @@ class Template(Strict):
     spec: PodSpec
 
 
+class OnExitCodes(Strict):
+    containerName: str
+    operator: Literal["In", "NotIn"]
+    values: list[int]
+
+
+class OnPodCondition(Strict):
+    type: str
+    status: str
+
+
+class Rule(Strict):
+    action: Literal["FailJob", "FailIndex", "Ignore", "Count"]
+    onExitCodes: OnExitCodes | None = None
+    onPodConditions: list[OnPodCondition] | None = None
+
+
+class FailurePolicy(Strict):
+    rules: list[Rule]
+
+
 class JobSpec(Strict):
     completionMode: Literal["Indexed", "NonIndexed"]
     completions: int
     parallelism: int
     backoffLimit: int
+    podFailurePolicy: FailurePolicy
     template: Template
 
 
@@ -116,6 +144,44 @@ def test_the_job_is_one_and_its_mounts_have_volumes():
     assert {mount.name for mount in container.volumeMounts} == volumes
     for quantity in (*container.resources.requests.values(), *container.resources.limits.values()):
         assert re.fullmatch(r"\d+(Ki|Mi|Gi|Ti)?", quantity)
+
+
+def test_a_worker_of_the_job_that_leaves_a_study_that_goes_on_is_replaced():
+    """Kubernetes takes a pod that is deleted and ends with 0 for done, and its index with it.
+
+    Source: Kubernetes documentation, Jobs, pod failure policy: it asks for restartPolicy Never, and 0 is no value.
+    """
+    job = Job.model_validate(yaml.safe_load(JOB.read_text()))
+    rules, pod = job.spec.podFailurePolicy.rules, job.spec.template.spec
+
+    (left,) = [rule.onExitCodes for rule in rules if rule.onExitCodes is not None]
+    assert left.values == [INTERRUPTED]
+    assert left.containerName == pod.containers[0].name
+    assert ["DisruptionTarget"] in [[condition.type for condition in rule.onPodConditions or ()] for rule in rules]
+    assert pod.restartPolicy == "Never"
+
+
+@pytest.mark.parametrize("path", [SBATCH, JOB], ids=lambda path: path.name)
+def test_a_worker_that_is_asked_to_leave_has_the_time_that_handing_back_takes(path):
+    """A trial in hand may take an hour, and no grace is that long."""
+    text = path.read_text()
+    (grace_s,) = re.findall(r"USR1@(\d+)|terminationGracePeriodSeconds: (\d+)", text)
+
+    assert "--now" in re.sub(r"#.*", "", text)
+    assert int("".join(grace_s)) > 2 * TERMINATION_GRACE_S + POLL_S
+
+
+def test_the_job_mounts_the_weights_where_the_example_study_looks_for_them():
+    (container,) = Job.model_validate(yaml.safe_load(JOB.read_text())).spec.template.spec.containers
+    study = yaml.safe_load((EXAMPLES.parents[1] / "studies" / "hunyuan_video_720p.yaml").read_text())
+    images = (EXAMPLES.parents[1] / "containers").glob("Containerfile.*")
+    folders = {re.findall(r"^WORKDIR (.+)$", image.read_text(), flags=re.MULTILINE)[-1] for image in images}
+    mounts = [Path(mount.mountPath) for mount in container.volumeMounts if mount.readOnly]
+    needed = [Path(folder) / study["model"]["source"] for folder in folders]
+    needed += [Path(str(variable.value)) for variable in container.env if variable.name == "HF_HOME"]
+
+    assert len(needed) == 2
+    assert all(any(path.is_relative_to(mount) for mount in mounts) for path in needed)
 
 
 def test_a_misspelt_field_is_refused():
@@ -147,7 +213,7 @@ def test_the_address_of_the_database_reaches_the_worker_by_its_variable_and_is_o
     (container,) = Job.model_validate(yaml.safe_load(JOB.read_text())).spec.template.spec.containers
     commands = [*container.args, *SBATCH.read_text().split("hyq-search worker")[-1].split()]
 
-    assert [variable.name for variable in container.env] == [STORAGE_VARIABLE]
+    assert [variable.name for variable in container.env if variable.valueFrom] == [STORAGE_VARIABLE]
     assert f"export {STORAGE_VARIABLE}" in SBATCH.read_text()
     assert not [word for word in commands if "storage" in word.lower()]
 
@@ -156,25 +222,64 @@ def test_the_batch_script_parses():
     assert subprocess.run(["bash", "-n", str(SBATCH)], capture_output=True).returncode == 0
 
 
-@pytest.mark.multiproc
-def test_the_batch_script_hands_the_signal_on_and_waits_for_the_trial_in_hand(tmp_path):
-    fake = tmp_path / "hyq-search"
-    fake.write_text(
-        '#!/bin/bash\ntrap \'echo asked >> "$LOG"; sleep 0.5; echo finished >> "$LOG"; exit 0\' TERM\n'
-        'echo "$HYQ_STORAGE" "$@" > "$LOG"\nwhile true; do sleep 0.05; done\n'
-    )
-    fake.chmod(0o755)
-    log = tmp_path / "log"
-    here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HYQ_STORAGE": "postgresql://h/s", "HYQ_SHARED": "/shared"}
-    bash = shutil.which("bash")
-    assert bash is not None
-    with subprocess.Popen([bash, str(SBATCH), "video"], env={**os.environ, **here, "LOG": str(log)}) as script:
-        deadline = time.monotonic() + 60
-        while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        script.send_signal(signal.SIGTERM)
-        assert script.wait(timeout=60) == 0
+FAKE_WORKER = """#!/bin/bash
+trap 'echo asked >> "$LOG"; sleep 0.2; echo left >> "$LOG"; exit '"$LEAVES_WITH" TERM
+echo "$HYQ_STORAGE" "$@" >> "$LOG"
+if [[ $ENDS_WITH = 137 ]]; then kill -KILL $$; fi
+if [[ $ENDS_WITH ]]; then exit "$ENDS_WITH"; fi
+while true; do sleep 0.05; done
+"""
 
-    first, *later = log.read_text().splitlines()
-    assert first.startswith("postgresql://h/s worker video --shared /shared")
-    assert later == ["asked", "finished"]
+
+@pytest.fixture
+def batch_script(tmp_path):
+    """Runs the batch script with a worker that ends by itself, or that is told to leave; returns its code and a log."""
+
+    def run(*, ends_with: str = "", told: signal.Signals | None = None, leaves_with: int = 0) -> tuple[int, list[str]]:
+        log = tmp_path / "log"
+        programs = {"hyq-search": FAKE_WORKER, "scontrol": '#!/bin/bash\necho scontrol "$@" >> "$LOG"\n'}
+        for name, text in programs.items():
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        here = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HYQ_STORAGE": "postgresql://h/s", "HYQ_SHARED": "/shared"}
+        here |= {"LOG": str(log), "ENDS_WITH": ends_with, "LEAVES_WITH": str(leaves_with), "SLURM_JOB_ID": "17"}
+        bash = shutil.which("bash")
+        assert bash is not None
+        with subprocess.Popen([bash, str(SBATCH), "video"], env={**os.environ, **here}) as script:
+            deadline = time.monotonic() + 60
+            while told is not None and not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if told is not None:
+                script.send_signal(told)
+            code = script.wait(timeout=60)
+        first, *later = log.read_text().splitlines()
+        assert first.startswith("postgresql://h/s worker video --shared /shared")
+        return code, later
+
+    return run
+
+
+REQUEUED = "scontrol requeue 17"
+
+
+@pytest.mark.multiproc
+@pytest.mark.parametrize(
+    ("told", "leaves_with", "after"),
+    [
+        pytest.param(signal.SIGUSR1, INTERRUPTED, [REQUEUED], id="time is over"),
+        pytest.param(signal.SIGUSR1, 0, [], id="time is over, and the study too"),
+        pytest.param(signal.SIGTERM, INTERRUPTED, [], id="cancelled"),
+    ],
+)
+def test_the_batch_script_asks_the_worker_to_leave_and_is_queued_again_if_time_alone_is_over(
+    batch_script, told, leaves_with, after
+):
+    assert batch_script(told=told, leaves_with=leaves_with) == (leaves_with, ["asked", "left", *after])
+
+
+@pytest.mark.multiproc
+@pytest.mark.parametrize(("ends_with", "after"), [("0", []), ("1", []), ("137", [REQUEUED])])
+def test_the_batch_script_is_queued_again_after_a_worker_that_was_killed_and_after_no_other(
+    batch_script, ends_with, after
+):
+    assert batch_script(ends_with=ends_with) == (int(ends_with), after)
