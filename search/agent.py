@@ -11,8 +11,7 @@ import os
 import signal
 import sys
 
-from search.order import AGENT_VARIABLE
-from search.parent import send_when_parent_ends
+from search.parent import AGENT_VARIABLE, send_when_parent_ends
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ from search.processes import ProcessId, WorkerId, this_process, this_worker
 
 MAX_DEATHS_IN_A_ROW = 3
 ORDER_VARIABLE = "HYQ_WORK_ORDER"
-AGENT_VARIABLE = "HYQ_AGENT"
-"""Environment variable in which a slot's agent gives its ranks its process id."""
 
 
 class WorkOrder(FrozenModel):

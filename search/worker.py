@@ -17,15 +17,8 @@ from pathlib import Path
 from hyquant.errors import HyquantError
 from search.concealment import conceal_passwords
 from search.errors import SearchError
-from search.order import (
-    AGENT_VARIABLE,
-    MAX_DEATHS_IN_A_ROW,
-    ORDER_VARIABLE,
-    WorkOrder,
-    read_state,
-    write_state,
-    write_worker,
-)
+from search.order import MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, write_state, write_worker
+from search.parent import AGENT_VARIABLE
 from search.processes import exit_with_parent
 
 logger = logging.getLogger(__name__)

@@ -43,6 +43,7 @@ def make_leader(study, tmp_path, monkeypatch):
         order.folder.mkdir(parents=True, exist_ok=True)
         leader = Leader.__new__(Leader)
         leader._study, leader._order, leader._num_done, leader._grid = study, order, 0, None
+        leader._was_tried_out = False
         leader._bench = SimpleNamespace(config=SimpleNamespace(confirm=confirm))
         rests = iter(range(20))
 
@@ -61,7 +62,7 @@ def make_leader(study, tmp_path, monkeypatch):
 def test_a_grid_is_done_when_two_looks_say_so(make_leader, study):
     """Between two of them a lost trial is failed but not queued again yet."""
     leader, grid = make_leader(), GridSampler([{"x": 1}], seed=0)
-    leader._grid, leader._was_tried_out = grid, False
+    leader._grid = grid
     looks = [TrialState.RUNNING, TrialState.FAIL, TrialState.WAITING, TrialState.COMPLETE, TrialState.COMPLETE]
 
     found = [leader._tried_out([trial_in(state)]) for state in looks]

@@ -11,7 +11,8 @@ from search.errors import SearchError, StoreError, StudyMismatch
 from search.interrupts import counted_interrupts
 from search.locks import FileLock
 from search.mlflow_client import connect
-from search.order import AGENT_VARIABLE, MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, slot_folder
+from search.order import MAX_DEATHS_IN_A_ROW, ORDER_VARIABLE, WorkOrder, read_state, slot_folder
+from search.parent import AGENT_VARIABLE
 from search.prompts import load_prompts
 from search.repair import agreement
 from search.runner import run_study
