@@ -5,7 +5,7 @@ import signal
 import sys
 
 AGENT_VARIABLE = "HYQ_AGENT"
-"""Environment variable in which a slot's agent gives its ranks its process id, so that they know a new parent as one."""
+"""Environment variable in which a slot's agent gives its ranks its process id, so that they know another parent."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
