@@ -36,7 +36,7 @@ from search.proposal import take
 from search.recorder import Recorder
 from search.resume import local_worker, reclaim_lost_trials
 from search.retry import DISK_TROUBLE, queue_handed_back
-from search.room import RoomWatch, trial_shortage
+from search.room import RoomWatch, cannot_be_written, trial_shortage
 from search.samplers import build_sampler, derived_seed
 from search.sharing import MemberClaims
 from search.stall import study_stall
@@ -257,7 +257,8 @@ class Leader:
         Args:
             trials: All trials, as they were just read.
         """
-        reclaim_lost_trials(self._study, self._watch, self._blame, trials=trials)
+        if not cannot_be_written(self._order.store, self._order.url):
+            reclaim_lost_trials(self._study, self._watch, self._blame, trials=trials)
         self._followers.keep_alive()
         time.sleep(self._pauses.next_s())
 

@@ -81,6 +81,14 @@ def fullness(store: Path) -> str | None:
     return f"results of trials need at least {_mib(FULL_BYTES)}, but {store} has {free // 1024} KiB free; free some"
 
 
+def cannot_be_written(store: Path, url: str | None) -> bool:
+    """Say whether a study's database is SQLite in a store whose disk is full: it still answers, and nobody can renew.
+
+    What is read then tells nothing about workers.
+    """
+    return url is None and fullness(store) is not None
+
+
 def _shortage(what: str, needed: int, place: Path) -> str | None:
     free = shutil.disk_usage(place).free
     if free >= needed + RESERVE_BYTES:

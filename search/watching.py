@@ -20,7 +20,7 @@ from search.lease import RENEW_S, LeaseWatch
 from search.order import ask_to_leave
 from search.processes import this_process
 from search.resume import hand_back_trials, reclaim_lost_trials, worker_of
-from search.room import fullness, trial_shortage
+from search.room import cannot_be_written, fullness, trial_shortage
 from search.run_sentences import lost_in_words, study_notes, trial_sentence
 from search.sharing import drop_dead, member_claims
 from search.slots import RunningSlot, SlotSigns, stop_slots
@@ -159,9 +159,10 @@ class Watcher:
     def look(self) -> None:
         """See how things stand and do what is to be done: one list of trials, one read of the study's attributes."""
         attributes, trials = self._study.user_attrs, self._study.get_trials(deepcopy=False)
-        if _take_back(self._study, trials, self._slots, self._leases):
-            trials = self._study.get_trials(deepcopy=False)
-        _look_after_claims(self._study, attributes, self._claims)
+        if not cannot_be_written(Path(self._config.store), self._config.storage):
+            if _take_back(self._study, trials, self._slots, self._leases):
+                trials = self._study.get_trials(deepcopy=False)
+            _look_after_claims(self._study, attributes, self._claims)
         for sentence in study_notes(attributes, self._config):
             if sentence not in self._told:
                 self._told.add(sentence)

@@ -259,6 +259,33 @@ def test_a_slot_tells_within_a_poll_that_its_rank_0_began_wrote_its_state_and_di
     assert not slot.signs().is_running
 
 
+@pytest.mark.parametrize("url", [None, "postgresql://db/hyq"], ids=["in the store", "on a server"])
+def test_nobody_is_held_for_still_whose_lease_a_full_disk_does_not_take(
+    stored_store, small_study, child, monkeypatch, url
+):
+    """SQLite answers all that is asked on a full disk; for longer than a lease lives, nobody can write."""
+    study, clock = open_study(stored_store, "demo"), count(step=5)
+    trial = trial_of(study, identity(child))
+    config = small_study.model_copy(update={"store": str(stored_store), "storage": url})
+    told = []
+    watcher = Watcher(study, config, [RunningSlot(index=0, agent=child, folder=stored_store)], told.append)
+    watcher._leases = LeaseWatch(clock=lambda: next(clock))
+    monkeypatch.setattr("search.watching.fullness", lambda store: "it is full")
+    monkeypatch.setattr("search.room.fullness", lambda store: "it is full")
+    for _ in range(40):
+        watcher.look()
+    monkeypatch.undo()
+    for lease in (3, 3, 4, 5):
+        if study.trials[trial.number].state == TrialState.RUNNING:
+            trial.set_user_attr(LEASE, lease)
+        watcher.look()
+
+    is_safe = url is None
+    assert study.trials[trial.number].state == (TrialState.RUNNING if is_safe else TrialState.FAIL)
+    assert (child.poll() is None) == is_safe
+    assert next(event.message for event in told if event.message) == "waiting for room: it is full"
+
+
 @pytest.mark.parametrize("num_running", [1, 40])
 def test_a_look_is_one_list_of_unfinished_trials_and_one_read_of_the_studys_attributes(
     stored_store, small_study, num_running
