@@ -39,7 +39,11 @@ def join(stored_store, monkeypatch, capfd):
         def start(slots, order, *, device):
             write_state(order.folder, SlotState(stopped=failure))
             left = order.folder / "leave"
-            agent = SimpleNamespace(returncode=0, poll=lambda: None if told is not None and not left.exists() else 0)
+            agent = SimpleNamespace(
+                returncode=0,
+                poll=lambda: None if told is not None and not left.exists() else 0,
+                wait=lambda: 0,
+            )
             if told is not None:
                 os.kill(os.getpid(), told)
             return [RunningSlot(index=0, agent=agent, folder=order.folder)]
