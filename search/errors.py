@@ -18,13 +18,14 @@ class SearchError(Exception):
     """Base of everything the search application raises on purpose."""
 
 
-class TrialFailed(SearchError):
-    """A trial could not finish.
+class _OfStage(Exception):
+    """What happened in a stage of a trial.
 
     Attributes:
-        stage: Where it stopped: "quantize", "render", "score", "latency".
-        rank: The rank that failed.
-        log: The last lines of that rank's log.
+        stage: Where: "quantize", "render", "score", "latency".
+        reason: What happened, in words.
+        rank: The rank that met it.
+        log: The last lines of that rank's traceback.
     """
 
     def __init__(self, stage: str, reason: str, *, rank: int = 0, log: str = "") -> None:
@@ -33,6 +34,10 @@ class TrialFailed(SearchError):
         self.reason = reason
         self.rank = rank
         self.log = log
+
+
+class TrialFailed(_OfStage, SearchError):
+    """A trial could not finish."""
 
 
 class OutOfMemory(TrialFailed):
@@ -43,22 +48,8 @@ class DiskTrouble(TrialFailed):
     """A trial could not finish because a disk was full, or did not read or write: no fault of its config."""
 
 
-class StageBug(RuntimeError):
-    """Something nobody expected inside a trial, on whichever rank: it ends the workers of the slot.
-
-    Attributes:
-        stage: Where it happened.
-        reason: The kind of the error and what it said.
-        rank: The rank that met it.
-        log: The last lines of its traceback.
-    """
-
-    def __init__(self, stage: str, reason: str, *, rank: int = 0, log: str = "") -> None:
-        super().__init__(f"stage {stage} on rank {rank}: {reason}")
-        self.stage = stage
-        self.reason = reason
-        self.rank = rank
-        self.log = log
+class StageBug(_OfStage, RuntimeError):
+    """Something nobody expected inside a trial, on whichever rank: it ends the workers of the slot."""
 
 
 class StudyMismatch(SearchError):
