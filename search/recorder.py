@@ -91,10 +91,8 @@ class Recorder:
                 trial.set_user_attr(DISK_TROUBLE, True)
             _record_failure(trial, failure.stage, failure.reason, failure.log)
             raise
-        except (UpdateFinishedTrialError, StoreError, optuna.TrialPruned):
-            raise  # the trial is not ours any more, cannot be reached, or has ended
-        except RankLost:
-            raise  # this rank ends too, and the trial is lost with its worker, whoever of them is seen to be gone first
+        except (UpdateFinishedTrialError, StoreError, optuna.TrialPruned, RankLost):
+            raise  # the trial is not ours any more, cannot be reached, has ended, or is lost with this worker
         except StageBug as bug:
             self._record_bug(trial, bug)
             raise

@@ -67,7 +67,7 @@ class MemberClaims:
         """Return the members that others have or want, as far as their leases move."""
         claims = member_claims(self._study.user_attrs)
         dead = self._watch.stopped(claims)
-        return {int(key.split(":")[1]) for key in claims if key not in dead and self._me not in key}
+        return {_member(key) for key in claims if key not in dead and self._me not in key}
 
     def _write(self, number: int, lease: int | None) -> None:
         claim = None if lease is None else MemberClaim(worker=self._worker, lease=lease).model_dump()
@@ -91,7 +91,11 @@ def drop_dead(
     for key, claim in claims.items():
         if is_local(claim.worker) and claim.worker.runner == runner and not is_alive(claim.worker):
             study.set_user_attr(key, None)
-            yield int(key.split(":")[1]), claim
+            yield _member(key), claim
+
+
+def _member(key: str) -> int:
+    return int(key.split(":")[1])
 
 
 def member_claims(attributes: Mapping[str, Any]) -> dict[str, MemberClaim]:

@@ -94,8 +94,9 @@ class Stages:
                 raise
             except Exception as error:
                 log = "".join(traceback.format_exc().splitlines(keepends=True)[-_LOG_LINES:])
-                failure = Failure(reason=_reason(error), rank=self.group.rank, log=log, kind=kind_of(error))
-                if failure.kind == "bug":
+                kind = kind_of(error)
+                failure = Failure(reason=_reason(error, kind), rank=self.group.rank, log=log, kind=kind)
+                if kind == "bug":
                     bug = error
             told = self.group.all_gather(None if failure is None else failure.model_dump())
         failures = [Failure.model_validate(one) for one in told if one is not None]
@@ -152,8 +153,8 @@ def is_disk_trouble(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
-def _reason(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    if kind_of(error) == "bug":
+def _reason(error: Exception, kind: Kind) -> str:
+    if kind == "bug":
         return f"{type(error).__name__}: {error}"
-    return f"out of memory: {text.splitlines()[0]}" if is_out_of_memory(error) else text
+    text = str(error).strip() or type(error).__name__
+    return f"out of memory: {text.splitlines()[0]}" if kind == "memory" else text
