@@ -71,7 +71,6 @@ class Leader:
         self._sampler = build_sampler(bench.config, slot=order.lane, num_trials=num_trials)
         self._grid = self._sampler if isinstance(self._sampler, GridSampler) else None
         self._watch = LeaseWatch()
-        self._num_done = 0
         self._was_tried_out = False
         self._knows_model = False
         self._num_evaluated = 0
@@ -146,7 +145,6 @@ class Leader:
             queue_handed_back(self._study, told)
             self._room.refused(str(trial_reason(told)))
         else:
-            self._num_done += 1
             self._room.went_well()
         self._recorder.finish(told, self._evaluator.evidence)
         self._evaluator.evidence = None
@@ -280,7 +278,7 @@ class Leader:
         """Return why this slot leaves a study that goes on, or None."""
         if is_asked_to_leave(self._order.folder):
             return "it was asked to leave"
-        if self._order.max_trials is not None and self._num_done >= self._order.max_trials:
+        if self._order.max_trials is not None and self._recorder.num_done >= self._order.max_trials:
             return f"its {self._order.max_trials} trials are done"
         return None
 

@@ -77,11 +77,13 @@ class SlotState(FrozenModel):
     Attributes:
         restarts_at_last_finish: torchrun's restart count when a trial last finished; deaths in a row are counted from
             it.
+        num_done: Trials of this slot that have ended, under all its workers so far.
         forgiven: Deaths since then that a marked config is to blame for (`search.poison`).
         stopped: Why the slot stopped before the study was done; None otherwise.
     """
 
     restarts_at_last_finish: int = 0
+    num_done: int = 0
     forgiven: int = 0
     stopped: str | None = None
 
@@ -100,7 +102,7 @@ def read_state(folder: Path) -> SlotState:
     """Return the state of a slot; a fresh one if there is none yet."""
     try:
         return SlotState.model_validate_json((folder / "state.json").read_bytes())
-    except (FileNotFoundError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return SlotState()
 
 

@@ -22,7 +22,7 @@ from search.logged import floor_metrics
 from search.media import written_trial_files
 from search.noise_floor import NoiseFloor
 from search.objective import Evidence
-from search.order import SlotState, WorkOrder, mlflow_lock_path, write_state
+from search.order import SlotState, WorkOrder, mlflow_lock_path, read_state, write_state
 from search.redaction import redacted
 from search.retry import DISK_TROUBLE
 from search.tracking import Tracker
@@ -48,8 +48,14 @@ class Recorder:
         self._order = order
         self._restart_count = restart_count
         self._tracker = Tracker.of(order.store, study, order.tracking)
+        self._num_done = read_state(order.folder).num_done
         self._is_tracking = False
         self._has_told_of_float = False
+
+    @property
+    def num_done(self) -> int:
+        """Return how many trials of this slot have ended, under workers of before as well; no disk refused these."""
+        return self._num_done
 
     def begin(self, number: int) -> None:
         """Show a trial that begins in MLflow, if its database is ready."""
@@ -105,6 +111,8 @@ class Recorder:
         """Fail a trial for a bug: Optuna hears of it at once, as the other ranks of this slot are about to end."""
         _record_failure(trial, bug.stage, bug.reason, bug.log)
         self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        self._num_done += 1
+        self._remember(read_state(self._order.folder).model_copy(update={"num_done": self._num_done}))
         if self._may_track(wait=True):
             reason = redacted(f"stage {bug.stage}: {bug.reason}")
             self._tracker.finish_trial(trial.number, "failed", None, reason=reason)
@@ -112,6 +120,7 @@ class Recorder:
     def finish(self, trial: FrozenTrial, evidence: Evidence | None) -> None:
         """Log a finished trial to MLflow, and remember that this slot is alive."""
         result, state = trial_result(trial), trial_state(trial)
+        self._num_done += DISK_TROUBLE not in trial.user_attrs
         self._may_track(wait=True)
         with _scratch_folder() as folder:
             files = None
@@ -125,8 +134,11 @@ class Recorder:
 
     def sign_of_life(self) -> None:
         """Remember that this slot does work, so that deaths of its worker are counted anew."""
+        self._remember(SlotState(restarts_at_last_finish=self._restart_count, num_done=self._num_done))
+
+    def _remember(self, state: SlotState) -> None:
         try:
-            write_state(self._order.folder, SlotState(restarts_at_last_finish=self._restart_count))
+            write_state(self._order.folder, state)
         except OSError as error:
             logger.warning("a slot's state needs room in %s, but: %s; free some", self._order.folder, error)
 

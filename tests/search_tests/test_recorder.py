@@ -5,7 +5,7 @@ import tempfile
 import optuna
 import pytest
 
-from search.errors import DiskTrouble, TrialFailed
+from search.errors import DiskTrouble, StageBug, TrialFailed
 from search.order import WorkOrder, mlflow_lock_path, read_state
 from search.recorder import Recorder
 from search.retry import DISK_TROUBLE
@@ -45,6 +45,22 @@ def test_a_trial_is_finished_without_a_temporary_folder_a_lock_or_a_place_for_th
     assert "a trial's files need a temporary folder" in said
     assert "MLflow's record is completed later: a lock file must be writable" in said
     assert "a slot's state needs room" in said
+
+
+def test_trials_are_counted_over_restarts_of_the_worker_but_not_what_a_disk_refused(study, order):
+    refused = study.ask()
+    refused.set_user_attr(DISK_TROUBLE, True)
+    study.tell(refused, state=optuna.trial.TrialState.FAIL)
+    first = Recorder(study, order, restart_count=0)
+    first.finish(study.trials[0], None)
+    first.finish(study.trials[1], None)
+    second = Recorder(study, order, restart_count=1)
+    with pytest.raises(StageBug), second.failures_recorded(study.ask(), lambda: "score"):
+        raise IndexError
+
+    assert [first.num_done, second.num_done] == [1, 2]
+    assert Recorder(study, order, restart_count=2).num_done == 2
+    assert read_state(order.folder).restarts_at_last_finish == 0, "a bug is no sign of life"
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def test_histograms_are_wanted_where_the_space_or_the_plan_can_need_them(bench, 
 def make_leader(bench, mlflow_store):
     """A leader of a fresh study; keyword arguments change the study's config."""
 
-    def make(embedder=bench.embedder, until_trial=None, **changes):
+    def make(embedder=bench.embedder, until_trial=None, max_trials=None, **changes):
         config = bench.config.model_copy(update={"store": str(mlflow_store), **changes})
         study, _ = create_study(mlflow_store, config, PROMPTS)
         Tracker.of(mlflow_store, study).open_study(config)
@@ -336,6 +336,7 @@ def make_leader(bench, mlflow_store):
             first_trial=0,
             deadline=None,
             until_trial=until_trial,
+            max_trials=max_trials,
         )
         own_bench = dataclasses.replace(bench, config=config, embedder=embedder)
         leader = Leader(own_bench, study, order, restart_count=4)
@@ -352,6 +353,15 @@ def test_a_grid_is_tried_to_its_end_and_is_done_then_though_the_budget_is_not_us
 
     assert reason == why_over(study, stored_config(study)) == "every point of the space has been tried"
     assert sorted(trial_state(trial) for trial in study.trials) == ["complete", "complete"]
+
+
+def test_a_worker_of_so_many_trials_leaves_after_them_though_its_group_started_anew(bench, make_leader):
+    leader, study, order = make_leader(max_trials=2, budget=Budget(trials=9))
+    reason = leader.run()
+    again = Leader(dataclasses.replace(bench, config=stored_config(study)), study, order, restart_count=5)
+
+    assert reason == again.run() == "its 2 trials are done"
+    assert len(study.trials) == 2
 
 
 def test_a_leader_runs_the_budget_answers_duplicates_and_logs_all_to_mlflow(make_leader):
