@@ -104,7 +104,7 @@ def _margin_problems(margin: Margin) -> Iterator[str]:
         )
         return
     if spec.unit != FLAG_UNIT:
-        yield from _bounds_that_float_breaks(margin, spec)
+        yield from list(_bounds_that_float_breaks(margin, spec)) or _bounds_beyond_all_scores(margin, spec)
         return
     share = allowed_share(margin, spec)
     if share is None or not 0.0 < share < 1.0:
@@ -128,6 +128,17 @@ def _bounds_that_float_breaks(margin: Margin, spec: MetricSpec) -> Iterator[str]
         yield (
             f"certificate.margins: the margin of {margin.metric} must leave room for the float clips themselves, which "
             f"score {own:g}, but got {margin.in_words()}; give {side}"
+        )
+
+
+def _bounds_beyond_all_scores(margin: Margin, spec: MetricSpec) -> Iterator[str]:
+    """Say of a margin that every video keeps, or none does, that it states nothing."""
+    low, high = spec.range
+    is_vacuous = margin.loss is not None and margin.loss >= high - low
+    if is_vacuous or any(not low < bound < high for bound in (margin.min, margin.max) if bound is not None):
+        yield (
+            f"certificate.margins: the margin of {margin.metric} must be one that some videos keep and others do not, "
+            f"and scores lie from {low:g} to {high:g}, but got {margin.in_words()}; give one within these"
         )
 
 

@@ -283,6 +283,10 @@ def test_no_two_pairs_share_prompt_and_noise():
         ({"metric": "clip_reference", "max": 0.95}, "which score 1, but got at most 0.95; give a min below it"),
         ({"metric": "flicker", "min": 0.5}, "which score 0, but got at least 0.5; give a max above it"),
         ({"metric": "motion_energy_ratio", "min": 1.1, "max": 1.5}, "at most 1.5; give a min below it, a max above"),
+        ({"metric": "clip_prompt", "loss": 2.0}, "scores lie from -1 to 1, but got loses at most 2; give one within"),
+        ({"metric": "clip_prompt", "min": 24.0}, "scores lie from -1 to 1, but got at least 24; give one within"),
+        ({"metric": "motion_energy_ratio", "min": 0.0, "max": 1.25}, "scores lie from 0 to inf, but got at least 0"),
+        ({"metric": "flicker", "max": 99.0}, "scores lie from 0 to .*, but got at most 99; give one within these"),
     ],
 )
 def test_a_margin_that_nothing_can_keep_is_refused_with_the_study_file(study, margin, sentence):
