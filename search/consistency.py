@@ -48,10 +48,14 @@ def findings(place: Place, study: optuna.Study, *, grace_s: float) -> tuple[Find
     stale = stale_trials(study, grace_s=grace_s)
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     is_busy = is_in_progress(place.store, place.study) or any(trial.number not in stale for trial in running)
-    found = [*_trial_findings(study, stale), *_spool_findings(place, study, is_busy=is_busy)]
-    found += _mlflow_findings(place, study, is_busy=is_busy)
     tracker, spool = Tracker.of(place.store, study, place.tracking), Spool(place.store, place.study)
-    can_send = place.tracking is not None or not spool.is_for_server()
+    lacks_server = place.tracking is None and spool.is_for_server()
+    found = [*_trial_findings(study, stale), *_spool_findings(place, spool, tracker, is_busy=is_busy)]
+    if lacks_server:
+        found.append(Finding("MLflow and Optuna", "the record is on an MLflow server; it was not given", GIVE_SERVER))
+    else:
+        found += _mlflow_findings(place, study, spool, tracker, is_busy=is_busy)
+    can_send = not lacks_server
     found += aside_findings(spool, tracker, study, can_send=can_send, is_busy=is_busy)  # behind the runs files go to
     if place.tracking is None:
         found += _tolerant(lambda: artifact_findings(place.store))
@@ -118,15 +122,13 @@ def _trial_findings(study: optuna.Study, stale: dict[int, object]) -> Iterator[F
         yield Finding("trials", f"trial {number} is running, but no worker has it", "is queued again", take_back)
 
 
-def _mlflow_findings(place: Place, study: optuna.Study, *, is_busy: bool) -> Iterator[Finding]:
-    correct = partial(_correct_mlflow, place, study)
-    spool = Spool(place.store, place.study)
-    if place.tracking is None and spool.is_for_server():
-        yield Finding("MLflow and Optuna", "the record is on an MLflow server, which was not given", GIVE_SERVER)
-        return
+def _mlflow_findings(
+    place: Place, study: optuna.Study, spool: Spool, tracker: Tracker, *, is_busy: bool
+) -> Iterator[Finding]:
+    correct = partial(_correct_mlflow, place, study, tracker)
     waiting = {spooled.log.number for spooled in spool.waiting()}
     try:
-        runs = Tracker.of(place.store, study, place.tracking).trial_runs()
+        runs = tracker.trial_runs()
     except OtherStudy as error:
         yield Finding("MLflow and Optuna", str(error), "until then nothing is changed there")
         return
@@ -140,13 +142,12 @@ def _mlflow_findings(place: Place, study: optuna.Study, *, is_busy: bool) -> Ite
             yield Finding("MLflow and Optuna", str(difference), "is made to agree with Optuna", correct)
 
 
-def _correct_mlflow(place: Place, study: optuna.Study) -> None:
+def _correct_mlflow(place: Place, study: optuna.Study, tracker: Tracker) -> None:
     """Make MLflow agree, and the study's run in it if there is none.
 
     Raises:
         StoreError: If MLflow does not answer, or does not take something.
     """
-    tracker = Tracker.of(place.store, study, place.tracking)
     if place.tracking is None:
         prepare_store(place.store)
     if not tracker.knows_study():
@@ -155,9 +156,7 @@ def _correct_mlflow(place: Place, study: optuna.Study) -> None:
         raise StoreError(refused[0])
 
 
-def _spool_findings(place: Place, study: optuna.Study, *, is_busy: bool) -> Iterator[Finding]:
-    spool = Spool(place.store, place.study)
-    tracker = Tracker.of(place.store, study, place.tracking)
+def _spool_findings(place: Place, spool: Spool, tracker: Tracker, *, is_busy: bool) -> Iterator[Finding]:
     for spooled in spool.waiting():
         if is_busy and spooled.age_s <= SETTLE_S:
             continue
