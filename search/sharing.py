@@ -81,17 +81,22 @@ class MemberClaims:
 def drop_dead(
     study: optuna.Study, claims: Mapping[str, MemberClaim], runner: ProcessId
 ) -> Iterator[tuple[int, MemberClaim]]:
-    """Give up the claims of workers of this host that are dead, and yield them with their members.
+    """Give up the claims of workers of this host that are dead, and yield those of a runner with their members.
 
     Args:
         study: The study.
         claims: All there are.
-        runner: Who started the workers; those of others are left to others.
+        runner: Who looks. Workers of others that live are left to them; what ended one with its runner nobody knows.
     """
     for key, claim in claims.items():
-        if is_local(claim.worker) and claim.worker.runner == runner and not is_alive(claim.worker):
+        worker = claim.worker
+        if not is_local(worker) or is_alive(worker):
+            continue
+        if worker.runner == runner:
             study.set_user_attr(key, None)
             yield _member(key), claim
+        elif worker.runner is None or not is_alive(worker.runner):
+            study.set_user_attr(key, None)
 
 
 def _member(key: str) -> int:

@@ -1,5 +1,6 @@
 """What a runner does about the workers of its slots, whoever else looks at their leases."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def test_a_worker_that_renews_its_claim_is_left_alone(study, child):
 
 @pytest.mark.parametrize("is_own", [True, False])
 def test_a_member_that_ends_two_workers_that_measure_it_again_is_not_offered(study, is_own):
-    runner = this_process() if is_own else this_process().model_copy(update={"started": "1"})
+    runner = this_process() if is_own else process_id(os.getppid())
     dead = this_worker(0, runner=runner).model_copy(update={"started": "1"})
     for pid in (1, 2):
         assert 3 not in confirmations(study)
@@ -134,6 +135,26 @@ def test_a_member_that_ends_two_workers_that_measure_it_again_is_not_offered(stu
     assert len(member_claims(study.user_attrs)) == (0 if is_own else 1)
     if is_own:
         assert confirmations(study)[3].reason == "measured again with fresh seeds: its worker ended 2 times"
+
+
+def test_looking_whether_a_worker_lives_interns_no_string(child, monkeypatch):
+    """By each that is forgotten the interpreter's table of them comes nearer to its next size."""
+    interned = []
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or text)
+
+    assert is_alive(identity(child))
+    assert str(child.pid) not in interned
+
+
+def test_what_a_killed_run_measured_again_is_free_for_the_next_one_at_once_and_nobody_is_to_blame(study):
+    gone = this_process().model_copy(update={"started": "1"})
+    for pid in (1, 2):
+        dead = this_worker(0, runner=gone).model_copy(update={"pid": pid, "started": "1"})
+        assert MemberClaims(study, dead).claim([3]) == 3
+        _look_after_claims(study, study.user_attrs, LeaseWatch())
+
+    assert member_claims(study.user_attrs) == {}
+    assert confirmations(study) == {}
 
 
 def test_an_interrupted_slot_hands_back_what_it_begins_while_it_is_stopped_too(study, tmp_path, monkeypatch):
