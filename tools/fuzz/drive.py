@@ -80,7 +80,7 @@ def fuzz_bytes(tally: Tally) -> None:
 
     arguments = [
         f"-max_len={_LARGEST}",
-        "-timeout=300",
+        "-timeout=86400",  # by the clock, which a busy machine stretches; the oracle judges by computing
         "-rss_limit_mb=0",
         f"-artifact_prefix={tally.folder}/findings/",
     ]
