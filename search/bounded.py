@@ -109,17 +109,14 @@ def _not_dominated(points: Array) -> Array:
 
 
 class _Part(optuna.Study):
-    """A study of which a part is seen; which trials is decided once, and those that came since are seen too."""
+    """A study of which a part is seen, as it is now: for each parameter samplers ask for all its trials again."""
 
     def __init__(self, study: optuna.Study, most: int) -> None:
         vars(self).update(vars(study))
-        trials = study.get_trials(deepcopy=False)
-        seen = {trial.number for trial in within_bound(trials, study.directions, most)}
-        self._hidden = {trial.number for trial in trials if trial.number not in seen}
+        self._seen = within_bound(study.get_trials(deepcopy=False), study.directions, most)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        found = super()._get_trials(deepcopy=False, states=states, use_cache=use_cache)
-        trials = [trial for trial in found if trial.number not in self._hidden] if self._hidden else found
+        trials = [trial for trial in self._seen if states is None or trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials
