@@ -55,8 +55,8 @@ def findings(place: Place, study: optuna.Study, *, grace_s: float) -> tuple[Find
         found.append(Finding("MLflow and Optuna", "the record is on an MLflow server; it was not given", GIVE_SERVER))
     else:
         found += _mlflow_findings(place, study, spool, tracker, is_busy=is_busy)
-    can_send = not lacks_server
-    found += aside_findings(spool, tracker, study, can_send=can_send, is_busy=is_busy)  # behind the runs files go to
+    # behind the runs that its files go to
+    found += aside_findings(spool, tracker, study, can_send=not lacks_server, is_busy=is_busy)
     if place.tracking is None:
         found += _tolerant(lambda: artifact_findings(place.store))
     found += [*cache_findings(place.store), *writer_findings(place.store, place.study)]

@@ -39,7 +39,7 @@ def has_excess(spec: MetricSpec) -> bool:
 def unknown_metrics(config: StudyConfig) -> list[str]:
     """Return one sentence per metric of a study that nobody computes, that is judged but not listed, or that cannot be.
 
-    The last are metrics of frames too small for them, and margins that nothing can keep.
+    The last are metrics of frames too small for them, and margins that nothing can keep or break.
     """
     problems = []
     for name in config.metrics:

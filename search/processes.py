@@ -83,6 +83,18 @@ def is_alive(process: ProcessId) -> bool:
     return _start_time(process.pid) == process.started
 
 
+def is_given_up(worker: WorkerId, runner: ProcessId) -> bool:
+    """Say whether a worker of this host is gone and nobody but a runner may tell what ended it.
+
+    Args:
+        worker: The worker; its process id means something here (`is_local`).
+        runner: Who looks. The dead of another runner that lives are left to that one.
+    """
+    if is_alive(worker):
+        return False
+    return worker.runner in (None, runner) or not is_alive(worker.runner)
+
+
 def exit_with_parent(parent_pid: int) -> None:
     """Watch in a daemon thread whether the parent process still is `parent_pid`; end this process at once if not.
 

@@ -12,7 +12,7 @@ from search.errors import StudyMismatch
 from search.lean import WORKER
 from search.lease import LEASE, LeaseWatch
 from search.poison import note_crash
-from search.processes import ProcessId, WorkerId, is_alive, is_local, this_process
+from search.processes import ProcessId, WorkerId, is_given_up, is_local, this_process
 from search.prompts import StudyPrompts
 from search.retry import DISK_TROUBLE, may_retry, queue_again, queue_handed_back, queued_again
 from search.storage import stored_config, stored_prompts
@@ -183,9 +183,7 @@ def is_dead_here(trial: FrozenTrial, runner: ProcessId | None = None) -> bool:
         runner: Whose dead count though it lives; None is this process.
     """
     worker = local_worker(trial)
-    if worker is None or is_alive(worker):
-        return False
-    return worker.runner in (None, runner or this_process()) or not is_alive(worker.runner)
+    return worker is not None and is_given_up(worker, runner or this_process())
 
 
 def _taken_back(

@@ -16,7 +16,7 @@ import optuna
 
 from hyquant.config import FrozenModel
 from search.lease import LeaseWatch, renewing
-from search.processes import ProcessId, WorkerId, is_alive, is_local
+from search.processes import ProcessId, WorkerId, is_given_up, is_local
 
 _PREFIX = "confirming"
 
@@ -89,14 +89,10 @@ def drop_dead(
         runner: Who looks. Workers of others that live are left to them; what ended one with its runner nobody knows.
     """
     for key, claim in claims.items():
-        worker = claim.worker
-        if not is_local(worker) or is_alive(worker):
-            continue
-        if worker.runner == runner:
+        if is_local(claim.worker) and is_given_up(claim.worker, runner):
             study.set_user_attr(key, None)
-            yield _member(key), claim
-        elif worker.runner is None or not is_alive(worker.runner):
-            study.set_user_attr(key, None)
+            if claim.worker.runner == runner:
+                yield _member(key), claim
 
 
 def _member(key: str) -> int:

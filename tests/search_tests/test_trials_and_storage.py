@@ -394,7 +394,9 @@ def test_the_deaths_of_a_config_that_is_marked_are_taken_off_its_slot_by_whoever
     runners = [this_process(), this_process().model_copy(update={"started": "1"})]
     dead = _dead_worker() | {"runner": runners[0].model_dump(), "slot": 1}
     ours, others = (blame_within(runner, lambda slot: tmp_path / str(slot)) for runner in runners)
-    monkeypatch.setattr("search.resume.is_alive", lambda process: False)  # or the others would leave it to our runner
+    monkeypatch.setattr(
+        "search.processes.is_alive", lambda process: False
+    )  # or the others would leave it to our runner
     for blame in (others, ours, ours):
         trial = ask(study)
         trial.set_user_attr("config_digest", "a config")
